@@ -1,0 +1,269 @@
+"""One push connection: a socket taken over from the HTTP server, driven by callbacks of the event loop.
+
+There is no greenlet and no lock: libev watchers read, and write when the kernel's buffer was full. Everything that
+leaves goes through `write`, so frames never interleave. At most MAX_HELD_BYTES or MAX_HELD_MESSAGES (or one message, if
+that is larger) are held in memory for a slow reader; past that it is *lagging*: the hub leaves it out, and feeds it
+from the store at its own pace.
+
+WebSocket and SSE are two `Encoding`s of the same thing.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol
+
+import gevent
+
+if TYPE_CHECKING:
+    from bus.hub import Hub, Room
+
+MAX_HELD_BYTES = 1024 * 1024
+MAX_HELD_MESSAGES = 1000
+READ_BYTES = 256 * 1024
+WRITE_BYTES = 512 * 1024
+CLOSE_WAIT_SECONDS = 2.0
+"""How long the peer may take to answer a close frame before the socket is closed all the same."""
+
+_READ, _WRITE = 1, 2  # libev's EV_READ and EV_WRITE
+
+
+class Encoding(Protocol):
+    """How messages look on the wire. One instance a transport, shared by its connections; hashable by identity."""
+
+    name: str
+
+    def message(self, rendered: bytes, seq: int) -> bytes: ...
+
+    def control(self, text: bytes) -> bytes:
+        """A frame of the protocol that is no message (`sent`, `error`, `goaway`, …)."""
+        ...
+
+    def ping(self, seq: int) -> bytes: ...
+
+    def close(self, code: int, reason: str) -> bytes: ...
+
+
+class Connection:
+    """One socket of one client.
+
+    `position`: everything due up to that seq was written or is held; of a live connection the hub's `delivered` stands
+    for it. `pinged` / `confirmed`: the seq of the last ping, and of the last pong. All attributes belong to the event
+    loop's thread.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "client",
+        "close_code",
+        "closing",
+        "confirmed",
+        "descriptor",
+        "dropped",
+        "encoding",
+        "feeding",
+        "held",
+        "held_bytes",
+        "held_messages",
+        "hub",
+        "last_ping",
+        "last_progress",
+        "last_read",
+        "live",
+        "on_data",
+        "opened_us",
+        "partial",
+        "partial_need",
+        "peer_state",
+        "pinged",
+        "position",
+        "read_watcher",
+        "replies",
+        "room",
+        "write_watcher",
+    )
+
+    def __init__(self, descriptor: int, client: str, encoding: Encoding, hub: Hub, on_data: Callable[..., None]) -> None:
+        """Owns `descriptor` from here on. `on_data(connection, bytes)` gets what is read."""
+        self.descriptor = descriptor
+        self.client = client
+        self.encoding = encoding
+        self.hub = hub
+        self.on_data = on_data
+        self.room: Room | None = None
+        self.peer_state: Any = None  # what the transport keeps about a message in fragments
+        self.live = False
+        self.feeding = False
+        self.position = 0
+        self.pinged = 0
+        self.confirmed = 0
+        self.dropped = 0
+        self.held: deque[bytes | memoryview] | None = None
+        self.held_bytes = 0
+        self.held_messages = 0
+        self.replies: list[bytes] | None = None
+        self.partial: bytearray | None = None
+        self.partial_need = 0
+        self.closing = False
+        self.close_code = 1006
+        self.opened_us = time.time_ns() // 1000
+        self.last_read = self.last_progress = self.last_ping = time.monotonic()
+        os.set_blocking(descriptor, False)
+        self.read_watcher = gevent.get_hub().loop.io(descriptor, _READ)
+        self.write_watcher: Any = None
+        self.read_watcher.start(self._readable)
+
+    # ---- reading
+
+    def _readable(self) -> None:
+        try:
+            data = os.read(self.descriptor, READ_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self.lose()
+            return
+        self.last_read = self.hub.now = time.monotonic()
+        partial = self.partial
+        if partial is not None:
+            partial += data
+            if len(partial) < self.partial_need:
+                return
+            self.partial = None
+            data = bytes(partial)
+        self.on_data(self, data)
+
+    def keep(self, rest: bytes, need: int) -> None:
+        """Keep the beginning of a frame until `need` bytes are there."""
+        self.partial = bytearray(rest)
+        self.partial_need = need
+
+    def pause(self) -> None:
+        """Stop reading: the kernel's window fills, and the peer has to wait."""
+        if self.descriptor >= 0:
+            self.read_watcher.stop()
+
+    def resume(self) -> None:
+        if self.descriptor >= 0:
+            self.read_watcher.start(self._readable)
+
+    # ---- writing
+
+    def reply(self, text: bytes) -> None:
+        """Queue a control frame; it leaves at the end of this turn of the loop, in one write with all else."""
+        if self.replies is None:
+            self.replies = []
+            self.hub.touch(self)
+        self.replies.append(self.encoding.control(text))
+
+    def write(self, data: bytes, messages: int) -> None:
+        """Write now, or hold what the kernel does not take. The one way out."""
+        if self.held is not None:
+            self._hold(data, messages)
+            return
+        try:
+            written = os.write(self.descriptor, data)
+        except BlockingIOError:
+            written = 0
+        except OSError:
+            self.lose()
+            return
+        if written != len(data):
+            # The deadline for progress begins when the peer first falls behind.
+            self.last_progress = self.hub.now = time.monotonic()
+            self.held = deque()
+            self._hold(memoryview(data)[written:], messages)
+            self.write_watcher = gevent.get_hub().loop.io(self.descriptor, _WRITE)
+            self.write_watcher.start(self._writable)
+
+    def has_room(self, size: int, messages: int) -> bool:
+        """True when `size` more bytes may be held. An empty queue takes one piece of any size."""
+        return self.held is None or (
+            self.held_bytes + size <= MAX_HELD_BYTES and self.held_messages + messages <= MAX_HELD_MESSAGES
+        )
+
+    def _hold(self, data: bytes | memoryview, messages: int) -> None:
+        assert self.held is not None
+        self.held.append(data)
+        self.held_bytes += len(data)
+        self.held_messages += messages
+
+    def _writable(self) -> None:
+        held = self.held
+        assert held is not None
+        try:
+            written = os.writev(self.descriptor, _head(held))
+        except BlockingIOError:
+            return
+        except OSError:
+            self.lose()
+            return
+        self.last_progress = time.monotonic()
+        self.held_bytes -= written
+        while held and written >= len(held[0]):
+            written -= len(held.popleft())
+        if held:
+            if written:
+                held[0] = memoryview(held[0])[written:]
+            return
+        self.held = None
+        self.held_bytes = self.held_messages = 0
+        self.write_watcher.stop()
+        self.write_watcher.close()
+        self.write_watcher = None
+        self._emptied()
+
+    def _emptied(self) -> None:
+        if self.closing and self.close_code == 1006:
+            return
+        if not self.live and not self.closing:
+            self.hub.feed(self)
+        elif self.peer_state == "closed":
+            self.lose()
+
+    # ---- ending
+
+    def close(self, code: int, reason: str = "") -> None:
+        """Begin the closing handshake: what is queued goes first. The socket ends when the peer answers, or soon after."""
+        if self.closing or self.descriptor < 0:
+            return
+        self.hub.flush()
+        if self.descriptor < 0:
+            return
+        self.closing = True
+        self.close_code = code
+        self.hub.leave(self)
+        self.write(self.encoding.close(code, reason), 0)
+        self.hub.later(CLOSE_WAIT_SECONDS, self.lose)
+
+    def lose(self) -> None:
+        """End it now. Idempotent."""
+        if self.descriptor < 0:
+            return
+        self.hub.leave(self)
+        self.read_watcher.stop()
+        self.read_watcher.close()
+        if self.write_watcher is not None:
+            self.write_watcher.stop()
+            self.write_watcher.close()
+        os.close(self.descriptor)
+        self.descriptor = -1
+        self.held = self.partial = self.replies = None
+        self.hub.lost(self)
+
+
+def _head(held: deque[bytes | memoryview]) -> list[bytes | memoryview]:
+    """The first pieces of a queue, up to what one write should carry."""
+    pieces = []
+    size = 0
+    for piece in held:
+        pieces.append(piece)
+        size += len(piece)
+        if size >= WRITE_BYTES or len(pieces) == 64:
+            break
+    return pieces

@@ -1,0 +1,50 @@
+"""What the bus announces. One frozen type an event; extensions hear them with `Bus.on`.
+
+The names in capitals below are the documented event names that webhooks and audit use.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from bus.message import Message
+
+
+class Event(msgspec.Struct, frozen=True):
+    """The base of all events; `Bus.on(Event, handler)` hears every one."""
+
+
+class MessageSent(Event, frozen=True):
+    """`message.sent`: a message was committed by this process. Raised once, before it is delivered."""
+
+    message: Message
+
+
+class MessageRefused(Event, frozen=True):
+    """A send was refused by `before_publish` or by the store; `code` is the error's."""
+
+    sender: str
+    code: str
+
+
+class ClientConnected(Event, frozen=True):
+    """`client.connected`: a push connection of this process was opened."""
+
+    client: str
+    transport: str
+
+
+class ClientDisconnected(Event, frozen=True):
+    """`client.disconnected`: a push connection of this process ended; `close_code` as in RFC 6455, 1006 unclean."""
+
+    client: str
+    transport: str
+    close_code: int
+
+
+class BusStarted(Event, frozen=True):
+    """This process serves."""
+
+
+class BusStopping(Event, frozen=True):
+    """This process began to drain."""

@@ -1,0 +1,276 @@
+"""The message: its names, addresses, identifiers, cursors, and the JSON that recipients see.
+
+A message is decoded once, stays bytes inside, and is rendered once for everybody. Its place in the log (`seq`)
+is given by the store at the commit; the id is made of the log's epoch and the seq, so it is unique, sorts by
+time, and is found without an index.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+import secrets
+import time
+from bisect import bisect_right
+from collections.abc import Iterable
+from datetime import UTC, datetime
+
+import msgspec
+
+from bus.errors import Malformed
+
+MAX_JSON_DEPTH = 32
+MAX_NAME_LENGTH = 128
+MAX_RECIPIENTS = 1000
+_NAME = re.compile(r"[A-Za-z0-9._:@-]{1,128}\Z")
+_RESERVED_CLIENTS = frozenset({"all", ".", ".."})
+_CURSOR = re.compile(r"([0-9a-f]{12}):(\d{1,18})\Z")
+_ID = re.compile(r"msg-([0-9a-f]{12})-([0-9a-f]{12})\Z")
+_TEXT_OR_BRACKET = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[\]{}]', re.DOTALL)
+
+
+class Kind(enum.IntEnum):
+    """What sort of address a message has. The numbers are stored."""
+
+    CLIENT = 0
+    LIST = 1
+    ALL = 2
+    TOPIC = 3
+    QUEUE = 4
+
+
+class Flag(enum.IntFlag):
+    """Properties of a message that are stored as bits."""
+
+    REQUIRES_ACK = 1
+    EVENT = 2
+
+
+class Message(msgspec.Struct, gc=False):
+    """One message. Mutable only in `seq`, which the store sets at the commit.
+
+    `address` is the client, topic or queue without its prefix, the JSON array of names for a list, and empty
+    for `all`; `names` are the named recipients (one or many), empty for `all`, topics and queues. `stamp_us` and
+    `expires_us` are microseconds since 1970 UTC. `payload` is the JSON text exactly as it came. `extras` is the
+    JSON text of the optional fields, ready to be appended (`,"priority":"high"`), or empty.
+    """
+
+    kind: int
+    address: str
+    names: tuple[str, ...]
+    sender: str
+    type: str
+    payload: bytes
+    stamp_us: int
+    flags: int = 0
+    expires_us: int | None = None
+    extras: bytes = b""
+    seq: int = 0
+    ephemeral_id: str = ""
+
+
+# ---- names
+
+
+class Names:
+    """Checks names, and remembers good ones, so that a known name costs one set lookup.
+
+    Not thread-safe by design: each event loop has its own. The memory is bounded: it is emptied when full.
+    """
+
+    LIMIT = 50_000
+
+    def __init__(self) -> None:
+        self._good: set[str] = set()
+
+    def check(self, name: object, field: str) -> str:
+        """Return `name` if it is a good client, type, topic or queue name; raise Malformed otherwise."""
+        if name in self._good:
+            return name  # type: ignore[return-value]  # only strings are in the set
+        if not isinstance(name, str):
+            raise Malformed(f"`{field}` must be a string.", code="bad_name", field=field)
+        if not _NAME.match(name):
+            raise Malformed(
+                f"`{field}` must be 1 to {MAX_NAME_LENGTH} characters out of A-Z a-z 0-9 . _ : @ - and may not"
+                " start with $.",
+                code="bad_name",
+                field=field,
+            )
+        if len(self._good) >= self.LIMIT:
+            self._good.clear()
+        self._good.add(name)
+        return name
+
+    def check_client(self, name: object, field: str) -> str:
+        """As `check`, and refuse what a client may not be called (`all`, `topic:…`, `queue:…`, dots)."""
+        good = self.check(name, field)
+        if good in _RESERVED_CLIENTS or good.startswith(("topic:", "queue:")):
+            raise Malformed(f"`{field}` can't be the reserved name {good}.", code="reserved_name", field=field)
+        return good
+
+
+def parse_address(to: str | list[str], names: Names) -> tuple[Kind, str, tuple[str, ...]]:
+    """Read the `to` of a request into (kind, address, named recipients). Raises Malformed."""
+    if isinstance(to, str):
+        if to in ("all", "*"):
+            return Kind.ALL, "", ()
+        if to.startswith("topic:"):
+            return Kind.TOPIC, names.check(to[6:], "to"), ()
+        if to.startswith("queue:"):
+            return Kind.QUEUE, names.check(to[6:], "to"), ()
+        client = names.check_client(to, "to")
+        return Kind.CLIENT, client, (client,)
+    if not to:
+        raise Malformed("`to` is an empty list; name at least one recipient.", code="no_recipient", field="to")
+    if len(to) > MAX_RECIPIENTS:
+        raise Malformed(
+            f"`to` names {len(to)} recipients; at most {MAX_RECIPIENTS} fit one message.",
+            code="too_many_recipients",
+            field="to",
+        )
+    recipients = tuple(dict.fromkeys(names.check_client(name, "to") for name in to))
+    if len(recipients) == 1:
+        return Kind.CLIENT, recipients[0], recipients
+    return Kind.LIST, msgspec.json.encode(recipients).decode(), recipients
+
+
+def check_depth(json_text: bytes, field: str = "payload") -> None:
+    """Refuse JSON that is nested deeper than MAX_JSON_DEPTH. Linear in the text; a cheap count settles most."""
+    if json_text.count(b"[") + json_text.count(b"{") <= MAX_JSON_DEPTH:
+        return
+    depth = 0
+    for token in _TEXT_OR_BRACKET.findall(json_text):
+        if token in (b"[", b"{"):
+            depth += 1
+            if depth > MAX_JSON_DEPTH:
+                raise Malformed(
+                    f"`{field}` is nested deeper than {MAX_JSON_DEPTH} levels; flatten it.",
+                    code="too_deep",
+                    field=field,
+                )
+        elif token in (b"]", b"}"):
+            depth -= 1
+
+
+# ---- time
+
+
+def now_us() -> int:
+    """The wall clock, in microseconds since 1970 UTC."""
+    return time.time_ns() // 1000
+
+
+class _Stamps:
+    """Renders microseconds as ISO 8601; the last second's text is kept, since neighbours share it.
+
+    Thread-safe: the pair is replaced whole, and read once.
+    """
+
+    def __init__(self) -> None:
+        self._last = (-1, b"")
+
+    def render(self, stamp_us: int) -> bytes:
+        second, micros = divmod(stamp_us, 1_000_000)
+        last, text = self._last
+        if second != last:
+            text = datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S").encode()
+            self._last = (second, text)
+        return b"%b.%06d+00:00" % (text, micros)
+
+
+iso = _Stamps().render
+
+
+def parse_time(text: str, field: str) -> int:
+    """Read an ISO 8601 time (a missing offset is UTC; a `+` that a URL turned into a space is mended) as microseconds."""
+    try:
+        moment = datetime.fromisoformat(text.strip().replace(" ", "+") if "T" in text else text)
+    except ValueError:
+        raise Malformed(
+            f"`{field}` must be a cursor or an ISO 8601 time such as 2026-02-21T17:27:21+00:00.",
+            code="bad_time",
+            field=field,
+        ) from None
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=UTC)
+    return int(moment.timestamp() * 1_000_000)
+
+
+# ---- epochs, ids, cursors
+
+
+def new_epoch() -> str:
+    """A name for a log's life: 8 hex digits of the second it began, 4 of chance. Sorts by time."""
+    return f"{int(time.time()):08x}{secrets.token_hex(2)}"
+
+
+class Epochs:
+    """The lives of one log, oldest first. A log restored from a copy begins a new one at the next seq.
+
+    Immutable after construction; safe to share between threads.
+    """
+
+    def __init__(self, lives: Iterable[tuple[int, str]]) -> None:
+        """`lives` are (first seq, epoch), in order; there is at least one."""
+        self.lives = tuple(lives)
+        self._firsts = [first for first, _ in self.lives]
+        self._prefixes = [f"msg-{epoch}-".encode() for _, epoch in self.lives]
+        self._only = self._prefixes[0] if len(self.lives) == 1 else None
+        self.current = self.lives[-1][1]
+
+    def id_of(self, seq: int) -> bytes:
+        """The id of the message at `seq`."""
+        prefix = self._only or self._prefixes[max(bisect_right(self._firsts, seq) - 1, 0)]
+        return b"%b%012x" % (prefix, seq)
+
+    def seq_of(self, message_id: str) -> int | None:
+        """The seq that an id names, or None when it is not an id of this log."""
+        match = _ID.match(message_id)
+        if match is None:
+            return None
+        seq = int(match[2], 16)
+        return seq if self.id_of(seq) == message_id.encode() else None
+
+    def cursor(self, seq: int) -> str:
+        """The cursor that stands just behind `seq`."""
+        return f"{self.current}:{seq}"
+
+
+def parse_cursor(text: str, field: str = "since") -> tuple[str, int]:
+    """Read `<epoch>:<seq>`. Raises Malformed."""
+    match = _CURSOR.match(text)
+    if match is None:
+        raise Malformed(
+            f"`{field}` is not a cursor of this bus; use one that an answer gave you (<epoch>:<seq>).",
+            code="bad_cursor",
+            field=field,
+        )
+    return match[1], int(match[2])
+
+
+def is_cursor(text: str) -> bool:
+    """True when `text` has the form of a cursor."""
+    return _CURSOR.match(text) is not None
+
+
+# ---- rendering
+
+_TO = {Kind.CLIENT: b'"%b"', Kind.LIST: b"%b", Kind.ALL: b'"all"%b', Kind.TOPIC: b'"topic:%b"', Kind.QUEUE: b'"queue:%b"'}
+
+
+def render(message: Message, epochs: Epochs) -> bytes:
+    """The message as the JSON object that every recipient gets. Names need no escaping: their alphabet has none."""
+    return (
+        b'{"id":"%b","seq":%b,"from":"%b","to":%b,"type":"%b","payload":%b,"timestamp":"%b","requires_ack":%b%b}'
+        % (
+            epochs.id_of(message.seq) if message.seq else message.ephemeral_id.encode(),
+            b"%d" % message.seq if message.seq else b"null",
+            message.sender.encode(),
+            _TO[message.kind] % message.address.encode(),  # type: ignore[index]
+            message.type.encode(),
+            message.payload,
+            iso(message.stamp_us),
+            b"true" if message.flags & 1 else b"false",
+            message.extras,
+        )
+    )

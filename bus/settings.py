@@ -1,0 +1,177 @@
+"""The settings: environment (and `.env`) to one typed, frozen object, with a sentence for every wrong value.
+
+Each field's description carries its unit, its default and the reason; `docs/settings.md` is made from this file.
+Imports the standard library, msgspec and dotenv only: gunicorn.conf.py reads it before the worker is patched.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+from dotenv import dotenv_values
+from msgspec import Meta
+
+from bus.errors import StartRefused
+
+ROOT = Path(__file__).resolve().parent.parent
+LOOPBACK = ("127.", "localhost", "::1", "[::1]", "unix:")
+
+Port = Annotated[int, Meta(ge=1, le=65535)]
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
+    """Every setting of the server, in the order of the manual. Durations in seconds, sizes in bytes."""
+
+    message_bus_host: Annotated[
+        str, Meta(description="Address to listen on. 127.0.0.1: reached from this machine only, until auth is set up.")
+    ] = "127.0.0.1"
+    message_bus_port: Annotated[Port, Meta(description="TCP port of everything: WebSocket, REST, SSE, probes.")] = 5001
+    web_concurrency: Annotated[
+        int, Meta(ge=1, le=64, description="Worker processes. One is enough until one core is full.")
+    ] = 1
+    data_dir: Annotated[str, Meta(description="Folder for what lasts, relative to the project.")] = "data"
+    database_url: Annotated[
+        str, Meta(description="Where the log lives; a relative SQLite path is relative to the project.")
+    ] = ""
+    durability: Annotated[
+        Literal["full", "relaxed"],
+        Meta(description="full: an acknowledged send survives power loss. relaxed: the last second may go with the power."),
+    ] = "full"
+    max_message_size: Annotated[
+        int,
+        Meta(ge=1024, le=256 * 1024 * 1024, description="Bytes of one message's JSON object as sent, inflated. 1 MiB."),
+    ] = 1024 * 1024
+    max_connections: Annotated[
+        int, Meta(ge=1, description="Open WebSockets and streams a process; beyond, 503. Guards file descriptors.")
+    ] = 10_000
+    inbox_limit: Annotated[
+        int,
+        Meta(ge=1, description="Messages an inbox holds that its client has neither been pushed nor fetched; beyond, 429."),
+    ] = 10_000
+    max_log_bytes: Annotated[
+        Annotated[int, Meta(ge=1024 * 1024)] | None,
+        Meta(description="Bytes of payload kept; beyond, the oldest messages go and readers are told. Unset: no cap."),
+    ] = None
+    enable_auth: Annotated[
+        bool | None,
+        Meta(description="Ask for a credential. Unset: on if API_KEY is set; off on loopback; else the start is refused."),
+    ] = None
+    api_key: Annotated[str | None, Meta(description="One admin key for the small case; turns auth on.")] = None
+    allowed_origins: Annotated[
+        str, Meta(description="Further Origins, comma-separated, whose pages may open sockets. Own host always may.")
+    ] = ""
+    allowed_hosts: Annotated[
+        str, Meta(description="Further Host names, comma-separated, that are answered while auth is off (DNS rebinding).")
+    ] = ""
+    bus_extensions: Annotated[str, Meta(description="Dotted names of further extensions, comma-separated.")] = ""
+    disabled_extensions: Annotated[str, Meta(description="Names of shipped extensions to leave out, comma-separated.")] = ""
+    drain_notice_seconds: Annotated[
+        float, Meta(ge=0, le=60, description="From `goaway` to the first close at a stop; lets clients finish a thought.")
+    ] = 1.0
+    drain_spread_seconds: Annotated[
+        float, Meta(ge=0, le=120, description="Over which closes are spread at a stop, so that clients do not return at once.")
+    ] = 5.0
+    log_level: Annotated[
+        Literal["DEBUG", "INFO", "WARNING", "ERROR"], Meta(description="The least severe level that is logged.")
+    ] = "INFO"
+    enable_structured_logging: Annotated[
+        bool | None, Meta(description="JSON lines instead of readable ones. Unset: on if ENVIRONMENT is production.")
+    ] = None
+    environment: Annotated[
+        Literal["development", "staging", "production"], Meta(description="Chooses the default form of the logs.")
+    ] = "development"
+
+    @property
+    def database_path(self) -> Path:
+        """The SQLite file."""
+        if not self.database_url:
+            return self.data_path / "bus.db"
+        path = Path(self.database_url.removeprefix("sqlite:///"))
+        return path if path.is_absolute() else ROOT / path
+
+    @property
+    def data_path(self) -> Path:
+        """DATA_DIR as an absolute path."""
+        path = Path(self.data_dir)
+        return path if path.is_absolute() else ROOT / path
+
+    @property
+    def auth_on(self) -> bool:
+        """True when callers need a credential."""
+        return self.enable_auth if self.enable_auth is not None else self.api_key is not None
+
+    @property
+    def json_logs(self) -> bool:
+        """True when logs are JSON lines."""
+        if self.enable_structured_logging is not None:
+            return self.enable_structured_logging
+        return self.environment == "production"
+
+    def origins(self) -> frozenset[str]:
+        """ALLOWED_ORIGINS, lower-cased, without trailing slashes."""
+        return frozenset(o.rstrip("/").lower() for o in split(self.allowed_origins))
+
+    def hosts(self) -> frozenset[str]:
+        """ALLOWED_HOSTS, lower-cased."""
+        return frozenset(h.lower() for h in split(self.allowed_hosts))
+
+
+def split(commas: str) -> list[str]:
+    """The non-empty items of a comma-separated list."""
+    return [item.strip() for item in commas.split(",") if item.strip()]
+
+
+def load(environ: Mapping[str, str] | None = None, env_file: Path | None = ROOT / ".env") -> Settings:
+    """Read the settings: the environment wins over `.env`. Raises StartRefused with one sentence."""
+    given = {name: value or "" for name, value in dotenv_values(env_file, interpolate=False).items()} if env_file else {}
+    given.update(os.environ if environ is None else environ)
+    known = {name.upper() for name in Settings.__struct_fields__}
+    values = {name: value.strip() for name, value in given.items() if name in known and value.strip()}
+    for name in ("LOG_LEVEL", "DURABILITY", "ENVIRONMENT"):
+        if name in values:
+            values[name] = values[name].upper() if name == "LOG_LEVEL" else values[name].lower()
+    try:
+        settings = msgspec.convert(values, Settings, strict=False)
+    except msgspec.ValidationError as error:
+        raise _explain(error, values) from None
+    _check(settings)
+    return settings
+
+
+def _explain(error: msgspec.ValidationError, values: Mapping[str, str]) -> StartRefused:
+    problem, _, path = str(error).partition(" - at `$.")
+    name = path.rstrip("`")
+    shown = "(hidden)" if "KEY" in name or "SECRET" in name else repr(values.get(name))
+    problem = problem.replace("`", "").removesuffix(" | null").replace("Expected", "it must be")
+    return StartRefused(f"The setting {name}={shown} is wrong: {problem}. Mend it in the environment or in .env.")
+
+
+def _check(settings: Settings) -> None:
+    url = settings.database_url
+    if url.startswith(("postgresql://", "postgres://")):
+        raise StartRefused("DATABASE_URL names PostgreSQL, which this version does not serve yet; use sqlite:///path.")
+    if url and not url.startswith("sqlite:///"):
+        raise StartRefused("DATABASE_URL must begin with sqlite:/// (for example sqlite:///data/bus.db).")
+    if url in ("sqlite:///", "sqlite:///:memory:"):
+        raise StartRefused("DATABASE_URL must name a file: messages that were acknowledged have to last.")
+    if settings.enable_auth is False and settings.api_key:
+        raise StartRefused("ENABLE_AUTH=false and API_KEY contradict one another; remove one of them.")
+    if settings.api_key is not None and len(settings.api_key) < 16:
+        raise StartRefused("API_KEY is shorter than 16 characters and could be guessed; use a longer one.")
+    check_bind(settings, [settings.message_bus_host])
+
+
+def check_bind(settings: Settings, addresses: list[str]) -> None:
+    """Refuse to listen beyond this machine unless auth is on, or was turned off in so many words."""
+    if settings.auth_on or settings.enable_auth is False:
+        return
+    for address in addresses:
+        if not address.startswith(LOOPBACK):
+            raise StartRefused(
+                f"Listening on {address} would let the network in without a key: set ENABLE_AUTH=true (or API_KEY),"
+                " or ENABLE_AUTH=false if that is what you want."
+            )

@@ -1,0 +1,201 @@
+"""Where the log lives: the interface of a store, and the values that cross it.
+
+A store opens one `Writer` and any number of `Reader`s, each with a connection of its own. Both block: the writer
+belongs to the one writer thread of a process (bus.storage.log_writer), a reader to one reader thread. Nothing here
+runs on the event loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import msgspec
+
+from bus.errors import BusError
+from bus.message import Epochs, Message
+
+
+class _Seq:
+    """Stands in the bindings of a `with_commit` row for the seq that the message is about to get."""
+
+    def __repr__(self) -> str:
+        return "SEQ"
+
+
+SEQ: Final = _Seq()
+
+Row = tuple[str, Sequence[Any]]
+"""A statement and its bindings, written in the transaction of the message it belongs to. SEQ may stand in them."""
+
+
+class Outcome(msgspec.Struct, gc=False):
+    """What became of a committed send: names that were refused (inbox full) and names that the bus does not know."""
+
+    refused: tuple[str, ...] = ()
+    unknown: tuple[str, ...] = ()
+    duplicate: bool = False
+    answer: bytes = b""
+    """The JSON of `recipients` that the first send was answered with; set for duplicates."""
+
+
+class Pending(msgspec.Struct):
+    """A message on its way through the writer, and what came of it: `error`, or `message.seq` and `outcome`.
+
+    `settled(pending)` is called on the event loop after the commit. `present`: every named recipient was online
+    when it was accepted, so that the inbox's cap need not be looked at.
+    """
+
+    message: Message
+    settled: Callable[[Pending], None]
+    key: str | None = None
+    present: bool = False
+    rows: Sequence[Row] = ()
+    outcome: Outcome | None = None
+    error: BusError | None = None
+
+
+class Job(msgspec.Struct):
+    """Any other write: `run(transaction)` on the writer, in its own savepoint; then `settled(job)` on the event loop."""
+
+    run: Callable[[Transaction], Any]
+    settled: Callable[[Job], None]
+    value: Any = None
+    error: BaseException | None = None
+
+
+class Group(msgspec.Struct):
+    """An atomic batch: all of its members are stored, or none. Each member is settled by itself."""
+
+    members: Sequence[Pending]
+
+
+Item = Pending | Group | Job
+"""What the writer takes."""
+
+
+class Transaction(Protocol):
+    """The write transaction that a job runs in."""
+
+    @property
+    def head(self) -> int:
+        """The last seq given."""
+        ...
+
+    def execute(self, statement: str, bindings: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """Run one statement; `?` marks are bound in order. Returns its rows."""
+        ...
+
+
+class Page(msgspec.Struct, gc=False):
+    """Some messages in seq order. `upto`: everything due up to that seq is in it. `more`: a limit ended it early."""
+
+    messages: list[Message]
+    upto: int
+    more: bool
+    lost_through: int
+
+
+class ClientRow(msgspec.Struct):
+    """What the store knows of a client. Times in microseconds; `waiting` counts what was neither pushed nor fetched."""
+
+    name: str
+    known: bool
+    cursor: int
+    mark: int
+    first_seen_us: int
+    last_seen_us: int
+    waiting: int = 0
+
+
+class Filter(msgspec.Struct, frozen=True):
+    """Narrows a reading; None means any."""
+
+    type: str | None = None
+    sender: str | None = None
+    to: str | None = None
+    since_us: int | None = None
+    until_us: int | None = None
+
+
+class Head(msgspec.Struct, frozen=True):
+    """The end of the log. `total` counts every message there ever was; `last_stamp_us` is None on an empty log."""
+
+    seq: int
+    total: int
+    kept_bytes: int
+    lost_through: int
+    last_stamp_us: int | None
+
+
+class Writer(Protocol):
+    """The write side. One thread."""
+
+    def commit(self, batch: Sequence[Item]) -> tuple[int, list[Message]]:
+        """Write the batch in one transaction and make it durable.
+
+        Returns (first seq, new messages in seq order) and fills each item's outcome or error. Raises DiskFull or
+        Unavailable when nothing of it was stored.
+        """
+        ...
+
+    def close(self) -> None: ...
+
+
+class Reader(Protocol):
+    """The read side. One thread; each call is one snapshot."""
+
+    def head(self) -> Head: ...
+
+    def changed(self) -> bool:
+        """True when anything was committed since the last call."""
+        ...
+
+    def inbox(
+        self, name: str, after: int, upto: int | None, limit: int, max_bytes: int, only: Filter | None = None
+    ) -> Page: ...
+
+    def log(self, after: int, upto: int | None, limit: int, max_bytes: int, only: Filter | None = None) -> Page: ...
+
+    def message(self, seq: int) -> Message | None: ...
+
+    def seq_before(self, stamp_us: int) -> int:
+        """A seq such that everything behind it may be as young as `stamp_us`, and nothing up to it is."""
+        ...
+
+    def client(self, name: str) -> ClientRow | None: ...
+
+    def clients(self, after: str, limit: int) -> list[ClientRow]: ...
+
+    def close(self) -> None: ...
+
+
+class Upkeep(Protocol):
+    """Work on the files that no commit should wait for. One thread in the whole cluster."""
+
+    def tick(self) -> None:
+        """Called about four times a second; blocks for as long as it takes."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class Store(Protocol):
+    """A place for the log. `open` checks and migrates; it raises StartRefused or StoreDamaged with a sentence."""
+
+    @property
+    def epochs(self) -> Epochs: ...
+
+    @property
+    def survives(self) -> str:
+        """What an acknowledged send survives, in words for status pages."""
+        ...
+
+    def open(self, migrations: Sequence[tuple[str, Path]], *, first: bool) -> None: ...
+
+    def writer(self) -> Writer: ...
+
+    def reader(self) -> Reader: ...
+
+    def upkeep(self) -> Upkeep: ...

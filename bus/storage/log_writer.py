@@ -1,0 +1,146 @@
+"""The writer thread of a process: group commit with no timer.
+
+It takes what gathered while the last batch committed, writes it in one transaction, and hands the block of new
+messages to the event loop. It never waits for company: an idle bus commits a single send at once.
+"""
+
+from __future__ import annotations
+
+import logging
+from _queue import SimpleQueue
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import gevent
+from gevent.event import AsyncResult
+
+from bus.errors import BusError, Unavailable
+from bus.message import Message
+from bus.storage import Group, Item, Job, Pending, Transaction, Writer
+from bus.threads import Mailbox, drain, start_native
+
+log = logging.getLogger("bus.writer")
+
+ROWS_A_COMMIT = 2000
+"""At most about this many items a transaction: more gains nothing and lengthens the wait of the next."""
+
+OnBlock = Callable[[int, list[Message]], None]
+
+
+class LogWriter:
+    """Submit on the event loop; settle on the event loop; everything between is the thread's.
+
+    `waiting` counts items submitted and not yet settled; `waiting_bytes` their payloads. They are what
+    back-pressure looks at, and only the event loop changes them.
+    """
+
+    def __init__(self, mailbox: Mailbox, open_writer: Callable[[], Writer], on_block: OnBlock) -> None:
+        """`on_block(first seq, messages)` gets each commit's new messages, on the event loop, before they are settled."""
+        self._mailbox = mailbox
+        self._open_writer = open_writer
+        self._on_block = on_block
+        self._queue: Any = SimpleQueue()
+        self._ended = False
+        self.waiting = 0
+        self.waiting_bytes = 0
+        self.on_relief: Callable[[], None] | None = None
+
+    def start(self) -> None:
+        start_native(self._run)
+
+    def submit(self, items: Sequence[Item]) -> None:
+        """Queue items for the next batch, in order."""
+        self.waiting += len(items)
+        self.waiting_bytes += sum(map(_weight, items))
+        self._queue.put(items)
+
+    def call(self, run: Callable[[Transaction], Any]) -> Any:
+        """Run a write job and wait for its value in the calling greenlet. Raises what it raised."""
+        result: AsyncResult[Any] = AsyncResult()
+
+        def settled(job: Job) -> None:
+            if job.error is None:
+                result.set(job.value)
+            else:
+                result.set_exception(job.error)
+
+        self.submit([Job(run, settled)])
+        return result.get()
+
+    def stop(self) -> None:
+        """Commit what is queued, end the thread, and wait for it (at most 10 s). In a greenlet."""
+        self._queue.put(None)
+        for _ in range(1000):
+            if self._ended:
+                return
+            gevent.sleep(0.01)
+
+    # ---- on the thread
+
+    def _run(self) -> None:
+        writer: Writer | None = None
+        chunks: list[Any] = []
+        while None not in chunks:
+            chunks = [self._queue.get()]
+            # Each chunk is one turn of the event loop; the batch ends at the first that makes it large.
+            while sum(map(len, filter(None, chunks))) < ROWS_A_COMMIT:
+                count = len(chunks)
+                drain(self._queue, chunks, count + 1)
+                if len(chunks) == count:
+                    break
+            batch = [item for chunk in chunks if chunk is not None for item in chunk]
+            if not batch:
+                continue
+            try:
+                if writer is None:
+                    writer = self._open_writer()
+                first, messages = writer.commit(batch)
+            except BaseException as error:  # handled and logged on the loop
+                self._mailbox.post(self._failed, batch, error)
+            else:
+                self._mailbox.post(self._committed, batch, first, messages)
+        if writer is not None:
+            writer.close()
+        self._ended = True
+
+    # ---- on the event loop
+
+    def _committed(self, batch: list[Item], first: int, messages: list[Message]) -> None:
+        if messages:
+            self._on_block(first, messages)
+        self._settle(batch)
+
+    def _failed(self, batch: list[Item], error: BaseException) -> None:
+        refusal = error if isinstance(error, BusError) else Unavailable("The log failed; nothing was stored. Try again.")
+        log.error(
+            "A batch was not stored: %r", error.__cause__ or error, extra={"action": "commit_failed", "items": len(batch)}
+        )
+        for item in batch:
+            for part in item.members if isinstance(item, Group) else (item,):
+                part.error = refusal
+                if isinstance(part, Pending):
+                    part.message.seq = 0
+        self._settle(batch)
+
+    def _settle(self, batch: list[Item]) -> None:
+        self.waiting -= len(batch)
+        self.waiting_bytes -= sum(map(_weight, batch))
+        for item in batch:
+            try:
+                if isinstance(item, Group):
+                    for member in item.members:
+                        member.settled(member)
+                else:
+                    item.settled(item)  # type: ignore[arg-type]
+            except Exception:
+                log.exception("A settled write could not be answered", extra={"action": "settle"})
+        if self.on_relief is not None:
+            self.on_relief()
+
+
+def _weight(item: Item) -> int:
+    if isinstance(item, Pending):
+        return len(item.message.payload)
+    if isinstance(item, Group):
+        return sum(len(member.message.payload) for member in item.members)
+    return 0

@@ -1,0 +1,278 @@
+"""The embedded store: one SQLite file in WAL mode, opened, checked and migrated here.
+
+The writers of several processes take one `flock` on a side file before BEGIN, since SQLite's busy handler starves
+under load (4 processes: 6674/569/1/1 commits without, 1305/1644/966/1212 with). The side file keeps the last seq:
+a log found behind it was restored from a copy, and begins a new epoch.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import struct
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import apsw
+import psutil
+
+from bus.errors import StartRefused, StoreDamaged
+from bus.message import Epochs, new_epoch, now_us
+from bus.storage.sqlite_reader import SqliteReader
+from bus.storage.sqlite_writer import SqliteUpkeep, SqliteWriter
+
+OLDEST_ENGINE = (3, 51, 3)
+NETWORK_FILE_SYSTEMS = frozenset(
+    "nfs nfs3 nfs4 cifs smb smb2 smb3 smbfs afs ncpfs 9p ceph glusterfs lustre fuse.sshfs fuse.glusterfs fuse.s3fs".split()
+)
+CHECKED_WHOLE_BYTES = 128 * 1024 * 1024
+"""A file up to this size is checked page by page at the first start (about 0.3 s); of a larger one, the ends."""
+
+BUSY_TIMEOUT_MS = 10_000
+_MAGIC = b"SQLite format 3\x00"
+
+
+class WritersLock:
+    """The one lock of all writers, in all processes, of one file. Held from before BEGIN until after COMMIT.
+
+    Its file also keeps the last seq (8 bytes, little-endian, not synced: it may lag, never lead what is durable
+    after a process crash).
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+    def __enter__(self) -> WritersLock:
+        fcntl.flock(self._descriptor, fcntl.LOCK_EX)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        fcntl.flock(self._descriptor, fcntl.LOCK_UN)
+
+    @property
+    def last_seq(self) -> int:
+        noted = os.pread(self._descriptor, 8, 0)
+        return int(struct.unpack("<q", noted)[0]) if len(noted) == 8 else 0
+
+    def note(self, seq: int) -> None:
+        os.pwrite(self._descriptor, struct.pack("<q", seq), 0)
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+
+class SqliteStore:
+    """A log in one file. `lock_folder` holds the side files of the processes that share it."""
+
+    def __init__(self, path: Path, lock_folder: Path, *, durability: str, inbox_limit: int) -> None:
+        self.path = path
+        self.lock_folder = lock_folder
+        self.durability = durability
+        self.inbox_limit = inbox_limit
+        self._epochs: Epochs | None = None
+
+    @property
+    def epochs(self) -> Epochs:
+        assert self._epochs is not None, "the store is not open"
+        return self._epochs
+
+    @property
+    def survives(self) -> str:
+        if self.durability == "full":
+            return "process kill, operating-system crash, power loss"
+        return "process kill; the last second may go in a power loss"
+
+    # ---- opening
+
+    def open(self, migrations: Sequence[tuple[str, Path]], *, first: bool) -> None:
+        """Check the engine, the file system and the file, then migrate. Four processes may do so at once.
+
+        `first` says that no other process has it open: then the file itself is checked too.
+        """
+        _check_engine()
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.lock_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise StartRefused(
+                f"The folder {self.path.parent} can't be made ({error.strerror}); set DATA_DIR or DATABASE_URL to one"
+                " that this user may write."
+            ) from None
+        _check_file_system(self.path.parent)
+        lock = self._writers_lock()
+        try:
+            with lock:
+                if first:
+                    self._check_file()
+                self._migrate(migrations)
+                self._epochs = self._read_epochs(lock)
+        except apsw.CantOpenError:
+            raise StartRefused(f"{self.path} can't be opened for writing; check its owner and its folder's.") from None
+        except apsw.ReadOnlyError:
+            raise StartRefused(f"{self.path} is read-only for this user; check its owner and mode.") from None
+        except (apsw.CorruptError, apsw.NotADBError) as error:
+            raise self._damaged(str(error)) from None
+        except apsw.FullError:
+            raise StartRefused(f"The disk of {self.path} is full; make room, then start again.") from None
+        finally:
+            lock.close()
+
+    def writer(self) -> SqliteWriter:
+        connection = self._connect(apsw.SQLITE_OPEN_READWRITE)
+        synchronous = "FULL" if self.durability == "full" else "NORMAL"
+        connection.execute(f"PRAGMA synchronous={synchronous}")
+        connection.execute("PRAGMA wal_autocheckpoint=0")
+        connection.execute("PRAGMA cache_size=-16000")
+        return SqliteWriter(connection, self._writers_lock(), inbox_limit=self.inbox_limit)
+
+    def reader(self) -> SqliteReader:
+        connection = self._connect(apsw.SQLITE_OPEN_READONLY)
+        connection.execute("PRAGMA query_only=1")
+        return SqliteReader(connection, inbox_limit=self.inbox_limit)
+
+    def upkeep(self) -> SqliteUpkeep:
+        connection = self._connect(apsw.SQLITE_OPEN_READWRITE)
+        connection.execute("PRAGMA synchronous=FULL")
+        return SqliteUpkeep(connection, self._writers_lock(), self.wal_bytes)
+
+    def wal_bytes(self) -> int:
+        """How much waits to be checkpointed."""
+        try:
+            return os.stat(f"{self.path}-wal").st_size
+        except FileNotFoundError:
+            return 0
+
+    def _writers_lock(self) -> WritersLock:
+        return WritersLock(self.lock_folder / "writers.lock")
+
+    def _connect(self, flags: int) -> apsw.Connection:
+        connection = apsw.Connection(str(self.path), flags=flags)
+        connection.set_busy_timeout(BUSY_TIMEOUT_MS)
+        return connection
+
+    # ---- checking
+
+    def _check_file(self) -> None:
+        """Refuse a damaged file. Reads only: neither the file nor its WAL is changed."""
+        if not self.path.exists() or self.path.stat().st_size == 0:
+            return
+        with self.path.open("rb") as file:
+            if file.read(16) != _MAGIC:
+                raise self._damaged("its first bytes are not SQLite's")
+        connection = self._connect(apsw.SQLITE_OPEN_READONLY)
+        try:
+            if self.path.stat().st_size <= CHECKED_WHOLE_BYTES:
+                finding = connection.execute("PRAGMA quick_check(1)").fetchall()
+            else:
+                finding = _check_ends(connection)
+        except (apsw.CorruptError, apsw.NotADBError, apsw.IOError) as error:
+            raise self._damaged(str(error)) from None
+        finally:
+            connection.close()
+        if finding != [("ok",)]:
+            raise self._damaged(str(finding[0][0]))
+
+    def _damaged(self, finding: str) -> StoreDamaged:
+        return StoreDamaged(
+            f"{self.path} is damaged ({finding.splitlines()[-1][:200]}). Nothing was changed. Restore it from a copy, or"
+            " move it away to begin an empty log."
+        )
+
+    # ---- migrating
+
+    def _migrate(self, migrations: Sequence[tuple[str, Path]]) -> None:
+        connection = self._connect(apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE)
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            with _transaction(connection):
+                connection.execute(
+                    "CREATE TABLE IF NOT EXISTS migrations (owner TEXT, number INTEGER, checksum TEXT NOT NULL,"
+                    " applied_at INTEGER NOT NULL, PRIMARY KEY (owner, number)) WITHOUT ROWID"
+                )
+                for owner, folder in migrations:
+                    _migrate_one(connection, owner, folder)
+                connection.execute("INSERT OR IGNORE INTO log_head VALUES (1, 0, 0, 0, 0)")
+        finally:
+            connection.close()
+
+    def _read_epochs(self, lock: WritersLock) -> Epochs:
+        connection = self._connect(apsw.SQLITE_OPEN_READWRITE)
+        try:
+            with _transaction(connection):
+                head = int(connection.execute("SELECT seq FROM log_head").get)
+                lives = connection.execute("SELECT first_seq, epoch FROM epochs ORDER BY first_seq, epoch").fetchall()
+                if not lives or head < lock.last_seq:
+                    # A new life begins at the next seq; what was written before keeps its ids.
+                    lives.append((head + 1, new_epoch()))
+                    connection.execute("INSERT INTO epochs VALUES (?, ?)", lives[-1])
+                    lock.note(head)
+        finally:
+            connection.close()
+        return Epochs(lives)
+
+
+@contextmanager
+def _transaction(connection: apsw.Connection) -> Iterator[None]:
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+    except BaseException:
+        connection.execute("ROLLBACK")
+        raise
+    connection.execute("COMMIT")
+
+
+def _check_engine() -> None:
+    version = tuple(int(part) for part in apsw.sqlite_lib_version().split("."))
+    if version < OLDEST_ENGINE:
+        raise StartRefused(
+            f"SQLite {apsw.sqlite_lib_version()} can corrupt a log that several processes write; install the apsw wheel"
+            f" of requirements.txt, which brings {'.'.join(map(str, OLDEST_ENGINE))} or newer."
+        )
+
+
+def _check_file_system(folder: Path) -> None:
+    real = str(folder.resolve())
+    mounts = [m for m in psutil.disk_partitions(all=True) if real == m.mountpoint or real.startswith(m.mountpoint.rstrip("/") + "/")]
+    if not mounts:
+        return
+    mount = max(mounts, key=lambda m: len(m.mountpoint))
+    if mount.fstype.lower() in NETWORK_FILE_SYSTEMS:
+        raise StartRefused(
+            f"{folder} is on a network file system ({mount.fstype}), where SQLite's locks can't be trusted; set DATA_DIR"
+            " to a local disk."
+        )
+
+
+def _check_ends(connection: apsw.Connection) -> list[tuple[object, ...]]:
+    for query in (
+        "SELECT count(*) FROM sqlite_schema",
+        "SELECT max(seq) FROM log_head",
+        "SELECT sum(length(payload)) FROM (SELECT payload FROM messages ORDER BY seq LIMIT 10000)",
+        "SELECT sum(length(payload)) FROM (SELECT payload FROM messages ORDER BY seq DESC LIMIT 10000)",
+        "SELECT count(*) FROM clients",
+    ):
+        connection.execute(query).fetchall()
+    return [("ok",)]
+
+
+def _migrate_one(connection: apsw.Connection, owner: str, folder: Path) -> None:
+    done = dict(connection.execute("SELECT number, checksum FROM migrations WHERE owner = ?", (owner,)).fetchall())
+    files = sorted(folder.glob("[0-9]*.sql"))
+    known = {int(file.name.split("_")[0]): file for file in files}
+    if newer := set(done) - set(known):
+        raise StartRefused(
+            f"The log was written by a newer version (migration {owner} {max(newer)} is unknown here); start that version."
+        )
+    for number, file in known.items():
+        text = file.read_text(encoding="utf-8")
+        checksum = hashlib.sha256(text.encode()).hexdigest()
+        if number not in done:
+            connection.execute(text)
+            connection.execute("INSERT INTO migrations VALUES (?, ?, ?, ?)", (owner, number, checksum, now_us()))
+        elif done[number] != checksum:
+            raise StartRefused(
+                f"Migration {owner} {number} was changed after it was applied to this log; restore the file as released."
+            )

@@ -1,0 +1,171 @@
+"""The read side of the SQLite store: one read-only connection, a snapshot for each call.
+
+A page's read transaction ends with the page: a longer one would keep the WAL from being truncated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import apsw
+import msgspec
+
+from bus.message import Kind, Message, now_us
+from bus.storage import ClientRow, Filter, Head, Page
+
+COLUMNS = "m.seq, m.kind, m.address, m.sender, m.type, m.stamp, m.expires_at, m.flags, m.extras, m.payload"
+
+_NARROW = (
+    " AND (?5 IS NULL OR m.type = ?5) AND (?6 IS NULL OR m.sender = ?6)"
+    " AND (?7 IS NULL OR m.stamp > ?7) AND (?8 IS NULL OR m.stamp <= ?8)"
+    " AND (m.expires_at IS NULL OR m.expires_at > ?9)"
+)
+
+# What is addressed to one client: directly, in a list, or to all but the sender. Each arm walks an index in seq
+# order, so SQLite merges them and stops at the limit.
+INBOX = f"""
+SELECT {COLUMNS} FROM messages m WHERE m.kind = 0 AND m.address = ?1 AND m.seq > ?2 AND m.seq <= ?3 {_NARROW}
+UNION ALL
+SELECT a.seq, {COLUMNS[7:]} FROM addressed a JOIN messages m ON m.seq = a.seq
+ WHERE a.name = ?1 AND a.seq > ?2 AND a.seq <= ?3 {_NARROW}
+UNION ALL
+SELECT {COLUMNS} FROM messages m
+ WHERE m.kind = 2 AND m.address = '' AND m.sender <> ?1 AND m.seq > ?2 AND m.seq <= ?3 {_NARROW}
+ORDER BY 1 LIMIT ?4"""
+
+LOG = f"""
+SELECT {COLUMNS} FROM messages m WHERE m.seq > ?2 AND m.seq <= ?3 AND ?1 = '' {_NARROW} ORDER BY m.seq LIMIT ?4"""
+
+WAITING = """
+SELECT count(*) FROM (
+    SELECT seq FROM messages WHERE kind = 0 AND address = ?1 AND seq > ?2 AND seq <= ?3
+    UNION ALL SELECT seq FROM addressed WHERE name = ?1 AND seq > ?2 AND seq <= ?3
+    LIMIT ?4)"""
+
+NO_FILTER = Filter()
+
+
+class SqliteReader:
+    """See `bus.storage.Reader`. Not thread-safe: one thread owns it."""
+
+    def __init__(self, connection: apsw.Connection, *, inbox_limit: int) -> None:
+        self._connection = connection
+        self._inbox_limit = inbox_limit
+        self._version = 0
+
+    def head(self) -> Head:
+        row = self._one("SELECT seq, total_messages, kept_bytes, lost_through FROM log_head")
+        last = self._one("SELECT stamp FROM messages ORDER BY seq DESC LIMIT 1")
+        return Head(*row, last[0] if last else None)
+
+    def changed(self) -> bool:
+        version = self._one("PRAGMA data_version")[0]
+        changed = version != self._version
+        self._version = version
+        return changed
+
+    def inbox(
+        self, name: str, after: int, upto: int | None, limit: int, max_bytes: int, only: Filter | None = None
+    ) -> Page:
+        return self._page(INBOX, name, after, upto, limit, max_bytes, only or NO_FILTER)
+
+    def log(self, after: int, upto: int | None, limit: int, max_bytes: int, only: Filter | None = None) -> Page:
+        only = only or NO_FILTER
+        if only.to is None:
+            return self._page(LOG, "", after, upto, limit, max_bytes, only)
+        return self._page(INBOX, only.to, after, upto, limit, max_bytes, only)
+
+    def message(self, seq: int) -> Message | None:
+        row = self._one(
+            f"SELECT {COLUMNS} FROM messages m WHERE m.seq = ? AND (m.expires_at IS NULL OR m.expires_at > ?)",
+            (seq, now_us()),
+        )
+        return message_of(row) if row else None
+
+    def seq_before(self, stamp_us: int) -> int:
+        """By bisection over seq: stamps rise with seq but for the moments between accept and commit, hence the margin."""
+        earliest = stamp_us - 60_000_000
+        low = int(self._one("SELECT lost_through FROM log_head")[0])
+        high = int(self._one("SELECT seq FROM log_head")[0])
+        while low < high:
+            middle = (low + high + 1) // 2
+            row = self._one("SELECT seq, stamp FROM messages WHERE seq >= ? ORDER BY seq LIMIT 1", (middle,))
+            if row and row[1] <= earliest:
+                low = max(middle, row[0])
+            else:
+                high = middle - 1
+        return low
+
+    def client(self, name: str) -> ClientRow | None:
+        row = self._one(f"{_CLIENT} WHERE name = ?", (name,))
+        return self._with_waiting([row])[0] if row else None
+
+    def clients(self, after: str, limit: int) -> list[ClientRow]:
+        rows = self._connection.execute(
+            f"{_CLIENT} WHERE known = 1 AND name > ? ORDER BY name LIMIT ?", (after, limit)
+        ).fetchall()
+        return self._with_waiting(rows)
+
+    def close(self) -> None:
+        self._connection.close()
+
+    # ---- below
+
+    def _one(self, statement: str, bindings: tuple[Any, ...] = ()) -> Any:
+        return self._connection.execute(statement, bindings).fetchone()
+
+    def _page(
+        self, statement: str, name: str, after: int, upto: int | None, limit: int, max_bytes: int, only: Filter
+    ) -> Page:
+        connection = self._connection
+        connection.execute("BEGIN")
+        try:
+            head, lost_through = self._one("SELECT seq, lost_through FROM log_head")
+            upto = head if upto is None else min(upto, head)
+            if limit <= 0 or upto <= after:
+                return Page([], min(after, head) if limit <= 0 else upto, limit <= 0 and upto > after, lost_through)
+            cursor = connection.execute(
+                statement,
+                (name, after, upto, limit + 1, only.type, only.sender, only.since_us, only.until_us, now_us()),
+            )
+            messages, more = _take(cursor, limit, max_bytes)
+            cursor.close(True)
+            return Page(messages, messages[-1].seq if more else upto, more, lost_through)
+        finally:
+            connection.execute("COMMIT")
+
+    def _with_waiting(self, rows: Iterable[tuple[Any, ...]]) -> list[ClientRow]:
+        head = self._one("SELECT seq FROM log_head")[0]
+        clients = []
+        for name, known, cursor, mark, first_seen, last_seen in rows:
+            waiting = self._one(WAITING, (name, mark, head, self._inbox_limit + 1))[0]
+            clients.append(ClientRow(name, bool(known), cursor, mark, first_seen, last_seen, waiting))
+        return clients
+
+
+_CLIENT = "SELECT name, known, cursor, mark, first_seen, last_seen FROM clients"
+
+
+def _take(cursor: Iterable[Any], limit: int, max_bytes: int) -> tuple[list[Message], bool]:
+    """Messages from rows up to `limit` and about `max_bytes` (at least one); True when something was left."""
+    messages: list[Message] = []
+    size = 0
+    for row in cursor:
+        if len(messages) == limit or (messages and size + len(row[9]) > max_bytes):
+            return messages, True
+        size += len(row[9]) + 250
+        messages.append(message_of(row))
+    return messages, False
+
+
+def message_of(row: tuple[Any, ...]) -> Message:
+    """A row of COLUMNS as a Message."""
+    seq, kind, address, sender, type_, stamp, expires_at, flags, extras, payload = row
+    if kind == Kind.CLIENT:
+        names: tuple[str, ...] = (address,)
+    elif kind == Kind.LIST:
+        names = tuple(msgspec.json.decode(address))
+    else:
+        names = ()
+    return Message(kind, address, names, sender, type_, payload, stamp, flags, expires_at, extras, seq)
