@@ -64,11 +64,14 @@ class Connection:
         "descriptor",
         "dropped",
         "encoding",
+        "ending",
         "feeding",
+        "fragments",
         "held",
         "held_bytes",
         "held_messages",
         "hub",
+        "joined",
         "last_ping",
         "last_progress",
         "last_read",
@@ -77,7 +80,6 @@ class Connection:
         "opened_us",
         "partial",
         "partial_need",
-        "peer_state",
         "pinged",
         "position",
         "read_watcher",
@@ -94,7 +96,8 @@ class Connection:
         self.hub = hub
         self.on_data = on_data
         self.room: Room | None = None
-        self.peer_state: Any = None  # what the transport keeps about a message in fragments
+        self.fragments: bytearray | None = None  # a message that comes in several frames, as far as it is there
+        self.joined = False  # it was welcomed: its end is an event
         self.live = False
         self.feeding = False
         self.position = 0
@@ -107,7 +110,8 @@ class Connection:
         self.replies: list[bytes] | None = None
         self.partial: bytearray | None = None
         self.partial_need = 0
-        self.closing = False
+        self.closing = False  # a close frame was queued: nothing follows it
+        self.ending = False  # both sides have closed: the socket goes when the queue is empty
         self.close_code = 1006
         self.opened_us = time.time_ns() // 1000
         self.last_read = self.last_progress = self.last_ping = time.monotonic()
@@ -115,6 +119,7 @@ class Connection:
         self.read_watcher = gevent.get_hub().loop.io(descriptor, _READ)
         self.write_watcher: Any = None
         self.read_watcher.start(self._readable)
+        hub.connections.add(self)
 
     # ---- reading
 
@@ -156,6 +161,8 @@ class Connection:
 
     def reply(self, text: bytes) -> None:
         """Queue a control frame; it leaves at the end of this turn of the loop, in one write with all else."""
+        if self.closing or self.descriptor < 0:
+            return
         if self.replies is None:
             self.replies = []
             self.hub.touch(self)
@@ -174,12 +181,16 @@ class Connection:
             self.lose()
             return
         if written != len(data):
-            # The deadline for progress begins when the peer first falls behind.
-            self.last_progress = self.hub.now = time.monotonic()
-            self.held = deque()
-            self._hold(memoryview(data)[written:], messages)
-            self.write_watcher = gevent.get_hub().loop.io(self.descriptor, _WRITE)
-            self.write_watcher.start(self._writable)
+            self.hold_rest(data, written, messages)
+
+    def hold_rest(self, data: bytes, written: int, messages: int) -> None:
+        """The kernel took only `written` bytes: hold the rest until the socket is writable again."""
+        # The deadline for progress begins when the peer first falls behind.
+        self.last_progress = time.monotonic()
+        self.held = deque()
+        self._hold(memoryview(data)[written:], messages)
+        self.write_watcher = gevent.get_hub().loop.io(self.descriptor, _WRITE)
+        self.write_watcher.start(self._writable)
 
     def has_room(self, size: int, messages: int) -> bool:
         """True when `size` more bytes may be held. An empty queue takes one piece of any size."""
@@ -219,12 +230,10 @@ class Connection:
         self._emptied()
 
     def _emptied(self) -> None:
-        if self.closing and self.close_code == 1006:
-            return
-        if not self.live and not self.closing:
-            self.hub.feed(self)
-        elif self.peer_state == "closed":
+        if self.ending:
             self.lose()
+        elif not self.live and not self.closing:
+            self.hub.feed(self)
 
     # ---- ending
 
@@ -241,6 +250,21 @@ class Connection:
         self.write(self.encoding.close(code, reason), 0)
         self.hub.later(CLOSE_WAIT_SECONDS, self.lose)
 
+    def finish(self, code: int, echo: bytes | None) -> None:
+        """The peer closed with `code`: answer with `echo` unless we closed first, then end when the queue is empty."""
+        if self.closing:
+            self.lose()
+            return
+        self.closing = self.ending = True
+        self.close_code = code
+        self.hub.leave(self)
+        if echo is not None:
+            self.write(echo, 0)
+        if self.held is None:
+            self.lose()
+        else:
+            self.hub.later(CLOSE_WAIT_SECONDS, self.lose)
+
     def lose(self) -> None:
         """End it now. Idempotent."""
         if self.descriptor < 0:
@@ -253,7 +277,9 @@ class Connection:
             self.write_watcher.close()
         os.close(self.descriptor)
         self.descriptor = -1
-        self.held = self.partial = self.replies = None
+        self.held = None
+        self.partial = self.fragments = None
+        self.replies = None
         self.hub.lost(self)
 
 

@@ -52,7 +52,8 @@ class Message(msgspec.Struct, gc=False):
     `address` is the client, topic or queue without its prefix, the JSON array of names for a list, and empty
     for `all`; `names` are the named recipients (one or many), empty for `all`, topics and queues. `stamp_us` and
     `expires_us` are microseconds since 1970 UTC. `payload` is the JSON text exactly as it came. `extras` is the
-    JSON text of the optional fields, ready to be appended (`,"priority":"high"`), or empty.
+    JSON text of the optional fields, ready to be appended (`,"priority":"high"`), or empty. `rendered` keeps what
+    `text_of` made, for as long as the message is on its way.
     """
 
     kind: int
@@ -67,6 +68,7 @@ class Message(msgspec.Struct, gc=False):
     extras: bytes = b""
     seq: int = 0
     ephemeral_id: str = ""
+    rendered: bytes = b""
 
 
 # ---- names
@@ -274,3 +276,10 @@ def render(message: Message, epochs: Epochs) -> bytes:
             message.extras,
         )
     )
+
+
+def text_of(message: Message, epochs: Epochs) -> bytes:
+    """`render`, once a message."""
+    if not message.rendered:
+        message.rendered = render(message, epochs)
+    return message.rendered

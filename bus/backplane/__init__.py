@@ -1,0 +1,74 @@
+"""How the processes of one bus wake one another: the interface of a backplane.
+
+What goes over it are hints. Losing one costs a poll interval, never a message: the log is the truth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Protocol
+
+import msgspec
+
+from bus.message import Message
+
+
+class Presence(msgspec.Struct, array_like=True, gc=False):
+    """A client's connections on one process: how many, how many of them keep up, since when, over what."""
+
+    name: str
+    connections: int
+    live: int
+    since_us: int
+    transport: str
+
+
+class Neighbours(Protocol):
+    """Hears what other processes say. All calls on the event loop."""
+
+    def block(self, first: int, last: int, messages: list[Message]) -> None:
+        """The rows of a neighbour's commit."""
+        ...
+
+    def hint(self, head: int) -> None:
+        """The log reaches `head`; the rows are in the store."""
+        ...
+
+    def ephemeral(self, message: Message) -> None: ...
+
+    def snapshot(self) -> Iterable[Presence]:
+        """What a neighbour that just joined has to know of this process."""
+        ...
+
+
+class Backplane(Protocol):
+    """Event loop only."""
+
+    slot: int
+
+    @property
+    def size(self) -> int:
+        """How many processes there are, this one included."""
+        ...
+
+    def start(self, neighbours: Neighbours) -> None: ...
+
+    def stop(self) -> None: ...
+
+    def share(self, first: int, last: int, messages: list[Message]) -> None:
+        """Tell of a commit: all messages of first…last, rendered."""
+        ...
+
+    def share_ephemeral(self, message: Message) -> None: ...
+
+    def announce(self, presence: Presence) -> None:
+        """A client's connections on this process changed."""
+        ...
+
+    def live(self, name: str) -> bool:
+        """True when a neighbour has a connection of `name` that keeps up."""
+        ...
+
+    def elsewhere(self) -> Iterable[Presence]:
+        """What the neighbours have connected."""
+        ...

@@ -1,0 +1,200 @@
+"""The client's local queue: bounded, taken from by type, free of repeats, and the place that the cursor is made of.
+
+The reader puts messages in, in the order of the wire; handlers and `receive` take them out. When it is full, `put`
+waits: the reader stops reading, the socket fills, and the server holds the rest in the log. Nothing is dropped.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable
+
+import msgspec
+
+from bus.client.errors import BacklogFull
+from bus.client.received import Message
+
+MAX_BYTES = 16 * 1024 * 1024
+"""Of raw JSON that wait in a mailbox, whatever their number; one message fits always."""
+
+
+class Entry(msgspec.Struct, eq=False, gc=False):
+    """A message that waits, the epoch of its seq, and its place in the order of arrival."""
+
+    message: Message
+    epoch: str
+    arrival: int
+
+    @property
+    def moves_cursor(self) -> bool:
+        """True for plain messages: those that need an ack and those without a seq stand outside the cursor."""
+        return self.message.seq is not None and not self.message.requires_ack
+
+    def cursor_before(self) -> str:
+        """The cursor that stands just before this message."""
+        return f"{self.epoch}:{(self.message.seq or 1) - 1}"
+
+
+class Mailbox:
+    """Messages between the socket and the application. Thread-safe: one condition guards everything in here.
+
+    Bounded by `limit` messages and MAX_BYTES. `received` is the cursor behind the last plain message that was put
+    in; `handed` the cursor behind the last one before which everything was taken out and, where a handler took it,
+    handled.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._changed = threading.Condition()
+        self._entries: deque[Entry] = deque()
+        self._bytes = 0
+        self._arrivals = 0
+        self._in_hand: dict[int, Entry] = {}
+        self._received: str | None = None
+        self._closed = False
+
+    @property
+    def received(self) -> str | None:
+        """Where to resume: behind the last plain message that was put in. None before the first confirmation."""
+        with self._changed:
+            return self._received
+
+    @property
+    def handed(self) -> str | None:
+        """Where the application stands: everything before this cursor was handed out, and handled."""
+        with self._changed:
+            waiting = next((entry for entry in self._entries if entry.moves_cursor), None)
+            held = [entry for entry in self._in_hand.values() if entry.moves_cursor]
+            oldest = min([*held, waiting] if waiting else held, key=lambda entry: entry.arrival, default=None)
+            return oldest.cursor_before() if oldest else self._received
+
+    def stand_at(self, cursor: str | None) -> None:
+        """Begin, or after a gap go on, at `cursor`."""
+        with self._changed:
+            self._received = cursor
+
+    @property
+    def is_full(self) -> bool:
+        """True when `put` would wait."""
+        with self._changed:
+            return self._has_no_room()
+
+    @property
+    def waiting(self) -> int:
+        """How many messages were received and not yet taken."""
+        with self._changed:
+            return len(self._entries)
+
+    def put(self, message: Message, epoch: str, *, timeout: float | None = None) -> bool:
+        """Add a message; wait for room up to `timeout` seconds (None: for ever). False when there was none in time.
+
+        After `close` it is discarded (and True returned): the cursor stays before it, so it comes again.
+        """
+        with self._changed:
+            if not self._changed.wait_for(lambda: self._closed or not self._has_no_room(), timeout):
+                return False
+            if self._closed:
+                return True
+            self._arrivals += 1
+            entry = Entry(message, epoch, self._arrivals)
+            self._entries.append(entry)
+            self._bytes += len(message.raw)
+            if entry.moves_cursor:
+                self._received = f"{epoch}:{message.seq}"
+            self._changed.notify_all()
+            return True
+
+    def take(self, wanted: Callable[[Message], bool], *, timeout: float | None, may_fill: bool = False) -> Entry | None:
+        """Remove and return the oldest message that `wanted` accepts.
+
+        Waits up to `timeout` seconds (None: for ever); then, or when the mailbox is closed and holds none, returns
+        None. The entry counts as in hand until `done`. With `may_fill`, raises BacklogFull when the mailbox is full
+        of others, since then none can come. `wanted` runs with the lock held: it must not wait.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        with self._changed:
+            while True:
+                entry = self._pop(wanted)
+                if entry is not None or self._closed:
+                    return entry
+                if may_fill and self._has_no_room():
+                    raise BacklogFull(
+                        f"{len(self._entries)} messages of other types fill the local queue, so nothing more is read;"
+                        " receive those, or register handlers for them."
+                    )
+                remaining = None if deadline is None else deadline - time.monotonic()
+                if remaining is not None and remaining <= 0:
+                    return None
+                self._changed.wait(remaining)
+
+    def done(self, entry: Entry) -> None:
+        """The application has the message (or its handler ended): it no longer holds the cursor back."""
+        with self._changed:
+            self._in_hand.pop(entry.arrival, None)
+
+    def wake(self) -> None:
+        """Let every waiting `take` look again, because what is wanted has changed."""
+        with self._changed:
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Put nothing in any more; what is inside can still be taken."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def _has_no_room(self) -> bool:
+        return len(self._entries) >= self._limit or (bool(self._entries) and self._bytes >= MAX_BYTES)
+
+    def _pop(self, wanted: Callable[[Message], bool]) -> Entry | None:
+        for index, entry in enumerate(self._entries):
+            if wanted(entry.message):
+                del self._entries[index]
+                self._bytes -= len(entry.message.raw)
+                self._in_hand[entry.arrival] = entry
+                self._changed.notify_all()
+                return entry
+        return None
+
+
+class Seen:
+    """Remembers which deliveries came already, by (id, attempt), and which of them were acked.
+
+    Bounded: the oldest is forgotten past `limit`. Thread-safe.
+    """
+
+    def __init__(self, limit: int = 10_000) -> None:
+        self._limit = limit
+        self._lock = threading.Lock()
+        self._acked: OrderedDict[tuple[str, int], bool] = OrderedDict()
+
+    def is_repeat(self, message: Message) -> bool:
+        """Remember `message`; True when this delivery of it came before. What was replayed or redriven never is."""
+        if message.replayed or message.redriven:
+            return False
+        key = (message.id, message.attempt)
+        with self._lock:
+            if key in self._acked:
+                return True
+            self._acked[key] = False
+            if len(self._acked) > self._limit:
+                self._acked.popitem(last=False)
+            return False
+
+    def was_acked(self, message: Message) -> bool:
+        """True when this delivery was acked by us, so that a repeat of it only wants its ack again."""
+        with self._lock:
+            return self._acked.get((message.id, message.attempt), False)
+
+    def mark_acked(self, message: Message) -> None:
+        """The application acked this delivery."""
+        with self._lock:
+            if (message.id, message.attempt) in self._acked:
+                self._acked[(message.id, message.attempt)] = True
+
+    def forget(self, message: Message) -> None:
+        """Its handler failed: let a redelivery of it through."""
+        with self._lock:
+            self._acked.pop((message.id, message.attempt), None)

@@ -1,0 +1,135 @@
+"""The bus over REST, with the standard library: addresses, one request, errors as the bus's own.
+
+The command line reads and sends with it; the client settles sends with it while its socket waits for the application.
+"""
+
+from __future__ import annotations
+
+import http.client
+import socket
+import urllib.error
+import urllib.parse
+import urllib.request
+from email.message import Message as Headers
+from typing import Any
+
+import msgspec
+
+from bus import __version__
+from bus.client.errors import Offline, refusal
+from bus.errors import Malformed
+
+USER_AGENT = f"multi-agent-bridge/{__version__} (python)"
+_LOOPBACK = ("localhost", "127.", "::1")
+
+
+class Address(msgspec.Struct, frozen=True):
+    """Where a bus is. Build it with `address_of`."""
+
+    base: str
+    """`http://host:port/prefix`, without a slash at the end."""
+
+    @property
+    def is_loopback(self) -> bool:
+        """True for this machine, which is never reached through a proxy."""
+        return (urllib.parse.urlsplit(self.base).hostname or "").startswith(_LOOPBACK)
+
+    def websocket(self, client_id: str, since: str | None) -> str:
+        """The URL of the client's WebSocket."""
+        query = f"?{urllib.parse.urlencode({'since': since})}" if since else ""
+        return f"ws{self.base[4:]}/ws/{urllib.parse.quote(client_id, safe='@:')}{query}"
+
+    def http(self, path: str, query: dict[str, Any]) -> str:
+        """The URL of a REST call; parameters that are None are left out."""
+        given = {name: value for name, value in query.items() if value is not None}
+        return f"{self.base}{path}{'?' + urllib.parse.urlencode(given) if given else ''}"
+
+
+def address_of(url: str) -> Address:
+    """Read `http://`, `https://`, `ws://` or `wss://` plus host, port and an optional prefix. Raises Malformed."""
+    try:
+        parts = urllib.parse.urlsplit(url)
+        sane = bool(parts.hostname) and (parts.port is None or parts.port > 0) and not (parts.query or parts.fragment)
+    except ValueError:
+        sane = False
+    if not sane or parts.scheme not in ("http", "https", "ws", "wss"):
+        raise Malformed(f"{url!r} is not the URL of a bus; give one like http://127.0.0.1:5001.", field="url")
+    scheme = {"ws": "http", "wss": "https"}.get(parts.scheme, parts.scheme)
+    return Address(f"{scheme}://{parts.netloc}{parts.path.rstrip('/')}")
+
+
+class Rest:
+    """Calls of one bus with one credential. Thread-safe: it holds nothing that changes."""
+
+    def __init__(self, url: str, *, api_key: str | None = None, timeout_seconds: float = 30.0) -> None:
+        """`timeout_seconds` bounds each wait for the network. Raises Malformed for a bad URL."""
+        self.address = address_of(url)
+        self._timeout_seconds = timeout_seconds
+        self._headers = {"User-Agent": USER_AGENT, "Accept": "application/json"}
+        if api_key:
+            self._headers["X-API-Key"] = api_key
+        proxies = urllib.request.ProxyHandler({} if self.address.is_loopback else None)
+        self._open = urllib.request.build_opener(proxies, _NoRedirect).open
+
+    def get(self, path: str, **query: Any) -> Any:
+        """GET `path`; returns the decoded answer. Raises Offline, or the BusError that the server answered with."""
+        return self._call(urllib.request.Request(self.address.http(path, query), headers=self._headers))
+
+    def post(self, path: str, body: Any) -> Any:
+        """POST `body` as JSON; returns the decoded answer. Raises as `get` does."""
+        headers = {**self._headers, "Content-Type": "application/json"}
+        data = msgspec.json.encode(body)
+        return self._call(urllib.request.Request(self.address.http(path, {}), data=data, headers=headers, method="POST"))
+
+    def _call(self, request: urllib.request.Request) -> Any:
+        try:
+            with self._open(request, timeout=self._timeout_seconds) as answer:
+                return msgspec.json.decode(answer.read())
+        except urllib.error.HTTPError as error:
+            with error:
+                raise _refusal_in(error) from None
+        except (OSError, http.client.HTTPException) as error:
+            raise Offline(f"The bus at {self.address.base} can't be reached: {reason_of(error)}.") from error
+        except msgspec.DecodeError as error:
+            raise Offline(f"What answers at {self.address.base} is not a bus: its answer is not JSON.") from error
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """A bus does not redirect; following would carry the key to another host."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
+class _Refused(msgspec.Struct):
+    error: str
+    code: str = "internal"
+    field: str | None = None
+
+
+def _refusal_in(error: urllib.error.HTTPError) -> Exception:
+    try:
+        body = msgspec.json.decode(error.read(), type=_Refused)
+    except (msgspec.DecodeError, OSError, http.client.HTTPException):
+        body = _Refused(f"The server answered {error.code} {error.reason}.", code=f"http_{error.code}")
+    wait = retry_after_of(error.headers)
+    return refusal(body.code, body.error, status=error.code, field=body.field, retry_after_seconds=wait)
+
+
+def retry_after_of(headers: Headers) -> float | None:
+    """The seconds of a `Retry-After` header, None when there is none (the form with a date is not used by the bus)."""
+    value = headers.get("Retry-After")
+    return float(value) if isinstance(value, str) and value.isascii() and value.isdigit() else None
+
+
+def reason_of(error: BaseException) -> str:
+    """A failure of the network in a few words, without a full stop."""
+    if isinstance(error, urllib.error.URLError) and isinstance(error.reason, OSError):
+        return reason_of(error.reason)
+    if isinstance(error, ConnectionRefusedError):
+        return "nothing listens there (connection refused)"
+    if isinstance(error, TimeoutError):
+        return "no answer in time"
+    if isinstance(error, socket.gaierror):
+        return "its host name is not known"
+    return (str(error) or type(error).__name__).rstrip(".")

@@ -1,0 +1,448 @@
+"""Who listens on this process, and the fan-out to them.
+
+Messages come in seq order from the tail and wait for the end of the turn of the event loop; then each room's frames
+are joined once, and the same bytes are written to every connection of it. A connection is born lagging at its cursor,
+is fed from the store, and turns live in the turn in which it equals the tail: one path for joining, resuming and
+slow readers. A room is one client's connections; `all` reaches every room.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from functools import partial
+from itertools import chain
+from operator import attrgetter
+from typing import Any, Protocol
+
+import gevent
+from gevent.event import Event
+
+from bus.connection import Connection, Encoding
+from bus.cursors import Cursors
+from bus.message import Epochs, Kind, Message, text_of
+from bus.storage import Page, Reader
+from bus.tail import Tail
+from bus.threads import WorkerPool
+
+CHUNK_BYTES = 256 * 1024
+"""Frames are joined up to this size: what one write carries, and what a slow reader may be given at once."""
+
+PAGE_MESSAGES, PAGE_BYTES = 500, 512 * 1024
+RECENT_BYTES, RECENT_MESSAGES = 8 * 1024 * 1024, 4096
+"""What is kept of the tail, so that a connection can catch up with a busy one without another look at the store."""
+
+Chunk = tuple[bytes, int, int]
+"""Joined frames, how many messages they are, and the seq just before the first."""
+
+by_seq = attrgetter("seq")
+
+
+class Room:
+    """The connections of one client on this process. `members`: the live ones, by encoding. `due`: this turn's messages."""
+
+    __slots__ = ("due", "lagging", "last_seq", "members", "name", "size")
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.members: dict[Encoding, dict[Connection, None]] = {}
+        self.lagging: set[Connection] = set()
+        self.size = 0
+        self.due: list[Message] = []
+        self.last_seq = 0
+
+    @property
+    def live(self) -> bool:
+        """True when a connection of it keeps up."""
+        return any(self.members.values())
+
+    def connections(self) -> list[Connection]:
+        """All of them, live and lagging."""
+        return [*chain.from_iterable(self.members.values()), *self.lagging]
+
+
+class Listener(Protocol):
+    """Hears of the hub's changes."""
+
+    def presence_changed(self, room: Room) -> None: ...
+
+    def turn_ended(self) -> None: ...
+
+    def connection_lost(self, connection: Connection) -> None: ...
+
+
+class Hub:
+    """Event loop only. Costs grow with deliveries and bytes, never with the messages kept or the clients known."""
+
+    def __init__(self, epochs: Epochs, readers: WorkerPool, cursors: Cursors, listener: Listener) -> None:
+        self._epochs = epochs
+        self._readers = readers
+        self._cursors = cursors
+        self._listener = listener
+        self._loop = gevent.get_hub().loop
+        self.tail = Tail(readers, self.deliver, self._wake_all)
+        self.rooms: dict[str, Room] = {}
+        self.connections: set[Connection] = set()  # all open ones, also those that did not join yet
+        self.now = time.monotonic()
+        self._everybody: list[Message] = []  # this turn's messages to `all`
+        self._due_rooms: list[Room] = []  # rooms with something due this turn, each once
+        self._touched: list[Connection] = []  # connections with replies this turn, each once
+        self._kicked = False
+        self._last_to_all = 0
+        self._recent: deque[Message] = deque()
+        self._recent_bytes = 0
+        self._waiters: dict[str, set[Event]] = {}
+        self._timers: set[Any] = set()
+
+    # ---- fan-out
+
+    def deliver(self, messages: Iterable[Message]) -> None:
+        """Queue messages for the end of this turn. Durable ones come from the tail, in seq order."""
+        rooms = self.rooms
+        for message in messages:
+            kind = message.kind
+            if message.seq:
+                self._remember(message)
+            if kind == Kind.ALL:
+                self._everybody.append(message)
+                self._wake_all()
+            else:
+                for name in message.names:
+                    room = rooms.get(name)
+                    if room is not None:
+                        if not room.due:
+                            self._due_rooms.append(room)
+                        room.due.append(message)
+                    if name in self._waiters:
+                        self._wake(name)
+        self.kick()
+
+    def kick(self) -> None:
+        """Have `flush` run at the end of this turn of the loop."""
+        if not self._kicked:
+            self._kicked = True
+            self._loop.run_callback(self.flush)
+
+    def touch(self, connection: Connection) -> None:
+        """A connection has replies waiting for the end of the turn."""
+        self._touched.append(connection)
+        self.kick()
+
+    def flush(self) -> None:
+        """Write everything that is due: one write a connection."""
+        self._kicked = False
+        self.now = time.monotonic()
+        rooms, self._due_rooms = self._due_rooms, []
+        everybody, self._everybody = self._everybody, []
+        if everybody:
+            self._push_to_all(everybody)
+        else:
+            for room in rooms:
+                due, room.due = room.due, []
+                self._push(room, due, {})
+        touched, self._touched = self._touched, []
+        for connection in touched:
+            if connection.replies is not None:
+                data = b"".join(connection.replies)
+                connection.replies = None
+                connection.write(data, 0)
+        self._listener.turn_ended()
+
+    def _push_to_all(self, everybody: list[Message]) -> None:
+        """Rooms that only owe what everybody owes share their bytes; senders and rooms with mail of their own do not."""
+        senders = {message.sender for message in everybody}
+        self._last_to_all = max(_last_seq(everybody), self._last_to_all)
+        shared: dict[Encoding, list[Chunk]] = {}
+        for room in tuple(self.rooms.values()):
+            due, room.due = room.due, []
+            if due or room.name in senders:
+                due = due + [message for message in everybody if message.sender != room.name]
+                due.sort(key=by_seq)
+                if due:
+                    self._push(room, due, {})
+            else:
+                self._push(room, everybody, shared)
+
+    def _push(self, room: Room, due: list[Message], shared: dict[Encoding, list[Chunk]]) -> None:
+        room.last_seq = max(_last_seq(due), room.last_seq)
+        if room.lagging:
+            ephemeral = sum(1 for message in due if not message.seq)
+            for connection in room.lagging if ephemeral else ():
+                connection.dropped += ephemeral
+        pushed = False
+        for encoding, members in room.members.items():
+            if not members:
+                continue
+            pushed = True
+            chunks = shared.get(encoding)
+            if chunks is None:
+                chunks = shared[encoding] = self._chunks(encoding, due)
+            if len(chunks) == 1:
+                self._write_one(tuple(members), chunks[0])
+            else:
+                self._write_many(tuple(members), chunks)
+        if pushed and room.last_seq:
+            self._cursors.mark(room.name, room.last_seq)
+
+    def _chunks(self, encoding: Encoding, due: list[Message]) -> list[Chunk]:
+        epochs = self._epochs
+        frames = [encoding.message(text_of(message, epochs), message.seq) for message in due]
+        if sum(map(len, frames)) <= CHUNK_BYTES:
+            return [(b"".join(frames), len(frames), self._before(due))]
+        chunks = []
+        start = size = 0
+        for index, frame in enumerate(frames):
+            if size and size + len(frame) > CHUNK_BYTES:
+                chunks.append((b"".join(frames[start:index]), index - start, self._before(due[start:])))
+                start, size = index, 0
+            size += len(frame)
+        chunks.append((b"".join(frames[start:]), len(frames) - start, self._before(due[start:])))
+        return chunks
+
+    def _before(self, due: list[Message]) -> int:
+        """The seq up to which a connection that misses `due` has everything."""
+        return next((message.seq - 1 for message in due if message.seq), self.tail.delivered)
+
+    def _write_one(self, members: tuple[Connection, ...], chunk: Chunk) -> None:
+        """The hot path: one chunk, and mostly connections that keep up. A ping rides along once a second."""
+        data, count, before = chunk
+        now = self.now
+        delivered = self.tail.delivered
+        ping = members[0].encoding.ping(delivered)
+        write = os.write
+        for connection in members:
+            if connection.held is not None:
+                self._write_many((connection,), [chunk])
+                continue
+            out = data
+            if connection.replies is not None:
+                out = b"".join(connection.replies) + out
+                connection.replies = None
+            if now - connection.last_ping > 1.0:
+                out += ping
+                connection.last_ping = now
+                connection.pinged = delivered
+            try:
+                written = write(connection.descriptor, out)
+            except BlockingIOError:
+                written = 0
+            except OSError:
+                connection.lose()
+                continue
+            if written != len(out):
+                connection.hold_rest(out, written, count)
+
+    def _write_many(self, members: tuple[Connection, ...], chunks: list[Chunk]) -> None:
+        for connection in members:
+            for data, count, before in chunks:
+                if connection.descriptor < 0:
+                    break
+                if not connection.has_room(len(data), count):
+                    self._fall_behind(connection, before)
+                    break
+                connection.write(data, count)
+
+    # ---- joining, lagging, leaving
+
+    def join(self, connection: Connection, start: int) -> None:
+        """Take in a connection whose reader has everything up to `start`; it is fed from the store, then turns live."""
+        room = self.rooms.get(connection.client)
+        if room is None:
+            room = self.rooms[connection.client] = Room(connection.client)
+            self.tail.anybody = True
+        connection.room = room
+        connection.position = connection.pinged = connection.confirmed = start
+        room.size += 1
+        room.lagging.add(connection)
+        connection.joined = True
+        self._listener.presence_changed(room)
+        if start >= self.tail.delivered:
+            self._turn_live(connection)
+        else:
+            self.feed(connection)
+
+    def feed(self, connection: Connection) -> None:
+        """Read the next page for a lagging connection, one at a time."""
+        if connection.feeding or connection.closing or connection.descriptor < 0:
+            return
+        connection.feeding = True
+        client, after = connection.client, connection.position
+
+        def job(reader: Reader) -> Page:
+            return reader.inbox(client, after, None, PAGE_MESSAGES, PAGE_BYTES)
+
+        self._readers.submit(job, partial(self._fed, connection))
+
+    def _fed(self, connection: Connection, page: Page, error: BaseException | None) -> None:
+        connection.feeding = False
+        if connection.descriptor < 0 or connection.closing:
+            return
+        if error is not None:
+            connection.close(1011, "The log could not be read.")
+            return
+        self._write_page(connection, page.messages, page.upto)
+        if connection.descriptor < 0 or connection.held is not None:
+            return  # it goes on when the queue is empty
+        if page.more or not self._catch_up(connection):
+            self.feed(connection)
+
+    def _write_page(self, connection: Connection, messages: list[Message], upto: int) -> None:
+        for data, count, _ in self._chunks(connection.encoding, messages) if messages else ():
+            connection.write(data, count)
+        connection.position = upto
+        if messages:
+            self._cursors.mark(connection.client, upto)
+
+    def _catch_up(self, connection: Connection) -> bool:
+        """Turn live if what is missing is nothing, or still at hand. False: the store has to be asked again."""
+        self.flush()
+        delivered = self.tail.delivered
+        if connection.position < delivered:
+            recent = self._recent
+            if not recent or recent[0].seq > connection.position + 1:
+                return False
+            missed = [m for m in recent if m.seq > connection.position and _is_due(m, connection.client)]
+            self._write_page(connection, missed, delivered)
+        if connection.descriptor >= 0 and connection.held is None:
+            self._turn_live(connection)
+        return True
+
+    def _turn_live(self, connection: Connection) -> None:
+        self.flush()
+        room = connection.room
+        if room is None or connection.descriptor < 0:
+            return
+        if connection.position < self.tail.delivered:
+            self.feed(connection)
+            return
+        connection.live = True
+        room.lagging.discard(connection)
+        room.members.setdefault(connection.encoding, {})[connection] = None
+        if connection.dropped:
+            connection.reply(b'{"type":"dropped","n":%d}' % connection.dropped)
+            connection.dropped = 0
+        self._listener.presence_changed(room)
+
+    def _fall_behind(self, connection: Connection, before: int) -> None:
+        room = connection.room
+        assert room is not None
+        connection.live = False
+        connection.position = before
+        del room.members[connection.encoding][connection]
+        room.lagging.add(connection)
+        self._listener.presence_changed(room)
+
+    def leave(self, connection: Connection) -> None:
+        """Take a connection out of the fan-out. Idempotent."""
+        room, connection.room = connection.room, None
+        if room is None:
+            return
+        if connection.live:
+            connection.position = self.tail.delivered
+            connection.live = False
+            del room.members[connection.encoding][connection]
+        room.lagging.discard(connection)
+        room.size -= 1
+        if not room.size:
+            self.rooms.pop(room.name, None)
+            self.tail.anybody = bool(self.rooms or self._waiters)
+        self._listener.presence_changed(room)
+
+    def lost(self, connection: Connection) -> None:
+        """The socket of a connection is gone."""
+        self.connections.discard(connection)
+        if connection.joined:
+            self._listener.connection_lost(connection)
+
+    def confirm(self, connection: Connection, seq: int) -> None:
+        """The peer answered the ping that carried `seq`."""
+        if connection.confirmed < seq <= connection.pinged:
+            connection.confirmed = seq
+            self._cursors.confirm(connection.client, seq)
+
+    def owes_ping(self, connection: Connection) -> bool:
+        """True when something was written since the last ping."""
+        room = connection.room
+        if room is None:
+            return False
+        if not connection.live:
+            return connection.position > connection.pinged
+        return max(room.last_seq, self._last_to_all) > connection.pinged
+
+    def ping(self, connection: Connection) -> None:
+        """Ask the peer to confirm what was written to it so far."""
+        self.flush()
+        if connection.descriptor < 0 or connection.closing:
+            return
+        seq = self.tail.delivered if connection.live else connection.position
+        connection.pinged = max(seq, connection.pinged)
+        connection.last_ping = self.now
+        connection.write(connection.encoding.ping(connection.pinged), 0)
+
+    # ---- waiting
+
+    def waiter(self, name: str) -> Event:
+        """An event that is set when something may have come for `name`. Give it back with `forget`."""
+        event = Event()
+        self._waiters.setdefault(name, set()).add(event)
+        self.tail.anybody = True
+        return event
+
+    def forget(self, name: str, event: Event) -> None:
+        waiters = self._waiters.get(name, set())
+        waiters.discard(event)
+        if not waiters:
+            self._waiters.pop(name, None)
+            self.tail.anybody = bool(self.rooms or self._waiters)
+
+    def wake_all(self) -> None:
+        """Have every waiting request look again: the bus is draining."""
+        self._wake_all()
+
+    def _wake(self, name: str) -> None:
+        for event in self._waiters.get(name, ()):
+            event.set()
+
+    def _wake_all(self) -> None:
+        for name in self._waiters:
+            self._wake(name)
+
+    # ---- below
+
+    def later(self, seconds: float, call: Callable[[], None]) -> None:
+        """Run `call` on the event loop after `seconds`."""
+        timer = self._loop.timer(seconds)
+        self._timers.add(timer)
+
+        def run() -> None:
+            self._timers.discard(timer)
+            timer.stop()
+            timer.close()
+            call()
+
+        timer.start(run)
+
+    def _remember(self, message: Message) -> None:
+        recent = self._recent
+        recent.append(message)
+        self._recent_bytes += _size(message)
+        while self._recent_bytes > RECENT_BYTES or len(recent) > RECENT_MESSAGES:
+            self._recent_bytes -= _size(recent.popleft())
+
+
+def _is_due(message: Message, client: str) -> bool:
+    if message.kind == Kind.ALL:
+        return message.sender != client
+    return client in message.names
+
+
+def _last_seq(messages: list[Message]) -> int:
+    """The seq of the last durable one; ephemeral messages have none."""
+    return next((message.seq for message in reversed(messages) if message.seq), 0)
+
+
+def _size(message: Message) -> int:
+    """The bytes it keeps alive. A neighbour's message comes rendered, without its payload."""
+    return len(message.payload) or len(message.rendered)

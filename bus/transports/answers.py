@@ -1,0 +1,154 @@
+"""The JSON answers of REST as structs: what is sent, and what `/openapi.json` says is sent."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from bus.protocol import Send
+from bus.resume import Gap
+
+
+class Fate(msgspec.Struct):
+    """What happens to a message for one recipient: delivered, queued, unknown, refused, dropped; `sent` for all."""
+
+    client: str
+    state: str
+    online: int | msgspec.UnsetType = msgspec.UNSET
+
+
+class Sent(msgspec.Struct):
+    """The receipt of a send; it is given after the commit."""
+
+    status: str
+    message_id: str
+    seq: int | None
+    timestamp: str
+    recipients: list[Fate]
+    duplicate: bool | msgspec.UnsetType = msgspec.UNSET
+
+
+class BatchBody(msgspec.Struct):
+    """Up to 1,000 messages for one commit; atomic: all are stored, or none."""
+
+    messages: list[Send]
+    atomic: bool = False
+
+
+class BatchSent(msgspec.Struct):
+    """A receipt or an error for each message, in order."""
+
+    count: int
+    results: list[dict[str, Any]]
+
+
+class MessageBody(msgspec.Struct):
+    """A message as every recipient sees it."""
+
+    id: str
+    seq: int | None
+    from_: str = msgspec.field(name="from")
+    to: str | list[str]
+    type: str
+    payload: Any
+    timestamp: str
+    requires_ack: bool
+
+
+class Messages(msgspec.Struct):
+    """A page of messages. `cursor` is where the next page begins; `gap` tells what could not be resumed."""
+
+    count: int
+    messages: list[MessageBody]
+    cursor: str
+    more: bool
+    gap: Gap | msgspec.UnsetType = msgspec.UNSET
+    expired: int | msgspec.UnsetType = msgspec.UNSET
+
+
+class OneMessage(msgspec.Struct):
+    """A message, and for each named recipient: waiting, handed_over, confirmed."""
+
+    message: MessageBody
+    recipients: list[Fate]
+
+
+class Client(msgspec.Struct):
+    """A known client. `waiting`: messages neither pushed to it nor fetched by it."""
+
+    client: str
+    online: bool
+    connected_since: str | None
+    over: str | None
+    connections: int
+    waiting: int
+    first_seen: str
+    last_seen: str
+
+
+class Clients(msgspec.Struct):
+    """Known clients by name. `cursor` is for the next page, if there is `more`."""
+
+    clients: list[Client]
+    cursor: str
+    more: bool
+
+
+class StatusMetrics(msgspec.Struct):
+    """`total_messages` since the log began; the other totals since the server did."""
+
+    total_messages: int
+    total_connections: int
+    active_connections: int
+    errors: int
+    messages_per_minute: int
+    last_message_time: str | None
+
+
+class StatusConnections(msgspec.Struct):
+    active: int
+    by_client: dict[str, int]
+
+
+class StatusQueue(msgspec.Struct):
+    """Messages that wait for their commit in this process, and how many may."""
+
+    current: int
+    max: int
+
+
+class Durability(msgspec.Struct):
+    """What an acknowledged send survives."""
+
+    setting: str
+    store: str
+    survives: str
+
+
+class Status(msgspec.Struct):
+    """The whole bus: all workers."""
+
+    status: str
+    mode: str
+    version: str
+    metrics: StatusMetrics
+    connections: StatusConnections
+    queue: StatusQueue
+    pending_acks: int
+    durability: Durability
+    epoch: str
+    cursor: str
+    workers: int
+
+
+class Cleared(msgspec.Struct):
+    """How many messages were cleared, and where the log goes on."""
+
+    status: str
+    cleared: int
+    cursor: str
+
+
+class Health(msgspec.Struct):
+    status: str

@@ -1,0 +1,167 @@
+"""The edge of the HTTP side: what holds for every request, whatever its route.
+
+A request id; the bus must be running; Host, Origin and credential; bodies that are bounded while they inflate; and every
+refusal as JSON with a stable code and a sentence. Exceptions' texts stay in the log, under the request id.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import secrets
+import zlib
+from typing import TYPE_CHECKING
+
+from flask import Flask, Response, g, request
+from werkzeug.exceptions import ClientDisconnected, HTTPException
+
+from bus.auth import Caller
+from bus.errors import BusError, Malformed, TooLarge, Unauthenticated, Unavailable, UnsupportedMedia
+from bus.logs import request_id
+from bus.protocol import encode, error_body
+
+if TYPE_CHECKING:
+    from bus.bus import Bus
+
+log = logging.getLogger("bus.http")
+
+OPEN_PATHS = frozenset({"/health", "/ready", "/metrics", "/openapi.json", "/docs"})
+OPEN_PREFIXES = ("/health/", "/static/")
+_SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}\Z")
+_CODES = {404: "not_found", 405: "method_not_allowed", 413: "too_large", 415: "unsupported_media_type"}
+_SENTENCES = {
+    404: "There is nothing at this path; /openapi.json lists what there is.",
+    405: "This path does not know the method; /openapi.json says which it knows.",
+}
+
+
+def json_answer(body: object, status: int = 200) -> Response:
+    """An answer with a JSON body; bytes are taken as JSON text that is ready."""
+    text = body if isinstance(body, bytes) else encode(body)
+    return Response(text, status, content_type="application/json")
+
+
+def is_open(path: str) -> bool:
+    """True for the paths that need no key and no known Host: probes and scrapers come under other names."""
+    return path in OPEN_PATHS or path.startswith(OPEN_PREFIXES)
+
+
+def body_of(max_bytes: int) -> bytes:
+    """The request's body, inflated if it says so, at most `max_bytes` long. Raises TooLarge, UnsupportedMedia, Malformed."""
+    if (request.mimetype or "") != "application/json":
+        # A page of a stranger can't send this type without asking first, so it protects a bus on localhost, too.
+        raise UnsupportedMedia("Send the body as JSON, with Content-Type: application/json.")
+    if (request.content_length or 0) > max_bytes:
+        raise _too_large(max_bytes)
+    raw = request.stream.read(max_bytes + 1)
+    if len(raw) > max_bytes:
+        raise _too_large(max_bytes)
+    coding = request.headers.get("Content-Encoding", "identity").lower()
+    if coding == "identity":
+        return raw
+    if coding not in ("gzip", "deflate"):
+        raise UnsupportedMedia("Content-Encoding must be gzip, deflate or identity.")
+    return _inflate(raw, coding, max_bytes)
+
+
+def _inflate(raw: bytes, coding: str, max_bytes: int) -> bytes:
+    inflater = zlib.decompressobj(31 if coding == "gzip" else 15)
+    try:
+        text = inflater.decompress(raw, max_bytes + 1)
+    except zlib.error:
+        raise Malformed(f"The body is not {coding}.", code="bad_encoding") from None
+    if len(text) > max_bytes:
+        raise _too_large(max_bytes)
+    if not inflater.eof:
+        raise Malformed(f"The {coding} body ends early.", code="bad_encoding")
+    return text
+
+
+def _too_large(max_bytes: int) -> TooLarge:
+    return TooLarge(f"The body may have at most {max_bytes} bytes, inflated; send less, or raise MAX_MESSAGE_SIZE.")
+
+
+class Edge:
+    """The hooks around every request."""
+
+    def __init__(self, bus: Bus) -> None:
+        self._bus = bus
+
+    def before(self) -> None:
+        """Give the request its id, then refuse it if it may not come in."""
+        given = request.headers.get("X-Request-ID", "")
+        g.request_id = given if _SANE_ID.match(given) else secrets.token_hex(8)
+        request_id.set(g.request_id)
+        g.caller = None
+        bus = self._bus
+        if not bus.running:
+            raise Unavailable(
+                "The bus is not running in this process: start it with `python server_ws.py`, or with gunicorn from the"
+                " project's folder, so that gunicorn.conf.py is read.",
+                code="not_running",
+            )
+        if is_open(request.path):
+            return
+        bus.auth.check_host(request.host)
+        if request.method not in ("GET", "HEAD", "OPTIONS"):
+            bus.auth.check_origin(request.headers.get("Origin"), request.host)
+        g.caller = bus.auth.caller(request.headers)
+        if g.caller is None and request.blueprint != "ws":  # a socket may bring its credential in its first frame
+            raise Unauthenticated("A key is needed; send it as X-API-Key or as Authorization: Bearer.")
+        if request.blueprint == "rest":
+            bus.counters.add("rest_requests")
+
+    def after(self, response: Response) -> Response:
+        """Put the id and the headers of safety on the answer."""
+        response.headers["X-Request-ID"] = g.get("request_id", "")
+        response.headers.setdefault("X-Content-Type-Options", "nosniff")
+        response.headers.setdefault("Cache-Control", "no-store")
+        if response.status_code == 413:
+            response.headers["Connection"] = "close"
+        return response
+
+    def refused(self, error: BusError) -> Response:
+        """A refusal as JSON."""
+        if self._bus.running:
+            self._bus.counters.add("errors")
+        response = json_answer(error_body(error, g.get("request_id", "")), error.status)
+        if error.retry_after_seconds is not None:
+            response.headers["Retry-After"] = str(int(error.retry_after_seconds))
+        if error.status == 401:
+            response.headers["WWW-Authenticate"] = "Bearer"
+        return response
+
+    def http_error(self, error: HTTPException) -> Response:
+        """What Flask and Werkzeug refuse, in the same form."""
+        status = error.code or 500
+        if isinstance(error, ClientDisconnected):
+            return json_answer({}, 400)
+        sentence = _SENTENCES.get(status, "The request can't be read; compare it with /openapi.json.")
+        refusal = BusError(sentence, code=_CODES.get(status, "malformed"))
+        refusal.status = status
+        response = self.refused(refusal)
+        if status == 405 and getattr(error, "valid_methods", None):
+            response.headers["Allow"] = ", ".join(sorted(error.valid_methods))  # type: ignore[attr-defined]
+        return response
+
+    def crashed(self, error: Exception) -> Response:
+        """Our own fault: the log has the story, the caller the request id."""
+        log.error("A request failed", exc_info=error, extra={"action": "request_failed", "path": request.path})
+        return self.refused(BusError("The server failed on this request; its log has the request id."))
+
+
+def caller() -> Caller:
+    """Who the present request comes from."""
+    assert g.caller is not None
+    return g.caller  # type: ignore[no-any-return]
+
+
+def register(app: Flask, bus: Bus) -> None:
+    """Put the hooks around every request of the app."""
+    edge = Edge(bus)
+    app.before_request(edge.before)
+    app.after_request(edge.after)
+    app.register_error_handler(BusError, edge.refused)
+    app.register_error_handler(HTTPException, edge.http_error)
+    app.register_error_handler(Exception, edge.crashed)
+    app.extensions["edge"] = edge

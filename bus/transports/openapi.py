@@ -1,0 +1,157 @@
+"""`/openapi.json` and `/docs`: the whole HTTP surface, described from the code that serves it.
+
+A view is documented where it is routed: `Operation` holds its path, its summary, its parameters and the structs of
+its body and answer; the schemas are msgspec's own.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from flask import Blueprint, Flask, Response
+
+from bus import __version__
+from bus.transports.edge import json_answer
+
+if TYPE_CHECKING:
+    from bus.bus import Bus
+
+
+class Parameter(msgspec.Struct, frozen=True):
+    """One query parameter."""
+
+    name: str
+    description: str
+    type: str = "string"
+    required: bool = False
+
+
+class Operation(msgspec.Struct, frozen=True):
+    """One method of one path. `errors` are the statuses it may refuse with, beside 401 and 403."""
+
+    method: str
+    path: str
+    view: Callable[..., Any]
+    summary: str
+    answer: Any
+    body: Any = None
+    parameters: Sequence[Parameter] = ()
+    errors: Sequence[int] = ()
+
+
+class ErrorBody(msgspec.Struct):
+    """Every refusal: a sentence that says the cure, a stable code, the field to blame."""
+
+    error: str
+    code: str
+    request_id: str
+    field: str | None = None
+
+
+def describe(operations: Sequence[Operation]) -> dict[str, Any]:
+    """The OpenAPI 3.1 document of `operations`; each /api path also stands under /api/v1."""
+    types = [t for operation in operations for t in (operation.answer, operation.body) if t is not None]
+    schemas, components = msgspec.json.schema_components(
+        [*types, ErrorBody], ref_template="#/components/schemas/{name}"
+    )
+    by_type = dict(zip([id(t) for t in [*types, ErrorBody]], schemas, strict=True))
+    paths: dict[str, dict[str, Any]] = {}
+    for operation in operations:
+        path = re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", operation.path)
+        for prefixed in _twins(path):
+            paths.setdefault(prefixed, {})[operation.method.lower()] = _operation(operation, prefixed, by_type)
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "multi-agent-bridge", "version": __version__, "license": {"name": "MIT", "identifier": "MIT"}},
+        "paths": paths,
+        "components": {
+            "schemas": components,
+            "securitySchemes": {
+                "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+                "bearer": {"type": "http", "scheme": "bearer"},
+            },
+        },
+    }
+
+
+def _twins(path: str) -> list[str]:
+    return [path, path.replace("/api/", "/api/v1/", 1)] if path.startswith("/api/") else [path]
+
+
+def _operation(operation: Operation, path: str, by_type: dict[int, Any]) -> dict[str, Any]:
+    error = {"application/json": {"schema": by_type[id(ErrorBody)]}}
+    responses: dict[str, Any] = {
+        "200": {"description": "Done.", "content": {"application/json": {"schema": by_type[id(operation.answer)]}}}
+    }
+    for status in sorted({*operation.errors, 503, *((401, 403) if path.startswith("/api/") else ())}):
+        responses[str(status)] = {"description": "Refused.", "content": error}
+    described: dict[str, Any] = {
+        "operationId": f"{operation.method.lower()}{re.sub(r'[^a-z0-9]+', '_', path)}",
+        "summary": operation.summary,
+        "parameters": [_parameter(parameter) for parameter in operation.parameters]
+        + [
+            {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+            for name in re.findall(r"{(\w+)}", path)
+        ],
+        "responses": responses,
+    }
+    if operation.body is not None:
+        content = {"application/json": {"schema": by_type[id(operation.body)]}}
+        described["requestBody"] = {"required": True, "content": content}
+    if path.startswith("/api/"):
+        described["security"] = [{}, {"key": []}, {"bearer": []}]
+    return described
+
+
+def _parameter(parameter: Parameter) -> dict[str, Any]:
+    return {
+        "name": parameter.name,
+        "in": "query",
+        "description": parameter.description,
+        "required": parameter.required,
+        "schema": {"type": parameter.type},
+    }
+
+
+def page(document: dict[str, Any]) -> str:
+    """The document as a page to read: no script, nothing from elsewhere."""
+    rows = [
+        f"<tr><td><b>{method.upper()}</b></td><td><code>{html.escape(path)}</code></td>"
+        f"<td>{html.escape(described['summary'])}<br><small>{_fields(described)}</small></td></tr>"
+        for path, methods in document["paths"].items()
+        if not path.startswith("/api/v1/")
+        for method, described in methods.items()
+    ]
+    return (
+        "<!doctype html><meta charset=utf-8><title>multi-agent-bridge API</title>"
+        "<style>body{font:16px/1.5 system-ui;margin:2rem auto;max-width:60rem;padding:0 1rem}"
+        "td{padding:.4rem .8rem .4rem 0;vertical-align:top;border-top:1px solid #ddd}code{white-space:nowrap}</style>"
+        f"<h1>multi-agent-bridge {html.escape(__version__)}</h1><p>Every path under <code>/api/</code> exists under"
+        ' <code>/api/v1/</code> too. The machine-readable form is <a href="/openapi.json">/openapi.json</a>.</p>'
+        f"<table>{''.join(rows)}</table>"
+    )
+
+
+def _fields(described: dict[str, Any]) -> str:
+    names = [f"{p['name']}: {p.get('description', 'in the path')}" for p in described["parameters"]]
+    return html.escape(" · ".join(names))
+
+
+def register(app: Flask, bus: Bus) -> None:
+    """Serve the description of everything that put its operations into `app.config["OPERATIONS"]`."""
+    blueprint = Blueprint("openapi", __name__)
+    operations: list[Operation] = app.config.setdefault("OPERATIONS", [])
+    blueprint.add_url_rule("/openapi.json", view_func=lambda: json_answer(describe(operations)), endpoint="document")
+
+    def docs() -> Response:
+        response = Response(page(describe(operations)), content_type="text/html; charset=utf-8")
+        response.headers["Content-Security-Policy"] = "default-src 'none'; style-src 'unsafe-inline'"
+        return response
+
+    blueprint.add_url_rule("/docs", view_func=docs)
+    app.register_blueprint(blueprint)
+    app.extensions["openapi"] = operations

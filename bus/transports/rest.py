@@ -1,0 +1,374 @@
+"""REST under `/api/` and, identically, `/api/v1/`: requests to bus calls. See `/openapi.json`."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import gevent
+import msgspec
+from flask import Blueprint, Flask, Response, request
+
+from bus import __version__
+from bus.bus import MAX_UNCOMMITTED
+from bus.errors import BusError, Forbidden, Malformed, NotBuilt, NotFound, TooLarge, Unavailable
+from bus.message import Message, iso, now_us, text_of
+from bus.protocol import Batch, Draft, Send, decode_batch, decode_send, draft_of, encode, error_body, read
+from bus.resume import Place, place_of
+from bus.storage import ClientRow, Filter, Head, Page, Reader, Transaction
+from bus.transports import answers
+from bus.transports.edge import body_of, caller, json_answer
+from bus.transports.openapi import Operation, Parameter
+
+if TYPE_CHECKING:
+    from bus.backplane import Presence
+    from bus.bus import Bus, Receipt
+
+MAX_LIMIT = 1000
+MAX_WAIT_SECONDS = 50.0
+MAX_BATCH = 1000
+BATCH_BODY_FACTOR = 16
+MAX_PAGE_BYTES = 4 * 1024 * 1024
+MAX_WAITING_REQUESTS = 4000
+"""Long polls of one process; beyond, 503. Well below gunicorn's worker_connections, so that probes always get in."""
+
+
+class Rest:
+    """The views. Each runs in its request's greenlet and may wait."""
+
+    def __init__(self, bus: Bus) -> None:
+        self._bus = bus
+        self._waiting = 0
+
+    # ---- sending
+
+    def send(self) -> Response:
+        send = read(decode_send, body_of(self._bus.settings.max_message_size), "body")
+        key = request.headers.get("Idempotency-Key")
+        if key:
+            send.idempotency_key = key
+        (answer,) = self._bus.send([self._draft(send)])
+        if isinstance(answer, BusError):
+            raise answer
+        return json_answer(_receipt(answer))
+
+    def send_batch(self) -> Response:
+        limit = self._bus.settings.max_message_size
+        batch: Batch = read(decode_batch, body_of(limit * BATCH_BODY_FACTOR), "body")
+        if len(batch.messages) > MAX_BATCH:
+            raise Malformed(
+                f"`messages` holds {len(batch.messages)} messages; at most {MAX_BATCH} fit a batch.",
+                code="batch_too_long",
+                field="messages",
+            )
+        drafts = [self._draft_or_error(item, limit) for item in batch.messages]
+        good = [draft for draft in drafts if isinstance(draft, Draft)]
+        if batch.atomic and len(good) < len(drafts):
+            at, error = next((at, d) for at, d in enumerate(drafts) if isinstance(d, BusError))
+            raise Malformed(
+                f"Message {at} of the atomic batch is wrong, so none was stored: {error.sentence}", code=error.code, field=error.field
+            )
+        sent = iter(self._bus.send(good, atomic=batch.atomic) if good else [])
+        results = [next(sent) if isinstance(draft, Draft) else draft for draft in drafts]
+        if batch.atomic and results and isinstance(results[0], BusError):
+            raise results[0]
+        texts = [encode(error_body(r, "")) if isinstance(r, BusError) else _receipt(r) for r in results]
+        return json_answer(b'{"count":%d,"results":[%b]}' % (len(texts), b",".join(texts)))
+
+    def _draft_or_error(self, item: msgspec.Raw, max_bytes: int) -> Draft | BusError:
+        text = bytes(item)
+        try:
+            if len(text) > max_bytes:
+                raise TooLarge(f"A message may have at most {max_bytes} bytes.")
+            return self._draft(read(decode_send, text, "message"))
+        except BusError as refusal:
+            return refusal
+
+    def _draft(self, send: Send) -> Draft:
+        bus = self._bus
+        if send.sender is None:
+            raise Malformed("`from` is missing; say who sends.", code="missing_field", field="from")
+        sender = bus.names.check_client(send.sender, "from")
+        return draft_of(
+            send, sender, send.type, names=bus.names, stamp_us=now_us(), max_bytes=bus.settings.max_message_size
+        )
+
+    # ---- reading
+
+    def messages(self) -> Response:
+        bus = self._bus
+        name = bus.names.check_client(_required("to"), "to")
+        limit, wait = _limit(100), _wait()
+        type_, sender = request.args.get("type"), request.args.get("from")
+        place = bus.place(name, request.args.get("since"), at_gap_go_to_latest=_at_latest())
+        page = self._await_page(name, place, Filter(type_, sender, since_us=place.since_us), limit, wait)
+        if type_ is None and sender is None and limit:
+            bus.cursors.mark(name, page.upto)
+        return json_answer(self._page(page, place, expired=True))
+
+    def _await_page(self, name: str, place: Place, only: Filter, limit: int, wait: float) -> Page:
+        bus = self._bus
+
+        def job(reader: Reader) -> Page:
+            return reader.inbox(name, place.seq, None, limit, MAX_PAGE_BYTES, only)
+
+        if not wait or not limit:
+            return bus.read(job)  # type: ignore[no-any-return]
+        if self._waiting >= MAX_WAITING_REQUESTS:
+            raise Unavailable("Too many requests wait already; try again, or connect a WebSocket.", retry_after_seconds=2)
+        self._waiting += 1
+        event = bus.hub.waiter(name)
+        timeout = gevent.Timeout.start_new(wait)
+        try:
+            while True:
+                event.clear()
+                page: Page = bus.read(job)
+                if page.messages or bus.draining:
+                    return page
+                event.wait()
+        except gevent.Timeout as expired:
+            if expired is not timeout:
+                raise
+            return page
+        finally:
+            timeout.close()
+            bus.hub.forget(name, event)
+            self._waiting -= 1
+
+    def message(self, message_id: str) -> Response:
+        bus = self._bus
+        seq = bus.epochs.seq_of(message_id)
+
+        def job(reader: Reader) -> tuple[Message | None, list[ClientRow | None]]:
+            found = reader.message(seq) if seq is not None else None
+            return found, [reader.client(name) for name in found.names] if found else []
+
+        found, rows = bus.read(job)
+        if found is None:
+            raise NotFound("There is no message with this id; it may have been evicted.", code="unknown_message")
+        states = [
+            {"client": name, "state": _state_of(row, found.seq)} for name, row in zip(found.names, rows, strict=True)
+        ]
+        body = b'{"message":%b,"recipients":%b}' % (text_of(found, bus.epochs), encode(states))
+        return json_answer(body)
+
+    def log(self) -> Response:
+        bus = self._bus
+        _need_admin()
+        if request.args.get("topic"):
+            raise NotBuilt("Topics are not served by this version yet.", field="topic")
+        args, limit = request.args, _limit(100)
+
+        def job(reader: Reader) -> tuple[Place, Page]:
+            place = place_of(reader, bus.epochs, args.get("since", "earliest"), 0, at_gap_go_to_latest=False)
+            until = args.get("until")
+            end = place_of(reader, bus.epochs, until, 0, at_gap_go_to_latest=True) if until else None
+            only = Filter(
+                args.get("type"), args.get("from"), args.get("to"), place.since_us, end.since_us if end else None
+            )
+            upto = end.seq if end and end.since_us is None else None
+            return place, reader.log(place.seq, upto, limit, MAX_PAGE_BYTES, only)
+
+        place, page = bus.read(job)
+        return json_answer(self._page(page, place, expired=False))
+
+    def _page(self, page: Page, place: Place, *, expired: bool) -> bytes:
+        epochs = self._bus.epochs
+        texts = b",".join(text_of(message, epochs) for message in page.messages)
+        upto = max(page.upto, place.seq) if page.messages or not page.more else place.seq
+        tail = b',"gap":%b' % encode(place.gap) if place.gap else b""
+        tail += b',"expired":0' if expired else b""
+        return b'{"count":%d,"messages":[%b],"cursor":"%b","more":%b%b}' % (
+            len(page.messages),
+            texts,
+            epochs.cursor(upto).encode(),
+            b"true" if page.more else b"false",
+            tail,
+        )
+
+    # ---- clients and status
+
+    def clients(self) -> Response:
+        limit, after = _limit(100), request.args.get("cursor", "")
+        rows = self._bus.read(lambda reader: reader.clients(after, limit + 1))
+        online = self._bus.online()
+        listed = [_client(row, online.get(row.name)) for row in rows[:limit]]
+        cursor = listed[-1].client if listed else after
+        return json_answer(answers.Clients(listed, cursor, len(rows) > limit))
+
+    def client(self, client_id: str) -> Response:
+        row = self._bus.read(lambda reader: reader.client(client_id))
+        if row is None or not row.known:
+            raise NotFound("The bus knows no client of this name; it has neither connected nor sent.", code="unknown_client")
+        return json_answer(_client(row, self._bus.online().get(client_id)))
+
+    def status(self) -> Response:
+        bus = self._bus
+        head: Head = bus.read(lambda reader: reader.head())
+        total = bus.counters.total
+        online = bus.online()
+        metrics = answers.StatusMetrics(
+            head.total,
+            total("total_connections"),
+            sum(presence.connections for presence in online.values()),
+            total("errors"),
+            bus.heartbeat.messages_per_minute(),
+            iso(head.last_stamp_us).decode() if head.last_stamp_us else None,
+        )
+        by_client = {name: presence.connections for name, presence in online.items()}
+        return json_answer(
+            answers.Status(
+                "draining" if bus.draining else "running",
+                "websocket",
+                __version__,
+                metrics,
+                answers.StatusConnections(sum(by_client.values()), by_client),
+                answers.StatusQueue(bus.writer.waiting, MAX_UNCOMMITTED),
+                0,
+                answers.Durability(bus.settings.durability, "sqlite", bus.store.survives),
+                bus.epochs.current,
+                bus.epochs.cursor(head.seq),
+                bus.backplane.size,
+            )
+        )
+
+    def clear(self) -> Response:
+        _need_admin()
+
+        def job(transaction: Transaction) -> int:
+            head = transaction.head
+            (cleared,) = transaction.execute("SELECT count(*) FROM messages")[0]
+            for table in ("messages", "addressed", "idempotency"):
+                transaction.execute(f"DELETE FROM {table}")
+            transaction.execute("UPDATE clients SET mark = ?", (head,))
+            transaction.execute("UPDATE log_head SET kept_bytes = 0, lost_through = seq")
+            return int(cleared)
+
+        return json_answer(answers.Cleared("cleared", self._bus.write(job), self._bus.epochs.cursor(self._bus.hub.tail.delivered)))
+
+    def health(self) -> Response:
+        return json_answer(answers.Health("healthy"))
+
+
+# ---- parameters
+
+
+def _required(name: str) -> str:
+    value = request.args.get(name)
+    if value is None:
+        raise Malformed(f"The parameter `{name}` is missing.", code="missing_field", field=name)
+    return value
+
+
+def _limit(default: int) -> int:
+    text = request.args.get("limit", str(default))
+    if not text.isascii() or not text.isdigit() or int(text) > MAX_LIMIT:
+        raise Malformed(f"`limit` must be a whole number from 0 to {MAX_LIMIT}.", code="bad_field", field="limit")
+    return int(text)
+
+
+def _wait() -> float:
+    try:
+        wait = float(request.args.get("wait", "0"))
+    except ValueError:
+        wait = math.nan
+    if not 0 <= wait <= MAX_WAIT_SECONDS:
+        raise Malformed(f"`wait` must be a number of seconds from 0 to {MAX_WAIT_SECONDS:.0f}.", code="bad_field", field="wait")
+    return wait
+
+
+def _at_latest() -> bool:
+    on_gap = request.args.get("on_gap", "oldest")
+    if on_gap not in ("oldest", "latest"):
+        raise Malformed("`on_gap` must be oldest or latest.", code="bad_field", field="on_gap")
+    return on_gap == "latest"
+
+
+def _need_admin() -> None:
+    if not caller().admin:
+        raise Forbidden("This needs the right to administer.", code="needs_admin")
+
+
+# ---- answers
+
+
+def _receipt(receipt: Receipt) -> bytes:
+    return b'{"status":"sent","message_id":"%b","seq":%b,"timestamp":"%b","recipients":%b%b}' % (
+        receipt.message_id.encode(),
+        encode(receipt.seq),
+        receipt.timestamp.encode(),
+        receipt.recipients,
+        b',"duplicate":true' if receipt.duplicate else b"",
+    )
+
+
+def _state_of(row: ClientRow | None, seq: int) -> str:
+    if row is None or row.mark < seq:
+        return "waiting"
+    return "confirmed" if row.cursor >= seq else "handed_over"
+
+
+def _client(row: ClientRow, presence: Presence | None) -> answers.Client:
+    return answers.Client(
+        row.name,
+        presence is not None,
+        iso(presence.since_us).decode() if presence else None,
+        presence.transport if presence else None,
+        presence.connections if presence else 0,
+        row.waiting,
+        iso(row.first_seen_us).decode(),
+        iso(row.last_seen_us).decode(),
+    )
+
+
+def _operations(rest: Rest) -> list[Operation]:
+    limit = Parameter("limit", f"0 to {MAX_LIMIT}; 100 if not given", "integer")
+    type_, sender = Parameter("type", "only this type"), Parameter("from", "only this sender")
+    on_gap = Parameter("on_gap", "oldest (default) or latest: where to go on when the cursor is gone")
+    inbox = (
+        Parameter("to", "whose inbox", required=True),
+        Parameter("since", "a cursor, an ISO time, latest or earliest; the kept cursor if not given"),
+        limit,
+        Parameter("wait", f"seconds to wait for a message, 0 to {MAX_WAIT_SECONDS:.0f}", "number"),
+        type_,
+        sender,
+        on_gap,
+    )
+    log = (
+        Parameter("since", "a cursor or an ISO time; the oldest kept if not given"),
+        Parameter("until", "a cursor or an ISO time"),
+        limit,
+        type_,
+        sender,
+        Parameter("to", "only what is addressed to this client"),
+    )
+    listing = (limit, Parameter("cursor", "the cursor of the page before"))
+    return [
+        Operation("POST", "/api/send", rest.send, "Send a message.", answers.Sent, Send, (), (400, 413, 415, 422, 429, 501, 507)),
+        Operation("POST", "/api/send/batch", rest.send_batch, "Send up to 1,000 messages in one commit.", answers.BatchSent, answers.BatchBody, (), (400, 413, 415, 422, 429, 501, 507)),
+        Operation("GET", "/api/messages", rest.messages, "Read an inbox after a cursor; wait for what comes.", answers.Messages, None, inbox, (400,)),
+        Operation("GET", "/api/messages/<message_id>", rest.message, "A message and its delivery state.", answers.OneMessage, None, (), (404,)),
+        Operation("GET", "/api/log", rest.log, "Read the log by cursor or time.", answers.Messages, None, log, (400, 501)),
+        Operation("GET", "/api/clients", rest.clients, "Who is known, online, and how much waits for them.", answers.Clients, None, listing, (400,)),
+        Operation("GET", "/api/clients/<client_id>", rest.client, "One client.", answers.Client, None, (), (404,)),
+        Operation("GET", "/api/status", rest.status, "How the bus is.", answers.Status),
+        Operation("POST", "/api/clear", rest.clear, "Clear all messages; seq never goes back.", answers.Cleared, None, (), (507,)),
+        Operation("GET", "/health", rest.health, "The process answers.", answers.Health),
+    ]
+
+
+def register(app: Flask, bus: Bus) -> None:
+    """Serve the REST surface, under /api and /api/v1."""
+    rest = Rest(bus)
+    blueprint = Blueprint("rest", __name__)
+    operations = _operations(rest)
+    for operation in operations:
+        methods: list[Any] = [operation.method]
+        endpoint = operation.view.__name__
+        blueprint.add_url_rule(operation.path, endpoint, operation.view, methods=methods)
+        if operation.path.startswith("/api/"):
+            twin = operation.path.replace("/api/", "/api/v1/", 1)
+            blueprint.add_url_rule(twin, f"{endpoint}_v1", operation.view, methods=methods)
+    app.config.setdefault("OPERATIONS", []).extend(operations)
+    app.register_blueprint(blueprint)
+    app.extensions["rest"] = rest

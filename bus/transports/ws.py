@@ -1,0 +1,336 @@
+"""WebSocket at `/ws/<client_id>`: flask-sock routes and shakes hands, then the socket is ours.
+
+After the handshake the descriptor is detached from gevent's socket and driven by the loop's callbacks
+(bus.connection); the request's greenlet ends, so open sockets never starve requests. Every refusal happens in
+`before_request`, because flask-sock answers 101 before the handler runs.
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import gevent
+import msgspec
+from flask import Blueprint, Flask, g, request
+from flask_sock import Sock
+
+from bus import __version__, frames
+from bus.connection import Connection
+from bus.errors import BusError, Malformed, NotBuilt, Unauthenticated, Unavailable
+from bus.message import iso, now_us
+from bus.protocol import Frame, decode_frame, draft_of, encode, error_frame, message_frame, read, sent_frame
+from bus.resume import Place
+
+if TYPE_CHECKING:
+    from bus.bus import Bus, Receipt
+
+log = logging.getLogger("bus.ws")
+
+AUTH_SECONDS = 10.0
+AUTH_BYTES = 4096
+"""Without a credential in the handshake, the first frame must be `auth`, within so many seconds and bytes."""
+
+NOT_BUILT = frozenset({"ack", "nack", "progress", "release", "reject", "request"})
+
+
+class WebSocketEncoding:
+    """Messages as text frames, built once for all. See `bus.connection.Encoding`."""
+
+    name = "websocket"
+
+    def message(self, rendered: bytes, seq: int) -> bytes:
+        return frames.frame(frames.TEXT, message_frame(rendered))
+
+    def control(self, text: bytes) -> bytes:
+        return frames.frame(frames.TEXT, text)
+
+    def ping(self, seq: int) -> bytes:
+        return frames.frame(frames.PING, b"%d" % seq)
+
+    def close(self, code: int, reason: str) -> bytes:
+        return frames.close_frame(code, reason)
+
+
+class _NoThread:
+    """Stands in for simple-websocket's reader thread, which must never start: the loop's callbacks read."""
+
+    name = ""
+
+    def __init__(self, target: object = None) -> None: ...
+
+    def start(self) -> None: ...
+
+
+class WebSocketTransport:
+    """Frames to bus calls, on the event loop: nothing here waits."""
+
+    def __init__(self, bus: Bus) -> None:
+        self._bus = bus
+        self._encoding = WebSocketEncoding()
+        self._max_bytes = bus.settings.max_message_size
+
+    # ---- the handshake, in the request's greenlet
+
+    def refuse_early(self) -> None:
+        """Whatever speaks against the connection, before the 101. Raises BusError."""
+        bus = self._bus
+        client = (request.view_args or {}).get("client_id", "")
+        bus.names.check_client(client, "client_id")
+        bus.auth.check_origin(request.headers.get("Origin"), request.host)
+        caller = bus.auth.caller(request.headers)
+        if bus.draining:
+            raise Unavailable("The server is about to stop; connect again in a moment.", retry_after_seconds=2)
+        if len(bus.hub.connections) >= bus.settings.max_connections:
+            raise Unavailable("This process has all the connections it may have; try again later.", retry_after_seconds=30)
+        on_gap = request.args.get("on_gap", "oldest")
+        if on_gap not in ("oldest", "latest"):
+            raise Malformed("`on_gap` must be oldest or latest.", code="bad_field", field="on_gap")
+        if request.args.get("topics"):
+            raise NotBuilt("Topics are not served by this version yet.", field="topics")
+        if request.headers.get("Upgrade", "").lower() == "websocket":
+            _check_upgrade()
+        g.ws_at_latest = on_gap == "latest"
+        g.ws_since = request.args.get("since")
+        g.ws_authenticated = caller is not None
+        if caller is not None:
+            bus.make_known(client)
+            g.ws_place = bus.place(client, g.ws_since, at_gap_go_to_latest=g.ws_at_latest)
+        # permessage-deflate is declined: it costs 139 KB a connection, and 20 KB can inflate to 20 MB.
+        request.environ.pop("HTTP_SEC_WEBSOCKET_EXTENSIONS", None)
+
+    def take_over(self, ws: Any, client_id: str) -> None:
+        """The handshake is done: take the descriptor, and leave simple-websocket an object that sends nothing."""
+        ws.connected = False
+        descriptor = ws.sock.detach()
+        connection = Connection(descriptor, client_id, self._encoding, self._bus.hub, self._on_data)
+        if g.ws_authenticated:
+            self._welcome(connection, g.ws_place)
+        else:
+            connection.on_data = partial(self._first_frame, g.ws_since, g.ws_at_latest)
+            self._bus.hub.later(AUTH_SECONDS, partial(self._too_late, connection))
+
+    def _welcome(self, connection: Connection, place: Place) -> None:
+        bus = self._bus
+        resumed: dict[str, object] = {
+            "from": bus.epochs.cursor(place.seq),
+            "to": bus.epochs.cursor(max(bus.hub.tail.delivered, place.seq)),
+            "expired": 0,
+        }
+        if place.gap is not None:
+            resumed["gap"] = place.gap
+        hello = {
+            "type": "connection_confirmed",
+            "client_id": connection.client,
+            "timestamp": iso(now_us()).decode(),
+            "server": "multi-agent-bridge",
+            "version": __version__,
+            "epoch": bus.epochs.current,
+            "cursor": bus.epochs.cursor(place.seq),
+            "resumed": resumed,
+        }
+        connection.write(self._encoding.control(encode(hello)), 0)
+        bus.hub.join(connection, place.seq)
+        bus.connection_opened(connection)
+
+    # ---- authentication by first frame
+
+    def _first_frame(self, since: str | None, at_latest: bool, connection: Connection, data: bytes) -> None:
+        found, used, need, problem = frames.read_frames(data, AUTH_BYTES)
+        if problem is not None or len(data) > AUTH_BYTES:
+            self._turn_away(connection)
+            return
+        if not found:
+            connection.keep(data, need)
+            return
+        try:
+            first = read(decode_frame, found[0][1], "frame")
+            if first.type != "auth" or not first.token:
+                raise Unauthenticated("The first frame must be auth, with a token.")
+            self._bus.auth.check(first.token)
+        except BusError:
+            self._turn_away(connection)
+            return
+        connection.on_data = self._on_data
+        connection.pause()  # until the store has said where it goes on
+        rest = data[used:]
+        gevent.spawn(self._admit, connection, since, at_latest, found[1:], rest)
+
+    def _admit(self, connection: Connection, since: str | None, at_latest: bool, found: list[Any], rest: bytes) -> None:
+        try:
+            self._bus.make_known(connection.client)
+            place = self._bus.place(connection.client, since, at_gap_go_to_latest=at_latest)
+        except BusError as refusal:
+            connection.close(refusal.close_code, refusal.sentence)
+            return
+        if connection.descriptor < 0:
+            return
+        self._welcome(connection, place)
+        connection.resume()
+        self._handle_all(connection, found)
+        if rest and connection.descriptor >= 0:
+            self._on_data(connection, rest)
+
+    def _turn_away(self, connection: Connection) -> None:
+        connection.close(4401, "The first frame must be auth, with a valid token.")
+
+    def _too_late(self, connection: Connection) -> None:
+        if connection.room is None and connection.descriptor >= 0 and not connection.closing:
+            self._turn_away(connection)
+
+    # ---- frames
+
+    def _on_data(self, connection: Connection, data: bytes) -> None:
+        found, used, need, problem = frames.read_frames(data, self._max_bytes)
+        if used != len(data) and problem is None:
+            connection.keep(data[used:], need)
+        self._handle_all(connection, found)
+        if problem is not None:
+            connection.close(problem.close_code, problem.reason)
+        elif self._bus.overloaded and connection.descriptor >= 0:
+            self._bus.hold_back(connection)
+
+    def _handle_all(self, connection: Connection, found: list[tuple[int, bytes]]) -> None:
+        stamp_us = now_us()
+        for first, payload in found:
+            if connection.descriptor < 0:
+                return
+            try:
+                if first == 0x80 | frames.TEXT and connection.fragments is None:
+                    if not connection.closing:
+                        self._handle_text(connection, payload, stamp_us)
+                else:
+                    self._handle_other(connection, first, payload, stamp_us)
+            except frames.FrameError as problem:
+                connection.close(problem.close_code, problem.reason)
+                return
+            except Exception:
+                log.exception("A frame could not be handled", extra={"action": "frame", "client": connection.client})
+                connection.close(1011, "The server failed on a frame.")
+                return
+
+    def _handle_other(self, connection: Connection, first: int, payload: bytes, stamp_us: int) -> None:
+        opcode = first & 0x0F
+        if opcode == frames.PONG:
+            if payload.isdigit() and len(payload) < 19:
+                self._bus.hub.confirm(connection, int(payload))
+        elif opcode == frames.PING:
+            if not connection.closing:
+                connection.write(frames.frame(frames.PONG, payload), 0)
+        elif opcode == frames.CLOSE:
+            self._closed_by_peer(connection, payload)
+        elif not connection.closing:
+            self._gather_fragments(connection, first, payload, stamp_us)
+
+    def _closed_by_peer(self, connection: Connection, payload: bytes) -> None:
+        if connection.closing:
+            # It answered the close that we began: by then it has read all that went before.
+            if connection.close_code == 1012:
+                self._bus.cursors.confirm(connection.client, connection.position)
+            connection.lose()
+            return
+        code = frames.read_close(payload)
+        connection.finish(code, frames.close_frame(1000 if code == 1005 else code))
+
+    def _gather_fragments(self, connection: Connection, first: int, payload: bytes, stamp_us: int) -> None:
+        opcode, last = first & 0x0F, bool(first & 0x80)
+        if opcode == frames.BINARY:
+            raise frames.FrameError(1003, "This bus speaks text frames with JSON.")
+        if opcode == frames.TEXT:
+            if connection.fragments is not None:
+                raise frames.FrameError(1002, "A new message began before the last fragment of the one before.")
+            connection.fragments = bytearray(payload)
+        else:
+            if connection.fragments is None:
+                raise frames.FrameError(1002, "A continuation without a beginning.")
+            connection.fragments += payload
+        if len(connection.fragments) > self._max_bytes:
+            raise frames.FrameError(1009, f"A message may have at most {self._max_bytes} bytes.")
+        if last:
+            whole = bytes(connection.fragments)
+            connection.fragments = None
+            self._handle_text(connection, whole, stamp_us)
+
+    def _handle_text(self, connection: Connection, text: bytes, stamp_us: int) -> None:
+        ref = None
+        try:
+            frame = read(decode_frame, text, "frame")
+            ref = frame.ref
+            if frame.type == "send":
+                self._send(connection, frame, stamp_us)
+            else:
+                self._handle_verb(connection, frame)
+        except BusError as refusal:
+            if refusal.code == "bad_utf8":
+                raise frames.FrameError(1007, "A text frame must be UTF-8.") from None
+            self._bus.counters.add("errors")
+            connection.reply(error_frame(refusal, ref if ref is not None else _ref_of(text)))
+
+    def _send(self, connection: Connection, frame: Frame, stamp_us: int) -> None:
+        bus = self._bus
+        draft = draft_of(
+            frame, connection.client, frame.msg_type, names=bus.names, stamp_us=stamp_us, max_bytes=self._max_bytes
+        )
+        bus.publish(draft, partial(self._sent, connection, frame.ref))
+
+    def _sent(self, connection: Connection, ref: str | int | None, answer: Receipt | BusError) -> None:
+        if isinstance(answer, BusError):
+            connection.reply(error_frame(answer, ref))
+        elif ref is not None:
+            connection.reply(sent_frame(ref, answer.message_id, answer.seq, answer.recipients, answer.duplicate))
+
+    def _handle_verb(self, connection: Connection, frame: Frame) -> None:
+        verb = frame.type
+        if verb == "ping":
+            connection.reply(b'{"type":"pong","timestamp":"%b"}' % iso(now_us()))
+        elif verb in ("subscribe", "unsubscribe"):
+            if frame.topics or frame.queues:
+                raise NotBuilt("Topics and queues are not served by this version yet; nothing was subscribed.")
+            connection.reply(b'{"type":"subscribed","topics":[],"queues":[]}')
+        elif verb in NOT_BUILT:
+            raise NotBuilt(f"`{verb}` is not served by this version yet: no message asks for an ack.", field="type")
+        elif verb == "auth":
+            raise Malformed("This connection is authenticated already.", code="already_authenticated", field="type")
+        elif not verb:
+            raise Malformed("`type` is missing; say what the frame wants (send, ping, …).", code="missing_field", field="type")
+        else:
+            raise Malformed("`type` is unknown; this bus knows send, ping, subscribe.", code="unknown_type", field="type")
+
+
+class _Ref(msgspec.Struct):
+    ref: str | int | None = None
+
+
+_decode_ref = msgspec.json.Decoder(_Ref).decode
+
+
+def _ref_of(text: bytes) -> str | int | None:
+    """The `ref` of a frame that is wrong elsewhere, so that the sender learns which one it was."""
+    try:
+        return _decode_ref(text).ref
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+        return None
+
+
+def _check_upgrade() -> None:
+    """What simple-websocket would answer badly. Raises Malformed."""
+    if request.headers.get("Sec-WebSocket-Version") != "13":
+        raise Malformed("Sec-WebSocket-Version must be 13.", code="bad_handshake")
+    key = request.headers.get("Sec-WebSocket-Key", "")
+    if len(key) != 24 or not key.endswith("=="):
+        raise Malformed("Sec-WebSocket-Key must be 16 bytes in base 64.", code="bad_handshake")
+    if "upgrade" not in request.headers.get("Connection", "").lower():
+        raise Malformed("Connection must say Upgrade.", code="bad_handshake")
+
+
+def register(app: Flask, bus: Bus) -> None:
+    """Serve `/ws/<client_id>`."""
+    transport = WebSocketTransport(bus)
+    app.config["SOCK_SERVER_OPTIONS"] = {"thread_class": _NoThread}
+    blueprint = Blueprint("ws", __name__)
+    sock = Sock()
+    sock.route("/ws/<client_id>", bp=blueprint)(transport.take_over)
+    blueprint.before_request(transport.refuse_early)
+    app.register_blueprint(blueprint)
+    app.extensions["ws"] = transport

@@ -1,0 +1,77 @@
+"""gunicorn's configuration; both commands read it. Options on the command line win, and everything still holds.
+
+Hooks start the bus after the fork, drain it at SIGTERM, and refuse an unsafe bind.
+"""
+
+import os
+import signal
+import sys
+
+import gunicorn.app.base  # noqa: F401  # gunicorn is what reads this file
+from bus.errors import StartRefused
+from bus.settings import check_bind, load
+
+try:
+    _settings = load()
+except StartRefused as refusal:
+    sys.exit(f"The server does not start: {refusal}")
+
+bind = f"{_settings.message_bus_host}:{_settings.message_bus_port}"
+workers = _settings.web_concurrency
+worker_class = "gevent"
+worker_connections = 10_000  # requests under way; open sockets do not count, since they leave gunicorn's pool
+backlog = 4096  # a thousand agents that come back at once after a restart
+keepalive = 15  # seconds of idling, and for the header of a request: gunicorn has one number for both
+timeout = 60
+graceful_timeout = 30
+control_socket_disable = True  # one in the user's home would be shared by every server of the user
+max_requests = 0
+preload_app = False
+accesslog = None
+loglevel = _settings.log_level.lower()
+
+
+def on_starting(server):
+    """Refuse, before anything is forked, what would not be safe or could not work."""
+    addresses = [str(address[0]) if isinstance(address, tuple) else "unix:" for address in server.cfg.address]
+    try:
+        check_bind(_settings, addresses)
+        if server.cfg.is_ssl:
+            raise StartRefused("TLS ends at a proxy in front of the bus; remove certfile and keyfile.")
+        if server.cfg.worker_class_str != "gevent":
+            raise StartRefused("The bus needs gunicorn's gevent worker; start it with --worker-class gevent.")
+        if server.cfg.preload_app:
+            raise StartRefused("--preload would load the app before the fork, where it can't work; leave it out.")
+    except StartRefused as refusal:
+        sys.exit(f"The server does not start: {refusal}")
+
+
+def post_worker_init(worker):
+    """Start the bus in the worker, and see that it ends well."""
+    bus = worker.wsgi.extensions["bus"]
+    try:
+        bus.start()
+    except StartRefused as refusal:
+        print(f"The server does not start: {refusal}", file=sys.stderr, flush=True)
+        os._exit(3)  # gunicorn's code for a worker that can't boot: the master stops, too
+    _end_well(worker, bus)
+
+
+def _end_well(worker, bus):
+    """At SIGTERM: drain from the first moment, and stop the bus when gunicorn's own run has returned."""
+    run, handle_exit = worker.run, worker.handle_exit
+
+    def handle_term(number, frame):
+        bus.hub.later(0, bus.begin_drain)
+        handle_exit(number, frame)
+
+    def run_then_stop():
+        try:
+            run()
+        finally:
+            # SIGINT and SIGQUIT raise SystemExit out of `run`: they are the hurry-up, without a notice.
+            hurried = sys.exc_info()[0] is not None
+            bus.stop(timeout=1.0 if hurried else worker.cfg.graceful_timeout - 5, notify=worker.notify)
+
+    worker.run = run_then_stop
+    signal.signal(signal.SIGTERM, handle_term)
