@@ -68,7 +68,10 @@ class Slot:
         with open(folder / "slots.lock", "w") as gate:
             fcntl.flock(gate, fcntl.LOCK_EX)
             for number in range(MAX_SLOTS):
-                descriptor = try_exclusive(folder / f"slot-{number}.lock")
+                path = folder / f"slot-{number}.lock"
+                if self.number >= 0 and not path.exists():
+                    continue
+                descriptor = try_exclusive(path)
                 if descriptor is None:
                     self.alone = False
                 elif self.number < 0:
