@@ -1,0 +1,70 @@
+"""Fixtures for all tests: real servers, and `require` for programs that a test can't do without.
+
+A server takes about a second to start, so `server` and `server4` are shared by a module: their tests use clients and
+names of their own. `fresh_server` makes one for a single test, with settings of its own, to be stopped and killed.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from bus.testing import LOG_TAIL_CHARACTERS, BusServer
+
+SERVERS = pytest.StashKey[list[BusServer]]()
+
+
+def require(program: str) -> str:
+    """The path of a program on PATH. Where it is missing the test is skipped, in CI it fails (see ci-packages.txt)."""
+    path = shutil.which(program)
+    if path is not None:
+        return path
+    sentence = f"{program} is not installed; ci-packages.txt names the packages that the tests use."
+    if os.environ.get("CI") == "true":
+        pytest.fail(sentence, pytrace=False)
+    pytest.skip(sentence)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[BusServer]:
+    """A running server with one worker, shared by the module's tests."""
+    with BusServer() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def server4() -> Iterator[BusServer]:
+    """A running server with four workers, shared by the module's tests."""
+    with BusServer(workers=4) as running:
+        yield running
+
+
+@pytest.fixture
+def fresh_server(request: pytest.FixtureRequest) -> Iterator[Callable[..., BusServer]]:
+    """A function that starts a server for this test alone; arguments as for `BusServer`. All are killed at the end."""
+    servers = request.node.stash.setdefault(SERVERS, [])
+
+    def start(**how: Any) -> BusServer:
+        made = BusServer(**how)
+        servers.append(made)
+        return made.start()
+
+    yield start
+    for made in servers:
+        made.close()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    """Show what a failed test's servers printed."""
+    report = yield
+    if call.when == "call" and call.excinfo is not None and not call.excinfo.errisinstance(pytest.skip.Exception):
+        fixtures = getattr(item, "funcargs", {}).values()
+        servers = [value for value in fixtures if isinstance(value, BusServer)]
+        for made in dict.fromkeys(servers + item.stash.get(SERVERS, [])):
+            report.sections.append((f"log of the server on port {made.port}", made.log[-LOG_TAIL_CHARACTERS:]))
+    return report

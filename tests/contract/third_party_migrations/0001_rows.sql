@@ -1,0 +1,1 @@
+CREATE TABLE third_party (seq INTEGER PRIMARY KEY, type TEXT NOT NULL);

@@ -1,0 +1,1 @@
+"""What goes wrong on purpose: crashes, stuck readers, full disks."""

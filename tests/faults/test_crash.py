@@ -1,0 +1,27 @@
+"""The crash test, in short; `make crash-test ROUNDS=300` is the long one."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.faults import crash
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_nothing_acknowledged_is_lost_over_kills(workers: int) -> None:
+    verdict = crash.run(3, workers=workers)
+    assert verdict.faults == []
+    assert verdict.acknowledged > 500
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("workers", [1, 4])
+def test_nothing_acknowledged_is_lost_over_ten_kills(workers: int) -> None:
+    verdict = crash.run(10, workers=workers)
+    assert verdict.faults == []
+    assert verdict.acknowledged > 2000
+
+
+def test_a_bus_that_answers_before_the_commit_is_found_out() -> None:
+    verdict = crash.run(3, workers=1, env={"BUS_EXTENSIONS": "tests.faults.answer_early"}, patience_seconds=2)
+    assert any("LOST" in fault for fault in verdict.faults)

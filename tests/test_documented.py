@@ -1,0 +1,90 @@
+"""What the documents say is what there is: settings, README commands, Makefile, CI, version, links."""
+
+from __future__ import annotations
+
+import re
+import runpy
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from bus import __version__
+from bus.settings import Settings, load
+
+ROOT = Path(__file__).resolve().parent.parent
+MADE = runpy.run_path(str(ROOT / "docs" / "make_settings.py"))
+TEST_COMMANDS = ["make check", "make test", "make test-all"]
+
+
+def text(path: str) -> str:
+    """The text of a file of the project."""
+    file = ROOT / path
+    assert file.exists(), f"{path} is missing."
+    return file.read_text()
+
+
+def fenced_lines(document: str) -> list[str]:
+    """The lines of a document's code blocks, without comments, prompts and indentation."""
+    blocks = re.findall(r"^```[^\n]*\n(.*?)^```", document, re.DOTALL | re.MULTILINE)
+    lines = (re.sub(r"\s+#.*", "", line).strip().removeprefix("$ ") for block in blocks for line in block.splitlines())
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def make_targets() -> set[str]:
+    """The Makefile's targets that a person calls."""
+    phony = re.search(r"^\.PHONY:(.*)$", text("Makefile"), re.MULTILINE)
+    assert phony is not None
+    return set(phony[1].split())
+
+
+@pytest.mark.parametrize(("path", "make"), [("docs/settings.md", "settings_page"), (".env.example", "example")])
+def test_the_settings_are_documented_as_they_are(path: str, make: str) -> None:
+    written: Callable[[], str] = MADE[make]
+    assert text(path) == written(), f"{path} is behind bus/settings.py; run `make docs`."
+
+
+def test_the_example_names_known_settings_only_and_its_values_are_good() -> None:
+    given = dict(re.findall(r"^#? ?([A-Z][A-Z_]+)=(.*)$", text(".env.example"), re.MULTILINE))
+    assert set(given) == {name.upper() for name in Settings.__struct_fields__}
+    assert load(given, env_file=None) == load({}, env_file=None)
+
+
+def test_the_readme_can_be_read_in_one_sitting() -> None:
+    assert len(text("README.md").splitlines()) <= 150
+
+
+def test_the_readme_names_make_targets_that_exist() -> None:
+    named = {target for line in fenced_lines(text("README.md")) for target in re.findall(r"\bmake ([a-z][a-z-]*)", line)}
+    assert named, "README.md shows no `make` command."
+    assert named <= make_targets()
+
+
+def test_the_readme_names_scripts_that_exist() -> None:
+    for line in fenced_lines(text("README.md")):
+        for script in re.findall(r"\bpython3? ([\w/]+\.py)\b", line):
+            assert (ROOT / script).exists(), f"README.md says `{line}`, but {script} is missing."
+
+
+def test_ci_runs_the_test_commands_of_the_readme() -> None:
+    lines = fenced_lines(text("README.md"))
+    assert [command for command in TEST_COMMANDS if command in lines] == TEST_COMMANDS
+    run = [line for line in text(".ci/run").splitlines() if line.startswith("make ")]
+    assert run == TEST_COMMANDS
+
+
+def test_every_make_target_says_what_it_does() -> None:
+    described = set(re.findall(r"^([a-z-]+):.*## \S", text("Makefile"), re.MULTILINE))
+    assert described == make_targets()
+
+
+def test_the_changelog_has_this_version_on_top() -> None:
+    versions = re.findall(r"^## \[?(\d+\.\d+\.\d+)", text("CHANGELOG.md"), re.MULTILINE)
+    assert versions[0] == __version__
+
+
+@pytest.mark.parametrize("document", sorted(ROOT.glob("*.md")) + sorted((ROOT / "docs").rglob("*.md")), ids=lambda p: p.name)
+def test_links_within_the_project_lead_somewhere(document: Path) -> None:
+    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", document.read_text()):
+        if "://" not in target and not target.startswith("mailto:"):
+            assert (document.parent / target).exists(), f"{document.name} links to {target}, which is missing."
