@@ -34,6 +34,9 @@ PAGE_MESSAGES, PAGE_BYTES = 500, 512 * 1024
 RECENT_BYTES, RECENT_MESSAGES = 8 * 1024 * 1024, 4096
 """What is kept of the tail, so that a connection can catch up with a busy one without another look at the store."""
 
+AHEAD_WAIT_SECONDS = 0.005
+"""How long a connection waits before it looks again whether the tail has reached its cursor."""
+
 Chunk = tuple[bytes, int, int]
 """Joined frames, how many messages they are, and the seq just before the first."""
 
@@ -258,20 +261,24 @@ class Hub:
         room.lagging.add(connection)
         connection.joined = True
         self._listener.presence_changed(room)
-        if start >= self.tail.delivered:
+        if start == self.tail.delivered:
             self._turn_live(connection)
         else:
             self.feed(connection)
 
     def feed(self, connection: Connection) -> None:
-        """Read the next page for a lagging connection, one at a time."""
+        """Read the next page for a lagging connection, one at a time; never past the tail, which brings the rest."""
         if connection.feeding or connection.closing or connection.descriptor < 0:
             return
         connection.feeding = True
-        client, after = connection.client, connection.position
+        client, after, upto = connection.client, connection.position, self.tail.delivered
+        if after > upto:  # its cursor is ahead of what this process has heard of: wait for the tail
+            self.tail.hint(after)
+            self.later(AHEAD_WAIT_SECONDS, partial(self._fed, connection, Page([], after, False, 0), None))
+            return
 
         def job(reader: Reader) -> Page:
-            return reader.inbox(client, after, None, PAGE_MESSAGES, PAGE_BYTES)
+            return reader.inbox(client, after, upto, PAGE_MESSAGES, PAGE_BYTES)
 
         self._readers.submit(job, partial(self._fed, connection))
 
@@ -314,7 +321,7 @@ class Hub:
         room = connection.room
         if room is None or connection.descriptor < 0:
             return
-        if connection.position < self.tail.delivered:
+        if connection.position != self.tail.delivered:
             self.feed(connection)
             return
         connection.live = True

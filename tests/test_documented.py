@@ -55,7 +55,9 @@ def test_the_readme_can_be_read_in_one_sitting() -> None:
 
 
 def test_the_readme_names_make_targets_that_exist() -> None:
-    named = {target for line in fenced_lines(text("README.md")) for target in re.findall(r"\bmake ([a-z][a-z-]*)", line)}
+    named = {
+        target for line in fenced_lines(text("README.md")) for target in re.findall(r"\bmake ([a-z][a-z-]*)", line)
+    }
     assert named, "README.md shows no `make` command."
     assert named <= make_targets()
 
@@ -83,7 +85,9 @@ def test_the_changelog_has_this_version_on_top() -> None:
     assert versions[0] == __version__
 
 
-@pytest.mark.parametrize("document", sorted(ROOT.glob("*.md")) + sorted((ROOT / "docs").rglob("*.md")), ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "document", sorted(ROOT.glob("*.md")) + sorted((ROOT / "docs").rglob("*.md")), ids=lambda p: p.name
+)
 def test_links_within_the_project_lead_somewhere(document: Path) -> None:
     for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", document.read_text()):
         if "://" not in target and not target.startswith("mailto:"):

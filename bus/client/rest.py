@@ -10,7 +10,6 @@ import socket
 import urllib.error
 import urllib.parse
 import urllib.request
-from email.message import Message as Headers
 from typing import Any
 
 import msgspec
@@ -79,7 +78,9 @@ class Rest:
         """POST `body` as JSON; returns the decoded answer. Raises as `get` does."""
         headers = {**self._headers, "Content-Type": "application/json"}
         data = msgspec.json.encode(body)
-        return self._call(urllib.request.Request(self.address.http(path, {}), data=data, headers=headers, method="POST"))
+        return self._call(
+            urllib.request.Request(self.address.http(path, {}), data=data, headers=headers, method="POST")
+        )
 
     def _call(self, request: urllib.request.Request) -> Any:
         try:
@@ -112,14 +113,13 @@ def _refusal_in(error: urllib.error.HTTPError) -> Exception:
         body = msgspec.json.decode(error.read(), type=_Refused)
     except (msgspec.DecodeError, OSError, http.client.HTTPException):
         body = _Refused(f"The server answered {error.code} {error.reason}.", code=f"http_{error.code}")
-    wait = retry_after_of(error.headers)
+    wait = seconds_of(error.headers.get("Retry-After"))
     return refusal(body.code, body.error, status=error.code, field=body.field, retry_after_seconds=wait)
 
 
-def retry_after_of(headers: Headers) -> float | None:
-    """The seconds of a `Retry-After` header, None when there is none (the form with a date is not used by the bus)."""
-    value = headers.get("Retry-After")
-    return float(value) if isinstance(value, str) and value.isascii() and value.isdigit() else None
+def seconds_of(retry_after: str | None) -> float | None:
+    """A `Retry-After` header in seconds; None when there is none (the bus does not use the form with a date)."""
+    return float(retry_after) if retry_after and retry_after.isascii() and retry_after.isdigit() else None
 
 
 def reason_of(error: BaseException) -> str:

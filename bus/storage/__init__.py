@@ -43,12 +43,13 @@ class Outcome(msgspec.Struct, gc=False):
 class Pending(msgspec.Struct):
     """A message on its way through the writer, and what came of it: `error`, or `message.seq` and `outcome`.
 
-    `settled(pending)` is called on the event loop after the commit. `present`: every named recipient was online
+    `settled(pending)` is called on the event loop after the commit; `answer` is its caller's. `present`: every named recipient was online
     when it was accepted, so that the inbox's cap need not be looked at.
     """
 
     message: Message
     settled: Callable[[Pending], None]
+    answer: Callable[[Any], None] | None = None
     key: str | None = None
     present: bool = False
     rows: Sequence[Row] = ()

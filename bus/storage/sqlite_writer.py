@@ -100,6 +100,7 @@ class _Work:
         self.head = head
         self.written: list[Message] = []
         self._inserted = 0
+        self._left: dict[str, int] = {}  # room in the inboxes that this batch wrote to
         self._now = now_us()
         if len(writer._known) + len(writer._opened) + len(writer._fill) > NAMES_REMEMBERED:
             writer._forget()
@@ -153,6 +154,7 @@ class _Work:
         self.head = head
         del self.written[written:]
         self._writer._forget()
+        self._left.clear()
         for other in members:
             other.error = member.error
             other.message.seq = 0
@@ -218,10 +220,21 @@ class _Work:
     def _has_room(self, name: str) -> bool:
         """Count what waits above the mark, and count this message.
 
-        The count is carried from call to call: when the mark or the log moved, only the rows in between are read.
+        The count is carried from batch to batch: when the mark or the log moved, only the rows in between are read. What
+        this batch itself adds (it begins at `first`) is counted one by one.
         """
-        fill = self._writer._fill
-        limit = self._writer._inbox_limit
+        left = self._left.get(name)
+        if left is None:
+            left = self._writer._inbox_limit - self._count_waiting(name)
+        if left <= 0:
+            self._left[name] = 0
+            return False
+        self._left[name] = left - 1
+        mark, _, waiting = self._writer._fill[name]
+        self._writer._fill[name] = (mark, self.head + 1, waiting + 1)
+        return True
+
+    def _count_waiting(self, name: str) -> int:
         (mark,) = self._execute("SELECT mark FROM clients WHERE name = ?", (name,)).fetchone()
         counted_mark, through, waiting = self._writer._fill.get(name, (mark, mark, 0))
         if mark >= through:
@@ -231,10 +244,8 @@ class _Work:
         if through < self.first - 1:
             waiting += self._count(name, through, self.first - 1)
             through = self.first - 1
-        # What this batch itself adds is counted one by one: it begins at `first`.
-        room = waiting < limit
-        self._writer._fill[name] = (mark, self.head + 1, waiting + 1) if room else (mark, through, waiting)
-        return room
+        self._writer._fill[name] = (mark, through, waiting)
+        return waiting
 
     def _count(self, name: str, after: int, upto: int) -> int:
         return int(self._execute(WAITING, (name, after, upto, self._writer._inbox_limit + 1)).get)
