@@ -30,7 +30,7 @@ from bus.errors import BusError, Malformed, Unavailable
 from bus.events import BusStarted, BusStopping, ClientConnected, ClientDisconnected, Event, MessageRefused, MessageSent
 from bus.heartbeat import Heartbeat
 from bus.hub import Hub, Room
-from bus.message import Message, Names, iso, now_us, text_of
+from bus.message import Message, Names, now_us, text_of
 from bus.protocol import Draft
 from bus.resume import Place, place_of
 from bus.settings import Settings
@@ -54,11 +54,14 @@ Settled = Callable[["Receipt | BusError"], None]
 
 
 class Receipt(msgspec.Struct, gc=False):
-    """The answer to a send. `recipients` is JSON: what happens, for each named recipient."""
+    """The answer to a send. `message_id` is ASCII; `recipients` is JSON: what happens, for each named recipient.
 
-    message_id: str
+    `seq` is None for an ephemeral message.
+    """
+
+    message_id: bytes
     seq: int | None
-    timestamp: str
+    stamp_us: int
     recipients: bytes
     duplicate: bool = False
 
@@ -285,15 +288,7 @@ class Bus:
         if self._hears_sent and not outcome.duplicate:
             self.emit(MessageSent(message))
         recipients = outcome.answer or self._fate(message, outcome.refused, outcome.unknown)
-        settled(
-            Receipt(
-                self.epochs.id_of(message.seq).decode(),
-                message.seq,
-                iso(message.stamp_us).decode(),
-                recipients,
-                outcome.duplicate,
-            )
-        )
+        settled(Receipt(self.epochs.id_of(message.seq), message.seq, message.stamp_us, recipients, outcome.duplicate))
 
     def _publish_ephemeral(self, message: Message, settled: Settled) -> None:
         self._ephemeral_count += 1
@@ -303,7 +298,7 @@ class Bus:
         self.hub.deliver([message])
         states = [{"client": name, "state": "delivered" if self.is_live(name) else "dropped"} for name in message.names]
         recipients = msgspec.json.encode(states) if states else self._fate(message, (), ())
-        settled(Receipt(message.ephemeral_id, None, iso(message.stamp_us).decode(), recipients))
+        settled(Receipt(message.ephemeral_id.encode(), None, message.stamp_us, recipients))
 
     def _fate(self, message: Message, refused: tuple[str, ...], unknown: tuple[str, ...]) -> bytes:
         if len(message.names) == 1 and not refused:

@@ -37,6 +37,9 @@ RECENT_BYTES, RECENT_MESSAGES = 8 * 1024 * 1024, 4096
 AHEAD_WAIT_SECONDS = 0.005
 """How long a connection waits before it looks again whether the tail has reached its cursor."""
 
+TAIL_WAIT_SECONDS = 0.002
+"""How soon to look again whether the tail has come as far as a connection that was ahead of it."""
+
 Chunk = tuple[bytes, int, int]
 """Joined frames, how many messages they are, and the seq just before the first."""
 
@@ -85,7 +88,7 @@ class Hub:
         self._cursors = cursors
         self._listener = listener
         self._loop = gevent.get_hub().loop
-        self.tail = Tail(readers, self.deliver, self._wake_all)
+        self.tail = Tail(readers, self.deliver, self._skipped)
         self.rooms: dict[str, Room] = {}
         self.connections: set[Connection] = set()  # all open ones, also those that did not join yet
         self.now = time.monotonic()
@@ -306,6 +309,10 @@ class Hub:
         """Turn live if what is missing is nothing, or still at hand. False: the store has to be asked again."""
         self.flush()
         delivered = self.tail.delivered
+        if connection.position > delivered:
+            # It has seen more elsewhere than this process's tail has: live now, it would see that again.
+            self.later(TAIL_WAIT_SECONDS, partial(self.feed, connection))
+            return True
         if connection.position < delivered:
             recent = self._recent
             if not recent or recent[0].seq > connection.position + 1:
@@ -415,6 +422,12 @@ class Hub:
     def _wake_all(self) -> None:
         for name in self._waiters:
             self._wake(name)
+
+    def _skipped(self) -> None:
+        """The tail passed over messages that nobody waited for: what is kept of it has a hole, so it goes."""
+        self._recent.clear()
+        self._recent_bytes = 0
+        self._wake_all()
 
     # ---- below
 

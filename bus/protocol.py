@@ -252,12 +252,12 @@ def message_frame(rendered: bytes) -> bytes:
     return b'{"type":"message","message":%b}' % rendered
 
 
-def sent_frame(ref: str | int | None, message_id: str | None, seq: int | None, recipients: bytes, duplicate: bool) -> bytes:
-    """The receipt of a send; `recipients` is JSON."""
-    return b'{"type":"sent","ref":%b,"message_id":%b,"seq":%b,"recipients":%b%b}' % (
+def sent_frame(ref: str | int, message_id: bytes, seq: int | None, recipients: bytes, duplicate: bool) -> bytes:
+    """The receipt of a send; `recipients` is JSON, `message_id` ASCII."""
+    return b'{"type":"sent","ref":%b,"message_id":"%b","seq":%b,"recipients":%b%b}' % (
         encode(ref),
-        encode(message_id),
-        encode(seq),
+        message_id,
+        b"null" if seq is None else b"%d" % seq,
         recipients,
         b',"duplicate":true' if duplicate else b"",
     )

@@ -294,9 +294,9 @@ def _need_admin() -> None:
 
 def _receipt(receipt: Receipt) -> bytes:
     return b'{"status":"sent","message_id":"%b","seq":%b,"timestamp":"%b","recipients":%b%b}' % (
-        receipt.message_id.encode(),
-        encode(receipt.seq),
-        receipt.timestamp.encode(),
+        receipt.message_id,
+        b"null" if receipt.seq is None else b"%d" % receipt.seq,
+        iso(receipt.stamp_us),
         receipt.recipients,
         b',"duplicate":true' if receipt.duplicate else b"",
     )

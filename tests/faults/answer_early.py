@@ -19,7 +19,7 @@ def register(app: Flask, bus: Bus) -> None:
         for item in gathered:
             assert isinstance(item, Pending)
             assert item.answer is not None
-            item.answer(Receipt("msg-early", 0, "", b"[]"))
+            item.answer(Receipt(b"msg-early", 0, 0, b"[]"))
             item.answer = lambda answer: None
         if gathered:
             gevent.spawn_later(DELAY_SECONDS, bus.writer.submit, gathered)
