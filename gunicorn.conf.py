@@ -8,6 +8,7 @@ import signal
 import sys
 
 import gunicorn.app.base  # noqa: F401  # gunicorn is what reads this file
+
 from bus.errors import StartRefused
 from bus.settings import check_bind, load
 

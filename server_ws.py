@@ -47,7 +47,7 @@ def enabled(settings: Settings) -> list[str]:
     disabled = set(split(settings.disabled_extensions))
     short = {name.rpartition(".")[2]: name for name in EXTENSIONS}
     if unknown := disabled - set(short) - set(EXTENSIONS):
-        raise StartRefused(f"DISABLED_EXTENSIONS names {sorted(unknown)[0]}, which is none of {', '.join(short)}.")
+        raise StartRefused(f"DISABLED_EXTENSIONS names {min(unknown)}, which is none of {', '.join(short)}.")
     if "edge" in disabled or "bus.transports.edge" in disabled:
         raise StartRefused("DISABLED_EXTENSIONS can't name edge: it is what checks every request.")
     shipped = [name for key, name in short.items() if key not in disabled and name not in disabled]

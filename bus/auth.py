@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import secrets
-from collections.abc import Mapping
+from typing import Protocol
 from urllib.parse import urlsplit
 
 import msgspec
@@ -18,6 +18,12 @@ from bus.errors import Forbidden, Unauthenticated
 from bus.settings import Settings
 
 LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
+
+
+class Headers(Protocol):
+    """Where a request's headers are looked up, whatever their case."""
+
+    def get(self, name: str, /) -> str | None: ...
 
 
 class Caller(msgspec.Struct, frozen=True):
@@ -59,7 +65,7 @@ class Auth:
         """Accept the key with this digest."""
         self._digest = digest
 
-    def caller(self, headers: Mapping[str, str]) -> Caller | None:
+    def caller(self, headers: Headers) -> Caller | None:
         """Who calls, from `X-API-Key` or `Authorization: Bearer`; None without a credential. Raises Unauthenticated."""
         if not self.on:
             return ANYBODY

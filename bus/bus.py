@@ -226,7 +226,9 @@ class Bus:
             self._gathered.append(Group(members))
             self.hub.kick()
             return
-        refusal = Malformed("Another message of the atomic batch was refused; nothing was stored.", code="batch_refused")
+        refusal = Malformed(
+            "Another message of the atomic batch was refused; nothing was stored.", code="batch_refused"
+        )
         for pending in members:
             pending.error = refusal
             pending.settled(pending)
@@ -235,7 +237,7 @@ class Bus:
         """Publish and wait for every answer, in the calling greenlet."""
         if self.overloaded:
             raise Unavailable("The bus is behind with its commits; nothing was stored.", retry_after_seconds=1)
-        answers: list[AsyncResult[Receipt | BusError]] = [AsyncResult() for _ in drafts]
+        answers: list[Any] = [AsyncResult() for _ in drafts]
         self.publish_all(drafts, [answer.set for answer in answers], atomic=atomic)
         return [answer.get() for answer in answers]
 
@@ -303,8 +305,8 @@ class Bus:
     def _fate(self, message: Message, refused: tuple[str, ...], unknown: tuple[str, ...]) -> bytes:
         if len(message.names) == 1 and not refused:
             name = message.names[0]
-            state = b"delivered" if self.is_live(name) else b"unknown" if unknown else b"queued"
-            return b'[{"client":"%b","state":"%b"}]' % (name.encode(), state)
+            fate = b"delivered" if self.is_live(name) else b"unknown" if unknown else b"queued"
+            return b'[{"client":"%b","state":"%b"}]' % (name.encode(), fate)
         if not message.names:
             everybody = self.hub.rooms if self.backplane.size == 1 else self.online()
             online = len(everybody) - (message.sender in everybody)
@@ -447,7 +449,7 @@ def _joined(one: Presence, other: Presence) -> Presence:
 
 
 def _calm_collector() -> None:
-    """What is there now stays; messages in flight make no cycles. By default a quarter of the time went to looking for some."""
+    """What is there now stays, and messages in flight make no cycles: looking for some took a quarter of the time."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 50, 100)

@@ -88,7 +88,9 @@ class Connection:
         "write_watcher",
     )
 
-    def __init__(self, descriptor: int, client: str, encoding: Encoding, hub: Hub, on_data: Callable[..., None]) -> None:
+    def __init__(
+        self, descriptor: int, client: str, encoding: Encoding, hub: Hub, on_data: Callable[..., None]
+    ) -> None:
         """Owns `descriptor` from here on. `on_data(connection, bytes)` gets what is read."""
         self.descriptor = descriptor
         self.client = client

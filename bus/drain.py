@@ -39,7 +39,9 @@ class Drain:
         random.shuffle(leaving)
         if not leaving:
             return
-        spread = min(self._spread, len(leaving) / CLOSES_A_SECOND, max(timeout - self._notice - CLOSE_WAIT_SECONDS, 0.0))
+        spread = min(
+            self._spread, len(leaving) / CLOSES_A_SECOND, max(timeout - self._notice - CLOSE_WAIT_SECONDS, 0.0)
+        )
         for connection in leaving:
             connection.reply(_goaway(spread))
         self._wait(min(time.monotonic() + self._notice, deadline), notify)

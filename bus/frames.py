@@ -33,9 +33,9 @@ Parsed = tuple[list[tuple[int, bytes]], int, int, FrameError | None]
 def read_frames(data: bytes, max_bytes: int) -> Parsed:
     """Parse the complete frames at the head of `data`.
 
-    Returns (frames, bytes used, bytes the next frame needs as far as known, error). A frame is (first byte, unmasked payload): the first byte carries FIN
-    (0x80) and the opcode. An error ends the connection after the frames before it were handled. A frame whose
-    announced length is over `max_bytes` is refused before its payload is there.
+    Returns (frames, bytes used, bytes the next frame needs as far as known, error). A frame is (first byte, unmasked
+    payload): the first byte carries FIN (0x80) and the opcode. An error ends the connection after the frames before it
+    were handled. A frame whose announced length is over `max_bytes` is refused before its payload is there.
     """
     frames: list[tuple[int, bytes]] = []
     append = frames.append
@@ -106,7 +106,9 @@ def frame(opcode: int, payload: bytes) -> bytes:
 
 def close_frame(code: int, reason: str = "") -> bytes:
     """A close frame; the reason is cut to what a control frame holds."""
-    return frame(CLOSE, struct.pack("!H", code) + reason.encode()[: MAX_CONTROL_PAYLOAD - 2].decode(errors="ignore").encode())
+    return frame(
+        CLOSE, struct.pack("!H", code) + reason.encode()[: MAX_CONTROL_PAYLOAD - 2].decode(errors="ignore").encode()
+    )
 
 
 def read_close(payload: bytes) -> int:

@@ -34,9 +34,6 @@ PAGE_MESSAGES, PAGE_BYTES = 500, 512 * 1024
 RECENT_BYTES, RECENT_MESSAGES = 8 * 1024 * 1024, 4096
 """What is kept of the tail, so that a connection can catch up with a busy one without another look at the store."""
 
-AHEAD_WAIT_SECONDS = 0.005
-"""How long a connection waits before it looks again whether the tail has reached its cursor."""
-
 TAIL_WAIT_SECONDS = 0.002
 """How soon to look again whether the tail has come as far as a connection that was ahead of it."""
 
@@ -213,7 +210,7 @@ class Hub:
 
     def _write_one(self, members: tuple[Connection, ...], chunk: Chunk) -> None:
         """The hot path: one chunk, and mostly connections that keep up. A ping rides along once a second."""
-        data, count, before = chunk
+        data, count, _ = chunk
         now = self.now
         delivered = self.tail.delivered
         ping = members[0].encoding.ping(delivered)
@@ -273,12 +270,13 @@ class Hub:
         """Read the next page for a lagging connection, one at a time; never past the tail, which brings the rest."""
         if connection.feeding or connection.closing or connection.descriptor < 0:
             return
-        connection.feeding = True
         client, after, upto = connection.client, connection.position, self.tail.delivered
-        if after > upto:  # its cursor is ahead of what this process has heard of: wait for the tail
+        if after > upto:
+            # It has seen more elsewhere than this process's tail has: live now, it would see that again.
             self.tail.hint(after)
-            self.later(AHEAD_WAIT_SECONDS, partial(self._fed, connection, Page([], after, False, 0), None))
+            self.later(TAIL_WAIT_SECONDS, partial(self.feed, connection))
             return
+        connection.feeding = True
 
         def job(reader: Reader) -> Page:
             return reader.inbox(client, after, upto, PAGE_MESSAGES, PAGE_BYTES)
@@ -309,10 +307,6 @@ class Hub:
         """Turn live if what is missing is nothing, or still at hand. False: the store has to be asked again."""
         self.flush()
         delivered = self.tail.delivered
-        if connection.position > delivered:
-            # It has seen more elsewhere than this process's tail has: live now, it would see that again.
-            self.later(TAIL_WAIT_SECONDS, partial(self.feed, connection))
-            return True
         if connection.position < delivered:
             recent = self._recent
             if not recent or recent[0].seq > connection.position + 1:

@@ -19,7 +19,9 @@ _STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime
 
 
 def _facts(record: logging.LogRecord) -> dict[str, Any]:
-    facts = {name: value for name, value in record.__dict__.items() if name not in _STANDARD and not name.startswith("_")}
+    facts = {
+        name: value for name, value in record.__dict__.items() if name not in _STANDARD and not name.startswith("_")
+    }
     if current := request_id.get():
         facts.setdefault("request_id", current)
     return facts
@@ -51,7 +53,9 @@ class ReadableFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         facts = " ".join(f"{name}={value}" for name, value in _facts(record).items())
-        line = f"{_time(record)[11:23]} {record.levelname.lower():7} {record.getMessage()}{'  ' + facts if facts else ''}"
+        line = (
+            f"{_time(record)[11:23]} {record.levelname.lower():7} {record.getMessage()}{'  ' + facts if facts else ''}"
+        )
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 
 

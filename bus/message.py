@@ -39,11 +39,9 @@ class Kind(enum.IntEnum):
     QUEUE = 4
 
 
-class Flag(enum.IntFlag):
-    """Properties of a message that are stored as bits."""
-
-    REQUIRES_ACK = 1
-    EVENT = 2
+REQUIRES_ACK = 1
+EVENT = 2
+"""Bits of a message's `flags`. Stored."""
 
 
 class Message(msgspec.Struct, gc=False):
@@ -88,7 +86,7 @@ class Names:
     def check(self, name: object, field: str) -> str:
         """Return `name` if it is a good client, type, topic or queue name; raise Malformed otherwise."""
         if name in self._good:
-            return name  # type: ignore[return-value]  # only strings are in the set
+            return name  # only strings are in the set
         if not isinstance(name, str):
             raise Malformed(f"`{field}` must be a string.", code="bad_name", field=field)
         if not _NAME.match(name):
@@ -257,24 +255,27 @@ def is_cursor(text: str) -> bool:
 
 # ---- rendering
 
-_TO = {Kind.CLIENT: b'"%b"', Kind.LIST: b"%b", Kind.ALL: b'"all"%b', Kind.TOPIC: b'"topic:%b"', Kind.QUEUE: b'"queue:%b"'}
+_TO = {
+    Kind.CLIENT: b'"%b"',
+    Kind.LIST: b"%b",
+    Kind.ALL: b'"all"%b',
+    Kind.TOPIC: b'"topic:%b"',
+    Kind.QUEUE: b'"queue:%b"',
+}
 
 
 def render(message: Message, epochs: Epochs) -> bytes:
     """The message as the JSON object that every recipient gets. Names need no escaping: their alphabet has none."""
-    return (
-        b'{"id":"%b","seq":%b,"from":"%b","to":%b,"type":"%b","payload":%b,"timestamp":"%b","requires_ack":%b%b}'
-        % (
-            epochs.id_of(message.seq) if message.seq else message.ephemeral_id.encode(),
-            b"%d" % message.seq if message.seq else b"null",
-            message.sender.encode(),
-            _TO[message.kind] % message.address.encode(),  # type: ignore[index]
-            message.type.encode(),
-            message.payload,
-            iso(message.stamp_us),
-            b"true" if message.flags & 1 else b"false",
-            message.extras,
-        )
+    return b'{"id":"%b","seq":%b,"from":"%b","to":%b,"type":"%b","payload":%b,"timestamp":"%b","requires_ack":%b%b}' % (
+        epochs.id_of(message.seq) if message.seq else message.ephemeral_id.encode(),
+        b"%d" % message.seq if message.seq else b"null",
+        message.sender.encode(),
+        _TO[message.kind] % message.address.encode(),  # type: ignore[index]
+        message.type.encode(),
+        message.payload,
+        iso(message.stamp_us),
+        b"true" if message.flags & REQUIRES_ACK else b"false",
+        message.extras,
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from bus.errors import BusError, Malformed, NotBuilt
-from bus.message import Flag, Kind, Message, Names, check_depth, parse_address
+from bus.message import Kind, Message, Names, check_depth, parse_address
 
 PRIORITIES = {"critical": 1, "high": 3, "normal": 5, "low": 7, "bulk": 9}
 _PRIORITY_NAMES = {number: name for name, number in PRIORITIES.items()}
@@ -122,8 +122,8 @@ def _explain(error: msgspec.ValidationError, what: str) -> Malformed:
 # ---- a send becomes a draft
 
 
-def draft_of(send: Send | Frame, sender: str, type_: str, *, names: Names, stamp_us: int, max_bytes: int) -> Draft:
-    """Check what the form can't say, and build the message. Raises Malformed, TooLarge, NotBuilt.
+def draft_of(send: Send | Frame, sender: str, type_: str, *, names: Names, stamp_us: int) -> Draft:
+    """Check what the form can't say, and build the message. Raises Malformed, NotBuilt.
 
     `sender` is a checked name; `stamp_us` the receive time. Runs on the event loop and does no I/O.
     """
@@ -137,7 +137,16 @@ def draft_of(send: Send | Frame, sender: str, type_: str, *, names: Names, stamp
     if _is_special(send, kind):
         _check_special(send, kind)
     message = Message(
-        kind, address, recipients, sender, type_, payload, stamp_us, 0, None, _extras(send) if _has_extras(send) else b""
+        kind,
+        address,
+        recipients,
+        sender,
+        type_,
+        payload,
+        stamp_us,
+        0,
+        None,
+        _extras(send) if _has_extras(send) else b"",
     )
     return Draft(message, send.ephemeral, send.idempotency_key)
 
@@ -281,6 +290,3 @@ def error_body(error: BusError, request_id: str) -> dict[str, object]:
     if error.field is not None:
         body["field"] = error.field
     return body
-
-
-assert Flag.REQUIRES_ACK == 1  # `render` in bus.message reads the bit directly

@@ -49,7 +49,9 @@ def place_of(reader: Reader, epochs: Epochs, since: str | None, kept: int, *, at
         raise AssertionError("parse_cursor refuses what is no cursor")
     if reason is None:
         return Place(seq)
-    resumed = head.seq if at_gap_go_to_latest else max(seq, head.lost_through) if reason != "unknown" else head.lost_through
+    resumed = (
+        head.seq if at_gap_go_to_latest else max(seq, head.lost_through) if reason != "unknown" else head.lost_through
+    )
     lost = head.lost_through - seq if reason == "evicted" else None
     return Place(resumed, Gap(requested, epochs.cursor(resumed), reason, lost))
 

@@ -39,7 +39,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     ] = ""
     durability: Annotated[
         Literal["full", "relaxed"],
-        Meta(description="full: an acknowledged send survives power loss. relaxed: the last second may go with the power."),
+        Meta(
+            description="full: an acknowledged send survives power loss. relaxed: the last second may go with the power."
+        ),
     ] = "full"
     max_message_size: Annotated[
         int,
@@ -50,7 +52,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     ] = 10_000
     inbox_limit: Annotated[
         int,
-        Meta(ge=1, description="Messages an inbox holds that its client has neither been pushed nor fetched; beyond, 429."),
+        Meta(
+            ge=1,
+            description="Messages an inbox holds that its client has neither been pushed nor fetched; beyond, 429.",
+        ),
     ] = 10_000
     max_log_bytes: Annotated[
         Annotated[int, Meta(ge=1024 * 1024)] | None,
@@ -58,22 +63,31 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     ] = None
     enable_auth: Annotated[
         bool | None,
-        Meta(description="Ask for a credential. Unset: on if API_KEY is set; off on loopback; else the start is refused."),
+        Meta(
+            description="Ask for a credential. Unset: on if API_KEY is set; off on loopback; else the start is refused."
+        ),
     ] = None
     api_key: Annotated[str | None, Meta(description="One admin key for the small case; turns auth on.")] = None
     allowed_origins: Annotated[
         str, Meta(description="Further Origins, comma-separated, whose pages may open sockets. Own host always may.")
     ] = ""
     allowed_hosts: Annotated[
-        str, Meta(description="Further Host names, comma-separated, that are answered while auth is off (DNS rebinding).")
+        str,
+        Meta(description="Further Host names, comma-separated, that are answered while auth is off (DNS rebinding)."),
     ] = ""
     bus_extensions: Annotated[str, Meta(description="Dotted names of further extensions, comma-separated.")] = ""
-    disabled_extensions: Annotated[str, Meta(description="Names of shipped extensions to leave out, comma-separated.")] = ""
+    disabled_extensions: Annotated[
+        str, Meta(description="Names of shipped extensions to leave out, comma-separated.")
+    ] = ""
     drain_notice_seconds: Annotated[
-        float, Meta(ge=0, le=60, description="From `goaway` to the first close at a stop; lets clients finish a thought.")
+        float,
+        Meta(ge=0, le=60, description="From `goaway` to the first close at a stop; lets clients finish a thought."),
     ] = 1.0
     drain_spread_seconds: Annotated[
-        float, Meta(ge=0, le=120, description="Over which closes are spread at a stop, so that clients do not return at once.")
+        float,
+        Meta(
+            ge=0, le=120, description="Over which closes are spread at a stop, so that clients do not return at once."
+        ),
     ] = 5.0
     log_level: Annotated[
         Literal["DEBUG", "INFO", "WARNING", "ERROR"], Meta(description="The least severe level that is logged.")
@@ -127,7 +141,9 @@ def split(commas: str) -> list[str]:
 
 def load(environ: Mapping[str, str] | None = None, env_file: Path | None = ROOT / ".env") -> Settings:
     """Read the settings: the environment wins over `.env`. Raises StartRefused with one sentence."""
-    given = {name: value or "" for name, value in dotenv_values(env_file, interpolate=False).items()} if env_file else {}
+    given = (
+        {name: value or "" for name, value in dotenv_values(env_file, interpolate=False).items()} if env_file else {}
+    )
     given.update(os.environ if environ is None else environ)
     known = {name.upper() for name in Settings.__struct_fields__}
     values = {name: value.strip() for name, value in given.items() if name in known and value.strip()}

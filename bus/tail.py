@@ -38,7 +38,7 @@ class Tail:
     """`delivered`: everything in the log up to this seq was handed to `deliver`. Event loop only."""
 
     def __init__(self, readers: WorkerPool, deliver: Deliver, skipped: Callable[[], None]) -> None:
-        """`deliver(messages)` gets them in order; `skipped()` is called when some were passed over because nobody listens."""
+        """`deliver(messages)` gets them in order; `skipped()` hears that some were passed over, since nobody listens."""
         self._readers = readers
         self._deliver = deliver
         self._skipped = skipped
@@ -69,7 +69,7 @@ class Tail:
         if first > self.delivered + 1:
             if len(self._ahead) < MAX_AHEAD:
                 heapq.heappush(self._ahead, (first, last, next(self._order), messages))
-            if not self._gap_timer.active:
+            if not self._gap_timer.active:  # type: ignore[attr-defined]  # missing in the stubs
                 self._gap_timer.start(self._read)
             return
         self._pass_on(last, messages)

@@ -348,7 +348,7 @@ def processes() -> list[Process]:
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-                # "pid (name, which may hold spaces and brackets) state parent group …"
+                # The name, second and in brackets, may hold spaces and brackets itself; what follows it does not.
                 state, parent, group = (folder / "stat").read_text().rpartition(")")[2].split()[:3]
                 table.append(Process(int(folder.name), int(parent), int(group), state))
     return table

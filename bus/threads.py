@@ -111,7 +111,7 @@ class WorkerPool:
                 if resource is None:
                     resource = self._open_resource()
                 value, error = job(resource), None
-            except BaseException as raised:  # crosses to the loop, where it is handled
+            except BaseException as raised:  # noqa: BLE001  # crosses to the loop, where it is handled
                 value, error = None, raised
             self._mailbox.post(then, value, error)
         if resource is not None:

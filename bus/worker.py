@@ -25,7 +25,9 @@ class Worker:
     `failures` counts failed ticks. Not thread-safe: built anywhere, started and stopped on the event loop.
     """
 
-    def __init__(self, name: str, tick: Callable[[], None], *, interval_seconds: float, exclusive: bool = False) -> None:
+    def __init__(
+        self, name: str, tick: Callable[[], None], *, interval_seconds: float, exclusive: bool = False
+    ) -> None:
         if interval_seconds <= 0:
             raise ValueError("interval_seconds must be above 0")
         self.name = name
@@ -34,7 +36,7 @@ class Worker:
         self.exclusive = exclusive
         self.failures = 0
         self._stopping = Event()
-        self._greenlet: gevent.Greenlet[[], None] | None = None
+        self._greenlet: gevent.Greenlet[..., None] | None = None
         self._lock: int | None = None
 
     def start(self, lock_folder: Path) -> None:

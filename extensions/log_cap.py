@@ -37,7 +37,9 @@ class LogCap:
         while step := self._bus.write(self._step):
             evicted += step
         if evicted:
-            log.info("The log reached its cap; the oldest messages went", extra={"action": "evicted", "messages": evicted})
+            log.info(
+                "The log reached its cap; the oldest messages went", extra={"action": "evicted", "messages": evicted}
+            )
 
     def _step(self, transaction: Transaction) -> int:
         (kept_bytes,) = transaction.execute("SELECT kept_bytes FROM log_head")[0]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import socket
 import threading
 from typing import Any, Self
 
@@ -68,7 +70,8 @@ class Follower:
 
     def close(self) -> None:
         """Cut the connection, and wait for the thread. Safe to call twice."""
-        self.socket.shut_down()
+        with contextlib.suppress(OSError):
+            self.socket.socket.shutdown(socket.SHUT_RDWR)
         self._thread.join(10)
         self.socket.close()
 

@@ -138,8 +138,10 @@ class LocalBackplane:
             self._watcher.close()
             self._listener.close()
             (self._folder / f"{self.slot}.{self._token}.sock").unlink(missing_ok=True)
-        for end in [*self._links.values(), *self._incoming]:
-            end.close()
+        for link in self._links.values():
+            link.close()
+        for incoming in self._incoming:
+            incoming.close()
         self._links.clear()
 
     # ---- telling

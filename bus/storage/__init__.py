@@ -43,8 +43,8 @@ class Outcome(msgspec.Struct, gc=False):
 class Pending(msgspec.Struct):
     """A message on its way through the writer, and what came of it: `error`, or `message.seq` and `outcome`.
 
-    `settled(pending)` is called on the event loop after the commit; `answer` is its caller's. `present`: every named recipient was online
-    when it was accepted, so that the inbox's cap need not be looked at.
+    `settled(pending)` is called on the event loop after the commit; `answer` is its caller's. `present`: every named
+    recipient was online when it was accepted, so that the inbox's cap need not be looked at.
     """
 
     message: Message

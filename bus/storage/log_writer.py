@@ -95,7 +95,7 @@ class LogWriter:
                 if writer is None:
                     writer = self._open_writer()
                 first, messages = writer.commit(batch)
-            except BaseException as error:  # handled and logged on the loop
+            except BaseException as error:  # noqa: BLE001  # handled and logged on the loop
                 self._mailbox.post(self._failed, batch, error)
             else:
                 self._mailbox.post(self._committed, batch, first, messages)
@@ -111,9 +111,13 @@ class LogWriter:
         self._settle(batch)
 
     def _failed(self, batch: list[Item], error: BaseException) -> None:
-        refusal = error if isinstance(error, BusError) else Unavailable("The log failed; nothing was stored. Try again.")
+        refusal = (
+            error if isinstance(error, BusError) else Unavailable("The log failed; nothing was stored. Try again.")
+        )
         log.error(
-            "A batch was not stored: %r", error.__cause__ or error, extra={"action": "commit_failed", "items": len(batch)}
+            "A batch was not stored: %r",
+            error.__cause__ or error,
+            extra={"action": "commit_failed", "items": len(batch)},
         )
         for item in batch:
             for part in item.members if isinstance(item, Group) else (item,):

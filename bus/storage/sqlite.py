@@ -14,6 +14,7 @@ import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import apsw
 import psutil
@@ -25,7 +26,25 @@ from bus.storage.sqlite_writer import SqliteUpkeep, SqliteWriter
 
 OLDEST_ENGINE = (3, 51, 3)
 NETWORK_FILE_SYSTEMS = frozenset(
-    "nfs nfs3 nfs4 cifs smb smb2 smb3 smbfs afs ncpfs 9p ceph glusterfs lustre fuse.sshfs fuse.glusterfs fuse.s3fs".split()
+    [
+        "nfs",
+        "nfs3",
+        "nfs4",
+        "cifs",
+        "smb",
+        "smb2",
+        "smb3",
+        "smbfs",
+        "afs",
+        "ncpfs",
+        "9p",
+        "ceph",
+        "glusterfs",
+        "lustre",
+        "fuse.sshfs",
+        "fuse.glusterfs",
+        "fuse.s3fs",
+    ]
 )
 CHECKED_WHOLE_BYTES = 128 * 1024 * 1024
 """A file up to this size is checked page by page at the first start (about 0.3 s); of a larger one, the ends."""
@@ -210,7 +229,7 @@ class SqliteStore:
                     lock.note(head)
         finally:
             connection.close()
-        return Epochs(lives)
+        return Epochs([(int(first), str(epoch)) for first, epoch in lives])  # type: ignore[arg-type]  # a NOT NULL integer
 
 
 @contextmanager
@@ -235,7 +254,11 @@ def _check_engine() -> None:
 
 def _check_file_system(folder: Path) -> None:
     real = str(folder.resolve())
-    mounts = [m for m in psutil.disk_partitions(all=True) if real == m.mountpoint or real.startswith(m.mountpoint.rstrip("/") + "/")]
+    mounts = [
+        m
+        for m in psutil.disk_partitions(all=True)
+        if real == m.mountpoint or real.startswith(m.mountpoint.rstrip("/") + "/")
+    ]
     if not mounts:
         return
     mount = max(mounts, key=lambda m: len(m.mountpoint))
@@ -259,7 +282,7 @@ def _check_ends(connection: apsw.Connection) -> list[tuple[object, ...]]:
 
 
 def _migrate_one(connection: apsw.Connection, owner: str, folder: Path) -> None:
-    done = dict(connection.execute("SELECT number, checksum FROM migrations WHERE owner = ?", (owner,)).fetchall())
+    done: dict[Any, Any] = dict(connection.execute("SELECT number, checksum FROM migrations WHERE owner = ?", (owner,)))
     files = sorted(folder.glob("[0-9]*.sql"))
     known = {int(file.name.split("_")[0]): file for file in files}
     if newer := set(done) - set(known):

@@ -57,11 +57,12 @@ class SqliteReader:
     def head(self) -> Head:
         row = self._one("SELECT seq, total_messages, kept_bytes, lost_through FROM log_head")
         last = self._one("SELECT stamp FROM messages ORDER BY seq DESC LIMIT 1")
-        return Head(*row, last[0] if last else None)
+        seq, total, kept_bytes, lost_through = row
+        return Head(seq, total, kept_bytes, lost_through, last[0] if last else None)
 
     def changed(self) -> bool:
         version = self._one("PRAGMA data_version")[0]
-        changed = version != self._version
+        changed = bool(version != self._version)
         self._version = version
         return changed
 

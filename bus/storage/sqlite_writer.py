@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import apsw
 import msgspec
@@ -28,7 +28,8 @@ _INSERT_SIZES = (256, 64, 16, 4, 1)
 """Rows of one INSERT. Multi-row VALUES write 24–40 % more rows a second than executemany; few sizes keep the cache warm."""
 
 _INSERTS = {
-    size: "INSERT INTO messages VALUES " + ",".join(["(" + ",".join("?" * _WIDTH) + ")"] * size) for size in _INSERT_SIZES
+    size: "INSERT INTO messages VALUES " + ",".join(["(" + ",".join("?" * _WIDTH) + ")"] * size)
+    for size in _INSERT_SIZES
 }
 _OPEN_INBOX = "INSERT OR IGNORE INTO clients VALUES (?1, 0, ?2, ?2, ?3, ?3)"
 _MAKE_KNOWN = """
@@ -131,7 +132,7 @@ class _Work:
             job.value = job.run(self)
         except (apsw.FullError, apsw.IOError):
             raise
-        except Exception as error:  # the job's own fault: it alone is undone, and its caller is told
+        except Exception as error:  # noqa: BLE001  # the job's own fault: it alone is undone, and its caller is told
             self._execute("ROLLBACK TO job")
             job.error = error
         self._execute("RELEASE job")
@@ -235,7 +236,7 @@ class _Work:
         return True
 
     def _count_waiting(self, name: str) -> int:
-        (mark,) = self._execute("SELECT mark FROM clients WHERE name = ?", (name,)).fetchone()
+        mark = int(self._execute("SELECT mark FROM clients WHERE name = ?", (name,)).get)
         counted_mark, through, waiting = self._writer._fill.get(name, (mark, mark, 0))
         if mark >= through:
             through, waiting = mark, 0
@@ -255,11 +256,12 @@ class _Work:
     def _seen_before(self, item: Pending) -> bool:
         message = item.message
         row = self._execute(
-            "SELECT body_hash, seq, stamp, answer FROM idempotency WHERE sender = ? AND key = ?", (message.sender, item.key)
+            "SELECT body_hash, seq, stamp, answer FROM idempotency WHERE sender = ? AND key = ?",
+            (message.sender, item.key),
         ).fetchone()
         if row is None:
             return False
-        body_hash, seq, stamp, answer = row
+        body_hash, seq, stamp, answer = cast("tuple[bytes, int, int, bytes]", row)
         if body_hash != _hash(message):
             item.error = KeyReused(
                 "This idempotency key was used for another message; make a new key for a new message.",

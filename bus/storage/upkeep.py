@@ -50,7 +50,7 @@ class UpkeepThread:
                 if lock is not None:
                     upkeep = upkeep or self._open_upkeep()
                     upkeep.tick()
-            except Exception:  # a full disk, say; logging is not for native threads
+            except Exception:  # noqa: BLE001  # a full disk, say; logging is not for native threads
                 self.failures += 1
         if upkeep is not None:
             upkeep.close()

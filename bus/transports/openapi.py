@@ -66,7 +66,11 @@ def describe(operations: Sequence[Operation]) -> dict[str, Any]:
             paths.setdefault(prefixed, {})[operation.method.lower()] = _operation(operation, prefixed, by_type)
     return {
         "openapi": "3.1.0",
-        "info": {"title": "multi-agent-bridge", "version": __version__, "license": {"name": "MIT", "identifier": "MIT"}},
+        "info": {
+            "title": "multi-agent-bridge",
+            "version": __version__,
+            "license": {"name": "MIT", "identifier": "MIT"},
+        },
         "paths": paths,
         "components": {
             "schemas": components,

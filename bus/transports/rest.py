@@ -66,7 +66,9 @@ class Rest:
         if batch.atomic and len(good) < len(drafts):
             at, error = next((at, d) for at, d in enumerate(drafts) if isinstance(d, BusError))
             raise Malformed(
-                f"Message {at} of the atomic batch is wrong, so none was stored: {error.sentence}", code=error.code, field=error.field
+                f"Message {at} of the atomic batch is wrong, so none was stored: {error.sentence}",
+                code=error.code,
+                field=error.field,
             )
         sent = iter(self._bus.send(good, atomic=batch.atomic) if good else [])
         results = [next(sent) if isinstance(draft, Draft) else draft for draft in drafts]
@@ -89,9 +91,7 @@ class Rest:
         if send.sender is None:
             raise Malformed("`from` is missing; say who sends.", code="missing_field", field="from")
         sender = bus.names.check_client(send.sender, "from")
-        return draft_of(
-            send, sender, send.type, names=bus.names, stamp_us=now_us(), max_bytes=bus.settings.max_message_size
-        )
+        return draft_of(send, sender, send.type, names=bus.names, stamp_us=now_us())
 
     # ---- reading
 
@@ -115,7 +115,9 @@ class Rest:
         if not wait or not limit:
             return bus.read(job)  # type: ignore[no-any-return]
         if self._waiting >= MAX_WAITING_REQUESTS:
-            raise Unavailable("Too many requests wait already; try again, or connect a WebSocket.", retry_after_seconds=2)
+            raise Unavailable(
+                "Too many requests wait already; try again, or connect a WebSocket.", retry_after_seconds=2
+            )
         self._waiting += 1
         event = bus.hub.waiter(name)
         timeout = gevent.Timeout.start_new(wait)
@@ -199,7 +201,9 @@ class Rest:
     def client(self, client_id: str) -> Response:
         row = self._bus.read(lambda reader: reader.client(client_id))
         if row is None or not row.known:
-            raise NotFound("The bus knows no client of this name; it has neither connected nor sent.", code="unknown_client")
+            raise NotFound(
+                "The bus knows no client of this name; it has neither connected nor sent.", code="unknown_client"
+            )
         return json_answer(_client(row, self._bus.online().get(client_id)))
 
     def status(self) -> Response:
@@ -244,7 +248,9 @@ class Rest:
             transaction.execute("UPDATE log_head SET kept_bytes = 0, lost_through = seq")
             return int(cleared)
 
-        return json_answer(answers.Cleared("cleared", self._bus.write(job), self._bus.epochs.cursor(self._bus.hub.tail.delivered)))
+        return json_answer(
+            answers.Cleared("cleared", self._bus.write(job), self._bus.epochs.cursor(self._bus.hub.tail.delivered))
+        )
 
     def health(self) -> Response:
         return json_answer(answers.Health("healthy"))
@@ -273,7 +279,9 @@ def _wait() -> float:
     except ValueError:
         wait = math.nan
     if not 0 <= wait <= MAX_WAIT_SECONDS:
-        raise Malformed(f"`wait` must be a number of seconds from 0 to {MAX_WAIT_SECONDS:.0f}.", code="bad_field", field="wait")
+        raise Malformed(
+            f"`wait` must be a number of seconds from 0 to {MAX_WAIT_SECONDS:.0f}.", code="bad_field", field="wait"
+        )
     return wait
 
 
@@ -344,15 +352,71 @@ def _operations(rest: Rest) -> list[Operation]:
     )
     listing = (limit, Parameter("cursor", "the cursor of the page before"))
     return [
-        Operation("POST", "/api/send", rest.send, "Send a message.", answers.Sent, Send, (), (400, 413, 415, 422, 429, 501, 507)),
-        Operation("POST", "/api/send/batch", rest.send_batch, "Send up to 1,000 messages in one commit.", answers.BatchSent, answers.BatchBody, (), (400, 413, 415, 422, 429, 501, 507)),
-        Operation("GET", "/api/messages", rest.messages, "Read an inbox after a cursor; wait for what comes.", answers.Messages, None, inbox, (400,)),
-        Operation("GET", "/api/messages/<message_id>", rest.message, "A message and its delivery state.", answers.OneMessage, None, (), (404,)),
-        Operation("GET", "/api/log", rest.log, "Read the log by cursor or time.", answers.Messages, None, log, (400, 501)),
-        Operation("GET", "/api/clients", rest.clients, "Who is known, online, and how much waits for them.", answers.Clients, None, listing, (400,)),
+        Operation(
+            "POST",
+            "/api/send",
+            rest.send,
+            "Send a message.",
+            answers.Sent,
+            Send,
+            (),
+            (400, 413, 415, 422, 429, 501, 507),
+        ),
+        Operation(
+            "POST",
+            "/api/send/batch",
+            rest.send_batch,
+            "Send up to 1,000 messages in one commit.",
+            answers.BatchSent,
+            answers.BatchBody,
+            (),
+            (400, 413, 415, 422, 429, 501, 507),
+        ),
+        Operation(
+            "GET",
+            "/api/messages",
+            rest.messages,
+            "Read an inbox after a cursor; wait for what comes.",
+            answers.Messages,
+            None,
+            inbox,
+            (400,),
+        ),
+        Operation(
+            "GET",
+            "/api/messages/<message_id>",
+            rest.message,
+            "A message and its delivery state.",
+            answers.OneMessage,
+            None,
+            (),
+            (404,),
+        ),
+        Operation(
+            "GET", "/api/log", rest.log, "Read the log by cursor or time.", answers.Messages, None, log, (400, 501)
+        ),
+        Operation(
+            "GET",
+            "/api/clients",
+            rest.clients,
+            "Who is known, online, and how much waits for them.",
+            answers.Clients,
+            None,
+            listing,
+            (400,),
+        ),
         Operation("GET", "/api/clients/<client_id>", rest.client, "One client.", answers.Client, None, (), (404,)),
         Operation("GET", "/api/status", rest.status, "How the bus is.", answers.Status),
-        Operation("POST", "/api/clear", rest.clear, "Clear all messages; seq never goes back.", answers.Cleared, None, (), (507,)),
+        Operation(
+            "POST",
+            "/api/clear",
+            rest.clear,
+            "Clear all messages; seq never goes back.",
+            answers.Cleared,
+            None,
+            (),
+            (507,),
+        ),
         Operation("GET", "/health", rest.health, "The process answers.", answers.Health),
     ]
 

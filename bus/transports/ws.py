@@ -83,7 +83,9 @@ class WebSocketTransport:
         if bus.draining:
             raise Unavailable("The server is about to stop; connect again in a moment.", retry_after_seconds=2)
         if len(bus.hub.connections) >= bus.settings.max_connections:
-            raise Unavailable("This process has all the connections it may have; try again later.", retry_after_seconds=30)
+            raise Unavailable(
+                "This process has all the connections it may have; try again later.", retry_after_seconds=30
+            )
         on_gap = request.args.get("on_gap", "oldest")
         if on_gap not in ("oldest", "latest"):
             raise Malformed("`on_gap` must be oldest or latest.", code="bad_field", field="on_gap")
@@ -269,9 +271,7 @@ class WebSocketTransport:
 
     def _send(self, connection: Connection, frame: Frame, stamp_us: int) -> None:
         bus = self._bus
-        draft = draft_of(
-            frame, connection.client, frame.msg_type, names=bus.names, stamp_us=stamp_us, max_bytes=self._max_bytes
-        )
+        draft = draft_of(frame, connection.client, frame.msg_type, names=bus.names, stamp_us=stamp_us)
         bus.publish(draft, partial(self._sent, connection, frame.ref))
 
     def _sent(self, connection: Connection, ref: str | int | None, answer: Receipt | BusError) -> None:
@@ -293,9 +293,13 @@ class WebSocketTransport:
         elif verb == "auth":
             raise Malformed("This connection is authenticated already.", code="already_authenticated", field="type")
         elif not verb:
-            raise Malformed("`type` is missing; say what the frame wants (send, ping, …).", code="missing_field", field="type")
+            raise Malformed(
+                "`type` is missing; say what the frame wants (send, ping, …).", code="missing_field", field="type"
+            )
         else:
-            raise Malformed("`type` is unknown; this bus knows send, ping, subscribe.", code="unknown_type", field="type")
+            raise Malformed(
+                "`type` is unknown; this bus knows send, ping, subscribe.", code="unknown_type", field="type"
+            )
 
 
 class _Ref(msgspec.Struct):

@@ -95,7 +95,11 @@ def test_the_server_runs_without_websocket_or_description(fresh_server) -> None:
 def test_a_wrong_name_stops_the_start_with_a_sentence(env: dict[str, str], tmp_path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", "import server_ws"],
-        cwd=ROOT, env={"PATH": "", "DATA_DIR": str(tmp_path), **env}, capture_output=True, text=True, timeout=30,
+        cwd=ROOT,
+        env={"PATH": "", "DATA_DIR": str(tmp_path), **env},
+        capture_output=True,
+        text=True,
+        timeout=30,
     )
     assert done.returncode != 0
     assert "DISABLED_EXTENSIONS" in done.stderr

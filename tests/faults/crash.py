@@ -26,6 +26,7 @@ import threading
 import time
 from collections import defaultdict
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from websockets.exceptions import WebSocketException
@@ -192,13 +193,13 @@ def judge(load: Load, log: list[dict[str, Any]]) -> list[str]:
     """The faults of one server life; `log` is its whole log."""
     faults: list[str] = []
     seqs = [message["seq"] for message in log]
-    if any(later <= earlier for earlier, later in zip(seqs, seqs[1:], strict=False)):
+    if any(later <= earlier for earlier, later in pairwise(seqs)):
         faults.append("the log's seqs do not rise")
     in_log: dict[Pair, list[int]] = defaultdict(list)
     for message in log:
         in_log[message["from"], message["to"]].append(message["payload"]["n"])
     for consumer, messages in load.received.items():
-        if any(b["seq"] <= a["seq"] for a, b in zip(messages, messages[1:], strict=False)):
+        if any(b["seq"] <= a["seq"] for a, b in pairwise(messages)):
             faults.append(f"{consumer}: a first delivery with a seq that does not rise")
     for pair, acknowledged in load.acknowledged.items():
         producer, consumer = pair
@@ -234,7 +235,12 @@ def whole_log(server: BusServer) -> list[dict[str, Any]]:
 
 
 def run(
-    rounds: int, *, workers: int, env: dict[str, str] | None = None, seed: int | None = None, patience_seconds: float = 30.0
+    rounds: int,
+    *,
+    workers: int,
+    env: dict[str, str] | None = None,
+    seed: int | None = None,
+    patience_seconds: float = 30.0,
 ) -> Verdict:
     """`rounds` kills on one server life with `workers`; then the verdict."""
     chance = random.Random(seed)

@@ -80,7 +80,9 @@ def test_all_reaches_every_known_client_but_the_sender(server: BusServer) -> Non
 def test_fate_says_what_happens_for_each_name(server: BusServer) -> None:
     with ws(server, "f-online"):
         send(server, "someone", sender="f-known")
-        states = {r["client"]: r["state"] for r in send(server, ["f-online", "f-known", "f-stranger"]).body["recipients"]}
+        states = {
+            r["client"]: r["state"] for r in send(server, ["f-online", "f-known", "f-stranger"]).body["recipients"]
+        }
     assert states == {"f-online": "delivered", "f-known": "queued", "f-stranger": "unknown"}
 
 
@@ -224,7 +226,9 @@ def test_a_capped_log_evicts_the_oldest_and_says_so(fresh_server) -> None:
     server = fresh_server(env={"MAX_LOG_BYTES": str(1024 * 1024), "INBOX_LIMIT": "100000"})
     first = send(server, "capped", 0).body
     for _ in range(20):
-        server.call("POST", "/api/send/batch", {"messages": [{"from": "x", "to": "capped", "payload": "x" * 1000}] * 100})
+        server.call(
+            "POST", "/api/send/batch", {"messages": [{"from": "x", "to": "capped", "payload": "x" * 1000}] * 100}
+        )
     page = eventually(
         lambda: (found := inbox(server, "capped")).get("gap") and found, within_seconds=15, what="an eviction"
     )
@@ -252,7 +256,8 @@ def test_a_repeat_is_answered_with_the_first_result_and_stored_once(server: BusS
 def test_the_same_key_at_once_is_one_message(server4: BusServer) -> None:
     answers = []
     threads = [
-        threading.Thread(target=lambda: answers.append(send(server4, "once", 1, idempotency_key="k"))) for _ in range(16)
+        threading.Thread(target=lambda: answers.append(send(server4, "once", 1, idempotency_key="k")))
+        for _ in range(16)
     ]
     for thread in threads:
         thread.start()
@@ -276,7 +281,9 @@ def test_a_key_survives_a_kill(fresh_server) -> None:
 
 def test_a_full_inbox_refuses_and_others_go_on(fresh_server) -> None:
     server = fresh_server(env={"INBOX_LIMIT": "5"})
-    results = server.call("POST", "/api/send/batch", {"messages": [{"from": "x", "to": "full", "payload": n} for n in range(8)]})
+    results = server.call(
+        "POST", "/api/send/batch", {"messages": [{"from": "x", "to": "full", "payload": n} for n in range(8)]}
+    )
     assert [r.get("code", "sent") for r in results.body["results"]] == ["sent"] * 5 + ["inbox_full"] * 3
     refused = send(server, "full")
     assert (refused.status, refused.body["code"]) == (429, "inbox_full")
@@ -328,7 +335,18 @@ def test_a_long_poll_ends_empty_in_time(server: BusServer) -> None:
 
 @pytest.mark.parametrize(
     "payload",
-    [None, True, 0, -1.5e300, "", "שלום", "<script>alert(1)</script>'; DROP TABLE messages; --", [], {}, {"a": [{"b": None}]}],
+    [
+        None,
+        True,
+        0,
+        -1.5e300,
+        "",
+        "שלום",
+        "<script>alert(1)</script>'; DROP TABLE messages; --",
+        [],
+        {},
+        {"a": [{"b": None}]},
+    ],
 )
 def test_a_payload_comes_out_as_it_went_in(server: BusServer, payload: Any) -> None:
     seq = send(server, "exact", payload).body["seq"]

@@ -1,4 +1,4 @@
-"""The v1.1 client library, unchanged: an app of `websocket-client` that knows four frames, and nothing of seqs or cursors."""
+"""The v1.1 client, unchanged: an app of `websocket-client` that knows four frames, and nothing of seqs or cursors."""
 
 from __future__ import annotations
 
@@ -38,7 +38,9 @@ class V11Client:
             self.others.put(frame)
 
     def send(self, to: str, payload: Any, msg_type: str = "message") -> None:
-        self.app.send(json.dumps({"type": "send", "to": to, "msg_type": msg_type, "payload": payload, "require_ack": False}))
+        self.app.send(
+            json.dumps({"type": "send", "to": to, "msg_type": msg_type, "payload": payload, "require_ack": False})
+        )
 
     def raw(self, frame: dict[str, Any]) -> None:
         self.app.send(json.dumps(frame))

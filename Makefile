@@ -1,0 +1,75 @@
+# Every command does its own set-up: a virtual environment in .venv, from the hashed requirements.
+#   make PYTHON=/path/to/python3.12 …   builds it with another Python.
+
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+RUNTIME := $(VENV)/.runtime-installed
+TOOLS := $(VENV)/.tools-installed
+PIP := $(PY) -m pip --disable-pip-version-check --quiet install --require-hashes
+PYTEST := $(PY) -m pytest
+ROUNDS ?= 300
+.DEFAULT_GOAL := help
+
+.PHONY: help setup run test test-all check format docs bench crash-test lock clean
+
+help: ## Say what there is to make
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' Makefile | awk -F'|' '{ printf "%-16s %s\n", $$1, $$2 }'
+
+setup: $(TOOLS) ## Install everything that running and testing need, into .venv
+
+run: $(RUNTIME) ## Start the server on http://127.0.0.1:5001
+	@exec $(PY) server_ws.py
+
+test: $(TOOLS) ## Run the quick tests: a few minutes
+	$(PYTEST) -m "not slow and not full"
+
+test-all: $(TOOLS) ## Run every test, the slow ones and those that need other programs included
+	$(PYTEST)
+
+check: $(TOOLS) ## Lint, formatting, types
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+format: $(TOOLS) ## Format the code and mend what the linter can
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+docs: $(RUNTIME) ## Write docs/settings.md and .env.example anew
+	$(PY) docs/make_settings.py
+
+bench: $(TOOLS) ## Run the benchmarks; see benchmarks/README.md
+	$(PY) -m benchmarks
+
+crash-test: $(TOOLS) ## Kill the server ROUNDS times (300) under load and look for what was lost
+	$(PY) -m tests.faults.crash --rounds $(ROUNDS)
+
+lock: $(TOOLS) ## Compile the requirements anew from the .in files (needs uv)
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+	  requirements.in -o requirements.txt
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+	  -c requirements.txt requirements-dev.in -o requirements-dev.txt
+
+clean: ## Remove the virtual environment and the tools' caches; your data stays
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The environment, once. Installing the tools brings what the server needs, too: requirements-dev.txt holds both.
+
+$(PY):
+	@command -v $(PYTHON) >/dev/null || { \
+	  echo "There is no $(PYTHON) here; install Python 3.11 or newer, or say make PYTHON=/path/to/python3."; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "$(PYTHON) is $$($(PYTHON) -V 2>&1), the bus needs 3.11 or newer; say make PYTHON=/path/to/python3."; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo "$(PYTHON) can't make virtual environments: install its venv module (Debian: apt-get install python3-venv)."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(RUNTIME): requirements.txt | $(PY)
+	$(PIP) -r requirements.txt
+	@touch $@
+
+$(TOOLS): requirements-dev.txt | $(PY)
+	$(PIP) -r requirements-dev.txt
+	@touch $(RUNTIME) $@
