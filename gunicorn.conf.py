@@ -7,8 +7,9 @@ import os
 import signal
 import sys
 
-import gunicorn.app.base  # noqa: F401  # gunicorn is what reads this file
+from gunicorn.glogging import Logger
 
+from bus import logs
 from bus.errors import StartRefused
 from bus.settings import check_bind, load
 
@@ -30,6 +31,14 @@ max_requests = 0
 preload_app = False
 accesslog = None
 loglevel = _settings.log_level.lower()
+
+
+class logger_class(Logger):
+    """gunicorn's own lines, the master's included, in the one form of the bus."""
+
+    def setup(self, cfg):
+        super().setup(cfg)
+        logs.set_up(level=_settings.log_level, json_lines=_settings.json_logs)
 
 
 def on_starting(server):

@@ -3,7 +3,7 @@
 There is no greenlet and no lock: libev watchers read, and write when the kernel's buffer was full. Everything that
 leaves goes through `write`, so frames never interleave. At most MAX_HELD_BYTES or MAX_HELD_MESSAGES (or one message, if
 that is larger) are held in memory for a slow reader; past that it is *lagging*: the hub leaves it out, and feeds it
-from the store at its own pace.
+from the store at its own pace. One that asks without reading the answers is not read any more, until it has.
 
 WebSocket and SSE are two `Encoding`s of the same thing.
 """
@@ -70,6 +70,7 @@ class Connection:
         "held",
         "held_bytes",
         "held_messages",
+        "held_replies",
         "hub",
         "joined",
         "last_ping",
@@ -109,6 +110,7 @@ class Connection:
         self.held: deque[bytes | memoryview] | None = None
         self.held_bytes = 0
         self.held_messages = 0
+        self.held_replies = 0  # the bytes among them that are no messages
         self.replies: list[bytes] | None = None
         self.partial: bytearray | None = None
         self.partial_need = 0
@@ -126,6 +128,9 @@ class Connection:
     # ---- reading
 
     def _readable(self) -> None:
+        if self.held_replies > MAX_HELD_BYTES:
+            self.pause()
+            return
         try:
             data = os.read(self.descriptor, READ_BYTES)
         except BlockingIOError:
@@ -205,6 +210,8 @@ class Connection:
         self.held.append(data)
         self.held_bytes += len(data)
         self.held_messages += messages
+        if not messages:
+            self.held_replies += len(data)
 
     def _writable(self) -> None:
         held = self.held
@@ -225,7 +232,9 @@ class Connection:
                 held[0] = memoryview(held[0])[written:]
             return
         self.held = None
-        self.held_bytes = self.held_messages = 0
+        if self.held_replies > MAX_HELD_BYTES:
+            self.resume()
+        self.held_bytes = self.held_messages = self.held_replies = 0
         self.write_watcher.stop()
         self.write_watcher.close()
         self.write_watcher = None

@@ -38,7 +38,7 @@ TAIL_WAIT_SECONDS = 0.002
 """How soon to look again whether the tail has come as far as a connection that was ahead of it."""
 
 Chunk = tuple[bytes, int, int]
-"""Joined frames, how many messages they are, and the seq just before the first."""
+"""Joined frames, how many messages they are, and the place of the first among those that are due."""
 
 by_seq = attrgetter("seq")
 
@@ -183,9 +183,9 @@ class Hub:
             if chunks is None:
                 chunks = shared[encoding] = self._chunks(encoding, due)
             if len(chunks) == 1:
-                self._write_one(tuple(members), chunks[0])
+                self._write_one(tuple(members), chunks[0], due)
             else:
-                self._write_many(tuple(members), chunks)
+                self._write_many(tuple(members), chunks, due)
         if pushed and room.last_seq:
             self._cursors.mark(room.name, room.last_seq)
 
@@ -193,22 +193,18 @@ class Hub:
         epochs = self._epochs
         frames = [encoding.message(text_of(message, epochs), message.seq) for message in due]
         if sum(map(len, frames)) <= CHUNK_BYTES:
-            return [(b"".join(frames), len(frames), self._before(due))]
+            return [(b"".join(frames), len(frames), 0)]
         chunks = []
         start = size = 0
         for index, frame in enumerate(frames):
             if size and size + len(frame) > CHUNK_BYTES:
-                chunks.append((b"".join(frames[start:index]), index - start, self._before(due[start:])))
+                chunks.append((b"".join(frames[start:index]), index - start, start))
                 start, size = index, 0
             size += len(frame)
-        chunks.append((b"".join(frames[start:]), len(frames) - start, self._before(due[start:])))
+        chunks.append((b"".join(frames[start:]), len(frames) - start, start))
         return chunks
 
-    def _before(self, due: list[Message]) -> int:
-        """The seq up to which a connection that misses `due` has everything."""
-        return next((message.seq - 1 for message in due if message.seq), self.tail.delivered)
-
-    def _write_one(self, members: tuple[Connection, ...], chunk: Chunk) -> None:
+    def _write_one(self, members: tuple[Connection, ...], chunk: Chunk, due: list[Message]) -> None:
         """The hot path: one chunk, and mostly connections that keep up. A ping rides along once a second."""
         data, count, _ = chunk
         now = self.now
@@ -217,7 +213,7 @@ class Hub:
         write = os.write
         for connection in members:
             if connection.held is not None:
-                self._write_many((connection,), [chunk])
+                self._write_many((connection,), [chunk], due)
                 continue
             out = data
             if connection.replies is not None:
@@ -237,13 +233,13 @@ class Hub:
             if written != len(out):
                 connection.hold_rest(out, written, count)
 
-    def _write_many(self, members: tuple[Connection, ...], chunks: list[Chunk]) -> None:
+    def _write_many(self, members: tuple[Connection, ...], chunks: list[Chunk], due: list[Message]) -> None:
         for connection in members:
-            for data, count, before in chunks:
+            for data, count, start in chunks:
                 if connection.descriptor < 0:
                     break
                 if not connection.has_room(len(data), count):
-                    self._fall_behind(connection, before)
+                    self._fall_behind(connection, due[start:])
                     break
                 connection.write(data, count)
 
@@ -312,6 +308,8 @@ class Hub:
             if not recent or recent[0].seq > connection.position + 1:
                 return False
             missed = [m for m in recent if m.seq > connection.position and _is_due(m, connection.client)]
+            if len(missed) > 1 and sum(map(_size, missed)) > PAGE_BYTES:
+                return False  # more than a slow reader may be given at once
             self._write_page(connection, missed, delivered)
         if connection.descriptor >= 0 and connection.held is None:
             self._turn_live(connection)
@@ -333,11 +331,13 @@ class Hub:
             connection.dropped = 0
         self._listener.presence_changed(room)
 
-    def _fall_behind(self, connection: Connection, before: int) -> None:
+    def _fall_behind(self, connection: Connection, missed: list[Message]) -> None:
+        """Leave it out from `missed` on: the store has them, but for the ephemeral ones."""
         room = connection.room
         assert room is not None
         connection.live = False
-        connection.position = before
+        connection.position = next((message.seq - 1 for message in missed if message.seq), self.tail.delivered)
+        connection.dropped += sum(1 for message in missed if not message.seq)
         del room.members[connection.encoding][connection]
         room.lagging.add(connection)
         self._listener.presence_changed(room)

@@ -106,28 +106,34 @@ class Mailbox:
             self._changed.notify_all()
             return True
 
-    def take(self, wanted: Callable[[Message], bool], *, timeout: float | None, may_fill: bool = False) -> Entry | None:
-        """Remove and return the oldest message that `wanted` accepts.
+    def take(
+        self,
+        wanted: Callable[[Message], bool],
+        *,
+        timeout: float | None,
+        until_closed: bool = False,
+        others_take: Callable[[Message], bool] | None = None,
+    ) -> Entry | None:
+        """Remove and return the oldest message that `wanted` accepts; it counts as in hand until `done`.
 
-        Waits up to `timeout` seconds (None: for ever); then, or when the mailbox is closed and holds none, returns
-        None. The entry counts as in hand until `done`. With `may_fill`, raises BacklogFull when the mailbox is full
-        of others, since then none can come. `wanted` runs with the lock held: it must not wait.
+        Waits up to `timeout` seconds (None: for ever), then returns None. After `close` it returns what is left, then
+        None; with `until_closed` None at once. With `others_take`, raises BacklogFull when the mailbox is full of
+        messages that are neither wanted here nor taken by others, since then none can come. Both functions run with
+        the lock held: they must not wait.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         with self._changed:
-            while True:
+            while not (self._closed and until_closed):
                 entry = self._pop(wanted)
                 if entry is not None or self._closed:
                     return entry
-                if may_fill and self._has_no_room():
-                    raise BacklogFull(
-                        f"{len(self._entries)} messages of other types fill the local queue, so nothing more is read;"
-                        " receive those, or register handlers for them."
-                    )
+                if others_take is not None:
+                    self._check_flow(others_take)
                 remaining = None if deadline is None else deadline - time.monotonic()
                 if remaining is not None and remaining <= 0:
                     return None
                 self._changed.wait(remaining)
+            return None
 
     def done(self, entry: Entry) -> None:
         """The application has the message (or its handler ended): it no longer holds the cursor back."""
@@ -147,6 +153,13 @@ class Mailbox:
 
     def _has_no_room(self) -> bool:
         return len(self._entries) >= self._limit or (bool(self._entries) and self._bytes >= MAX_BYTES)
+
+    def _check_flow(self, others_take: Callable[[Message], bool]) -> None:
+        if self._has_no_room() and not any(others_take(entry.message) for entry in self._entries):
+            raise BacklogFull(
+                f"{len(self._entries)} messages of other types fill the local queue, so nothing more is read; receive"
+                " those, or register handlers for them."
+            )
 
     def _pop(self, wanted: Callable[[Message], bool]) -> Entry | None:
         for index, entry in enumerate(self._entries):

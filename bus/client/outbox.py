@@ -6,16 +6,31 @@ in order, with the same idempotency keys, and is done once.
 
 from __future__ import annotations
 
+import itertools
+import secrets
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, TypedDict
 
 import msgspec
 
-from bus.client.errors import QueueFull
+from bus.client.errors import Offline, QueueFull, ReceiptTimeout
 from bus.client.received import Receipt
 from bus.errors import BusError
+
+
+class SendOptions(TypedDict, total=False):
+    """What a send may say beside `to` and the payload; see the manual's page on messages. None is as if not given."""
+
+    type: str | None
+    ephemeral: bool | None
+    priority: str | int | None
+    correlation_id: str | None
+    reply_to: str | None
+    thread_id: str | None
+    headers: Mapping[str, str] | None
+    idempotency_key: str | None
 
 
 class Pending(msgspec.Struct, eq=False):
@@ -60,10 +75,28 @@ class Outbox:
         self._limit = limit
         self._changed = threading.Condition()
         self._pending: dict[int, Pending] = {}
+        self._refs = itertools.count(1)
+        self._key_prefix = secrets.token_hex(8)
 
     def __len__(self) -> int:
         with self._changed:
             return len(self._pending)
+
+    def draft(self, to: str | list[str], payload: Any, options: SendOptions) -> Pending:
+        """Make a send, with a key of its own unless one is given or it is ephemeral. Raises TypeError."""
+        unknown = options.keys() - SendOptions.__annotations__.keys()
+        if unknown:
+            raise TypeError(f"a send has no option {', '.join(sorted(unknown))}")
+        fields = {name: value for name, value in options.items() if value is not None and value is not False}
+        type_ = str(fields.pop("type", "message"))
+        ref = next(self._refs)
+        is_ephemeral = "ephemeral" in fields
+        if not is_ephemeral:
+            fields.setdefault("idempotency_key", f"{self._key_prefix}-{ref}")
+        text = msgspec.json.encode(payload)
+        future: Future[Receipt] = Future()
+        future.set_running_or_notify_cancel()
+        return Pending(ref, type_, {"to": to, "payload": msgspec.Raw(text), **fields}, len(text), is_ephemeral, future)
 
     def add(self, pending: Pending) -> None:
         """Take in a new send. Raises QueueFull."""
@@ -136,3 +169,34 @@ class Outbox:
             if pending is not None:
                 self._changed.notify_all()
             return pending
+
+
+# ---- what is said to the sender of what has no receipt
+
+
+def too_late(pending: Pending, timeout: float | None, problem: str) -> ReceiptTimeout:
+    """No receipt came within `timeout` seconds; `problem` is why there is no connection, if there is none."""
+    key = pending.idempotency_key
+    if not pending.attempted:
+        return ReceiptTimeout(f"Nothing was sent within {timeout} s: {problem}.", idempotency_key=key)
+    return ReceiptTimeout(f"No receipt came within {timeout} s; {_MAY_BE_STORED}", idempotency_key=key)
+
+
+def lost_before_receipt(pending: Pending) -> Offline:
+    """The connection went while the send was on its way, and it is not to be sent again by itself."""
+    key = pending.idempotency_key
+    if key is None:
+        return Offline("The connection was lost before the receipt; an ephemeral message is not sent again.")
+    return Offline(f"The connection was lost before the receipt; {_MAY_BE_STORED}", idempotency_key=key)
+
+
+def closed_before_receipt(pending: Pending) -> Offline:
+    """The client was closed while the send was waiting."""
+    if not pending.attempted:
+        return Offline("The client was closed before the message could be sent.")
+    return Offline(
+        f"The client was closed before the receipt; {_MAY_BE_STORED}", idempotency_key=pending.idempotency_key
+    )
+
+
+_MAY_BE_STORED = "the message may be stored. Send it again with this exception's idempotency_key to be sure."

@@ -50,7 +50,7 @@ class Session:
 
     @classmethod
     def open(cls, address: Address, client_id: str, since: str | None, api_key: str | None) -> Session:
-        """Connect, and wait for the server's confirmation. Raises SessionEnded within about 2 × OPEN_SECONDS."""
+        """Connect, and wait for the server's confirmation. Raises SessionEnded within about twice OPEN_SECONDS."""
         try:
             connection = connect(
                 address.websocket(client_id, since),
