@@ -18,4 +18,5 @@ def main() -> NoReturn:
         sys.exit(f"The server does not start: {refusal}")
     config = str(ROOT / "gunicorn.conf.py")
     arguments = ["-m", "gunicorn", "-c", config, "--chdir", str(ROOT), "server_ws:app"]
+    os.chdir(ROOT)  # -m looks for modules there
     os.execv(sys.executable, [sys.executable, *arguments])

@@ -13,6 +13,7 @@ import zlib
 from typing import TYPE_CHECKING
 
 from flask import Flask, Response, g, request
+from gunicorn.http.errors import ParseException
 from werkzeug.exceptions import ClientDisconnected, HTTPException
 
 from bus.auth import Caller
@@ -53,9 +54,14 @@ def body_of(max_bytes: int) -> bytes:
         raise UnsupportedMedia("Send the body as JSON, with Content-Type: application/json.")
     if (request.content_length or 0) > max_bytes:
         raise _too_large(max_bytes)
-    raw = request.stream.read(max_bytes + 1)
+    try:
+        raw = request.stream.read(max_bytes + 1)
+    except (OSError, ParseException):
+        raise _cut_short() from None
     if len(raw) > max_bytes:
         raise _too_large(max_bytes)
+    if len(raw) < (request.content_length or 0):
+        raise _cut_short()
     coding = request.headers.get("Content-Encoding", "identity").lower()
     if coding == "identity":
         return raw
@@ -74,7 +80,13 @@ def _inflate(raw: bytes, coding: str, max_bytes: int) -> bytes:
         raise _too_large(max_bytes)
     if not inflater.eof:
         raise Malformed(f"The {coding} body ends early.", code="bad_encoding")
+    if inflater.unused_data:
+        raise Malformed(f"Something follows the end of the {coding} body; send one stream.", code="bad_encoding")
     return text
+
+
+def _cut_short() -> Malformed:
+    return Malformed("The body is not what its length or its chunks announced; send all of it.", code="bad_body")
 
 
 def _too_large(max_bytes: int) -> TooLarge:

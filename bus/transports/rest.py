@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import gevent
 import msgspec
-from flask import Blueprint, Flask, Response, request
+from flask import Blueprint, Flask, Response, g, request
 
 from bus import __version__
 from bus.bus import MAX_UNCOMMITTED
@@ -65,7 +65,7 @@ class Rest:
         good = [draft for draft in drafts if isinstance(draft, Draft)]
         if batch.atomic and len(good) < len(drafts):
             at, error = next((at, d) for at, d in enumerate(drafts) if isinstance(d, BusError))
-            raise Malformed(
+            raise type(error)(
                 f"Message {at} of the atomic batch is wrong, so none was stored: {error.sentence}",
                 code=error.code,
                 field=error.field,
@@ -74,7 +74,7 @@ class Rest:
         results = [next(sent) if isinstance(draft, Draft) else draft for draft in drafts]
         if batch.atomic and results and isinstance(results[0], BusError):
             raise results[0]
-        texts = [encode(error_body(r, "")) if isinstance(r, BusError) else _receipt(r) for r in results]
+        texts = [encode(error_body(r, g.request_id)) if isinstance(r, BusError) else _receipt(r) for r in results]
         return json_answer(b'{"count":%d,"results":[%b]}' % (len(texts), b",".join(texts)))
 
     def _draft_or_error(self, item: msgspec.Raw, max_bytes: int) -> Draft | BusError:
@@ -164,7 +164,7 @@ class Rest:
         def job(reader: Reader) -> tuple[Place, Page]:
             place = place_of(reader, bus.epochs, args.get("since", "earliest"), 0, at_gap_go_to_latest=False)
             until = args.get("until")
-            end = place_of(reader, bus.epochs, until, 0, at_gap_go_to_latest=True) if until else None
+            end = place_of(reader, bus.epochs, until, 0, at_gap_go_to_latest=True, field="until") if until else None
             only = Filter(
                 args.get("type"), args.get("from"), args.get("to"), place.since_us, end.since_us if end else None
             )

@@ -8,6 +8,7 @@ After the handshake the descriptor is detached from gevent's socket and driven b
 from __future__ import annotations
 
 import logging
+import re
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,7 @@ AUTH_SECONDS = 10.0
 AUTH_BYTES = 4096
 """Without a credential in the handshake, the first frame must be `auth`, within so many seconds and bytes."""
 
+_KEY = re.compile(r"[A-Za-z0-9+/]{22}==\Z")
 NOT_BUILT = frozenset({"ack", "nack", "progress", "release", "reject", "request"})
 
 
@@ -97,8 +99,8 @@ class WebSocketTransport:
         g.ws_since = request.args.get("since")
         g.ws_authenticated = caller is not None
         if caller is not None:
-            bus.make_known(client)
             g.ws_place = bus.place(client, g.ws_since, at_gap_go_to_latest=g.ws_at_latest)
+            bus.make_known(client)
         # permessage-deflate is declined: it costs 139 KB a connection, and 20 KB can inflate to 20 MB.
         request.environ.pop("HTTP_SEC_WEBSOCKET_EXTENSIONS", None)
 
@@ -139,14 +141,19 @@ class WebSocketTransport:
     # ---- authentication by first frame
 
     def _first_frame(self, since: str | None, at_latest: bool, connection: Connection, data: bytes) -> None:
-        found, used, need, problem = frames.read_frames(data, AUTH_BYTES)
-        if problem is not None or len(data) > AUTH_BYTES:
-            self._turn_away(connection)
+        if connection.closing:
+            connection.lose()  # it was turned away, and has answered
             return
+        found, used, need, problem = frames.read_frames(data, AUTH_BYTES)
         if not found:
-            connection.keep(data, need)
+            if problem is None:
+                connection.keep(data, need)
+            else:
+                self._turn_away(connection)
             return
         try:
+            if found[0][0] != 0x80 | frames.TEXT:
+                raise Unauthenticated("The first frame must be auth, in one text frame.")
             first = read(decode_frame, found[0][1], "frame")
             if first.type != "auth" or not first.token:
                 raise Unauthenticated("The first frame must be auth, with a token.")
@@ -161,8 +168,8 @@ class WebSocketTransport:
 
     def _admit(self, connection: Connection, since: str | None, at_latest: bool, found: list[Any], rest: bytes) -> None:
         try:
-            self._bus.make_known(connection.client)
             place = self._bus.place(connection.client, since, at_gap_go_to_latest=at_latest)
+            self._bus.make_known(connection.client)
         except BusError as refusal:
             connection.close(refusal.close_code, refusal.sentence)
             return
@@ -321,8 +328,7 @@ def _check_upgrade() -> None:
     """What simple-websocket would answer badly. Raises Malformed."""
     if request.headers.get("Sec-WebSocket-Version") != "13":
         raise Malformed("Sec-WebSocket-Version must be 13.", code="bad_handshake")
-    key = request.headers.get("Sec-WebSocket-Key", "")
-    if len(key) != 24 or not key.endswith("=="):
+    if not _KEY.match(request.headers.get("Sec-WebSocket-Key", "")):
         raise Malformed("Sec-WebSocket-Key must be 16 bytes in base 64.", code="bad_handshake")
     if "upgrade" not in request.headers.get("Connection", "").lower():
         raise Malformed("Connection must say Upgrade.", code="bad_handshake")
