@@ -18,8 +18,9 @@ help: ## Say what there is to make
 
 setup: $(TOOLS) ## Install everything that running and testing need, into .venv
 
-run: $(RUNTIME) ## Start the server on http://127.0.0.1:5001
-	@exec $(PY) server_ws.py
+# The greeter is in a subshell so that it is no child of the server, which would take it for a worker.
+run: $(RUNTIME) ## Start the server on http://127.0.0.1:5001, and send it a first message
+	@( $(PY) -m examples.hello & ); exec $(PY) server_ws.py
 
 test: $(TOOLS) ## Run the quick tests: a few minutes
 	$(PYTEST) -m "not slow and not full"
@@ -64,7 +65,7 @@ $(PY):
 	  echo "$(PYTHON) is $$($(PYTHON) -V 2>&1), the bus needs 3.11 or newer; say make PYTHON=/path/to/python3."; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
 	  echo "$(PYTHON) can't make virtual environments: install its venv module (Debian: apt-get install python3-venv)."; exit 1; }
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
 $(RUNTIME): requirements.txt | $(PY)
 	$(PIP) -r requirements.txt

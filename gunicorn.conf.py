@@ -56,6 +56,11 @@ def on_starting(server):
         sys.exit(f"The server does not start: {refusal}")
 
 
+def post_fork(server, worker):
+    """Let a SIGTERM end a worker that is still booting: until gunicorn sets its own, the master's handler would eat it."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 def post_worker_init(worker):
     """Start the bus in the worker, and see that it ends well."""
     bus = worker.wsgi.extensions["bus"]

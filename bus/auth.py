@@ -10,14 +10,12 @@ import hashlib
 import hmac
 import secrets
 from typing import Protocol
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import msgspec
 
 from bus.errors import Forbidden, Unauthenticated
-from bus.settings import Settings
-
-LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
+from bus.settings import Settings, is_loopback
 
 
 class Headers(Protocol):
@@ -54,7 +52,7 @@ class Auth:
         self.on = settings.auth_on
         self._digest = key_digest(settings.api_key) if settings.api_key else ""
         self._origins = settings.origins()
-        self._hosts = LOOPBACK_HOSTS | settings.hosts() | {settings.message_bus_host}
+        self._hosts = settings.hosts() | {settings.message_bus_host}
 
     @property
     def needs_first_key(self) -> bool:
@@ -85,8 +83,8 @@ class Auth:
         """With auth off, answer only to names of this machine: a foreign name means DNS rebinding. Raises Forbidden."""
         if self.on:
             return
-        name = (urlsplit(f"//{host}").hostname or "").lower()
-        if name not in self._hosts and not name.startswith("127."):
+        name = _parts(f"//{host}").hostname or ""
+        if name not in self._hosts and not is_loopback(name):
             raise Forbidden(
                 "This Host name is not answered while auth is off; use localhost, or name it in ALLOWED_HOSTS.",
                 code="host_not_allowed",
@@ -99,9 +97,17 @@ class Auth:
         given = origin.rstrip("/").lower()
         if given in self._origins:
             return
-        if given != "null" and urlsplit(given).netloc == host.lower():
+        if host and _parts(given).netloc == host.lower():
             return
         raise Forbidden(
             "Pages of this Origin may not connect; serve the page from the bus's own host, or name it in ALLOWED_ORIGINS.",
             code="origin_not_allowed",
         )
+
+
+def _parts(url: str) -> SplitResult:
+    """`urlsplit`, for what strangers send: no parts when it can't be read."""
+    try:
+        return urlsplit(url)
+    except ValueError:
+        return urlsplit("")

@@ -61,10 +61,12 @@ class Heartbeat:
                 self._look_at(connection, now)
 
     def _look_at(self, connection: Connection, now: float) -> None:
+        if connection.held is not None:
+            connection.look_for_progress(now)
         if connection.held is not None and now - connection.last_progress > STUCK_SECONDS:
             connection.close(1013, "Too slow: nothing was read for 30 s. Come back; nothing is lost.")
             connection.lose()  # it does not read, so it would not read the close frame either
         elif now - max(connection.last_read, connection.last_progress) > SILENT_SECONDS:
             connection.lose()
-        elif self._hub.owes_ping(connection) or now - connection.last_ping > PING_SECONDS:
+        elif self._hub.owes_ping(connection) or now - max(connection.last_ping, connection.last_read) > PING_SECONDS:
             self._hub.ping(connection)

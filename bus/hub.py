@@ -34,6 +34,9 @@ PAGE_MESSAGES, PAGE_BYTES = 500, 512 * 1024
 RECENT_BYTES, RECENT_MESSAGES = 8 * 1024 * 1024, 4096
 """What is kept of the tail, so that a connection can catch up with a busy one without another look at the store."""
 
+PING_GAP_SECONDS = 0.25
+"""A message takes a ping along unless one went so shortly before: a client that reads it and leaves has confirmed it."""
+
 TAIL_WAIT_SECONDS = 0.002
 """How soon to look again whether the tail has come as far as a connection that was ahead of it."""
 
@@ -205,7 +208,7 @@ class Hub:
         return chunks
 
     def _write_one(self, members: tuple[Connection, ...], chunk: Chunk, due: list[Message]) -> None:
-        """The hot path: one chunk, and mostly connections that keep up. A ping rides along once a second."""
+        """The hot path: one chunk, and mostly connections that keep up. A ping rides along, at most every PING_GAP_SECONDS."""
         data, count, _ = chunk
         now = self.now
         delivered = self.tail.delivered
@@ -219,7 +222,7 @@ class Hub:
             if connection.replies is not None:
                 out = b"".join(connection.replies) + out
                 connection.replies = None
-            if now - connection.last_ping > 1.0:
+            if now - connection.last_ping > PING_GAP_SECONDS:
                 out += ping
                 connection.last_ping = now
                 connection.pinged = delivered

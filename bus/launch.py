@@ -11,7 +11,7 @@ from bus.settings import ROOT, load
 
 
 def main() -> NoReturn:
-    """Check the settings, then replace this process. Ends with status 2 and one sentence when they are wrong."""
+    """Check the settings, then replace this process. Ends with status 1 and one sentence when they are wrong."""
     try:
         load()
     except StartRefused as refusal:

@@ -24,7 +24,7 @@ MAX_NAME_LENGTH = 128
 MAX_RECIPIENTS = 1000
 _NAME = re.compile(r"[A-Za-z0-9._:@-]{1,128}\Z")
 _RESERVED_CLIENTS = frozenset({"all", ".", ".."})
-_CURSOR = re.compile(r"([0-9a-f]{12}):(\d{1,18})\Z")
+_CURSOR = re.compile(r"([0-9a-f]{12}):([0-9]{1,18})\Z")
 _ID = re.compile(r"msg-([0-9a-f]{12})-([0-9a-f]{12})\Z")
 _TEXT_OR_BRACKET = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[\]{}]', re.DOTALL)
 

@@ -103,7 +103,8 @@ def read(decode: Any, data: bytes, what: str) -> Any:
     except msgspec.ValidationError as error:
         raise _explain(error, what) from None
     except msgspec.DecodeError as error:
-        raise Malformed(f"The {what} is not JSON: {_lower(str(error))}.", code="bad_json") from None
+        problem = str(error).removeprefix("JSON is malformed: ")
+        raise Malformed(f"The {what} is not JSON: {_lower(problem)}.", code="bad_json") from None
 
 
 def _lower(sentence: str) -> str:
@@ -114,6 +115,9 @@ def _explain(error: msgspec.ValidationError, what: str) -> Malformed:
     text = str(error)
     problem, _, path = text.partition(" - at `")
     field = path.rstrip("`").removeprefix("$").lstrip(".").split(".")[0].split("[")[0]
+    if not field and "missing required field" in problem:
+        missing = problem.split("`")[1]
+        return Malformed(f"`{missing}` is missing.", code="missing_field", field=missing)
     if not field:
         return Malformed(f"The {what} must be a JSON object.", code="not_an_object")
     return Malformed(f"`{field}` is wrong: {_lower(problem).replace('`', '')}.", code="bad_field", field=field)
@@ -131,7 +135,7 @@ def draft_of(send: Send | Frame, sender: str, type_: str, *, names: Names, stamp
         raise Malformed("`to` is missing; say who the message is for.", code="missing_field", field="to")
     kind, address, recipients = parse_address(send.to, names)
     if type_ != "message":
-        names.check(type_, "type")
+        names.check(type_, "msg_type" if isinstance(send, Frame) else "type")
     payload = bytes(send.payload)
     check_depth(payload)
     if _is_special(send, kind):

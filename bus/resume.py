@@ -25,10 +25,18 @@ class Place(msgspec.Struct, frozen=True):
     since_us: int | None = None
 
 
-def place_of(reader: Reader, epochs: Epochs, since: str | None, kept: int, *, at_gap_go_to_latest: bool) -> Place:
+def place_of(
+    reader: Reader,
+    epochs: Epochs,
+    since: str | None,
+    kept: int,
+    *,
+    at_gap_go_to_latest: bool,
+    field: str = "since",
+) -> Place:
     """The place that `since` means: a cursor, an ISO time, `latest`, `earliest`, or None for the kept cursor.
 
-    Runs on a reader thread. Raises Malformed for anything else.
+    Runs on a reader thread. Raises Malformed for anything else; `field` is to blame then.
     """
     head = reader.head()
     if since == "latest":
@@ -42,10 +50,10 @@ def place_of(reader: Reader, epochs: Epochs, since: str | None, kept: int, *, at
         requested = since
         seq, reason = _check(epochs, epoch, seq, head.seq, head.lost_through)
     elif "T" in since:
-        stamp = parse_time(since, "since")
+        stamp = parse_time(since, field)
         return Place(reader.seq_before(stamp), since_us=stamp)
     else:
-        parse_cursor(since)
+        parse_cursor(since, field)
         raise AssertionError("parse_cursor refuses what is no cursor")
     if reason is None:
         return Place(seq)

@@ -6,6 +6,7 @@ Imports the standard library, msgspec and dotenv only: gunicorn.conf.py reads it
 
 from __future__ import annotations
 
+import ipaddress
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +19,6 @@ from msgspec import Meta
 from bus.errors import StartRefused
 
 ROOT = Path(__file__).resolve().parent.parent
-LOOPBACK = ("127.", "localhost", "::1", "[::1]", "unix:")
 
 Port = Annotated[int, Meta(ge=1, le=65535)]
 
@@ -134,6 +134,17 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
         return frozenset(h.lower() for h in split(self.allowed_hosts))
 
 
+def is_loopback(host: str) -> bool:
+    """True for a name or an address of this machine only; `127.example.com` is neither."""
+    name = host.lower().removeprefix("[").removesuffix("]")
+    if name == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
+
+
 def split(commas: str) -> list[str]:
     """The non-empty items of a comma-separated list."""
     return [item.strip() for item in commas.split(",") if item.strip()]
@@ -186,7 +197,7 @@ def check_bind(settings: Settings, addresses: list[str]) -> None:
     if settings.auth_on or settings.enable_auth is False:
         return
     for address in addresses:
-        if not address.startswith(LOOPBACK):
+        if not (address.startswith("unix:") or is_loopback(address)):
             raise StartRefused(
                 f"Listening on {address} would let the network in without a key: set ENABLE_AUTH=true (or API_KEY),"
                 " or ENABLE_AUTH=false if that is what you want."

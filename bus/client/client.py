@@ -30,8 +30,8 @@ from bus.message import Names
 
 log = logging.getLogger("bus.client")
 
-BLOCKED_SECONDS = 0.05
-"""How long the reader waits for room in the mailbox before it settles sends over REST."""
+GRACE_SECONDS = 0.005
+"""How long the reader, with receipts behind a full mailbox, waits for room before it asks for them over REST."""
 SETTLE_AT_ONCE = 100
 AGAIN_SECONDS = 1.0
 IDLE_SECONDS = 60.0
@@ -297,6 +297,8 @@ class Client:
             if session is not None:
                 pending.attempted = True
                 _write(session, pending.frame())
+        if self._mailbox.is_full:
+            self._mailbox.wake()
         return pending
 
     def _write_again(self) -> None:
@@ -308,28 +310,27 @@ class Client:
                     pending.again_at = None
                     _write(session, pending.frame())
 
+    def _must_settle(self) -> bool:
+        return bool(self._outbox.awaiting_receipts()) and time.monotonic() >= self._settle_again_at
+
     def _settle_over_rest(self) -> None:
         """Ask REST for receipts: they are in the socket, behind messages that wait for the application.
 
         An application that sends on each message it handles would wait for ever otherwise. The keys are those that
         were sent over the socket, so the answer is that of the first, whichever arrives first.
         """
-        durable = [pending for pending in self._outbox.unsettled() if pending.attempted and not pending.ephemeral]
-        if not durable or time.monotonic() < self._settle_again_at:
-            return
-        batch = durable[:SETTLE_AT_ONCE]
+        batch = self._outbox.awaiting_receipts()[:SETTLE_AT_ONCE]
         try:
-            answer = self._rest.post("/api/send/batch", {"messages": [p.body(self.client_id) for p in batch]})
-            results = answer["results"]
-        except (BusError, LookupError, TypeError) as error:
+            outcomes = self._rest.send_batch([pending.body(self.client_id) for pending in batch])
+        except BusError as error:
             log.info("Receipts could not be had over REST: %s", error, extra=self._about("settle_failed"))
             self._settle_again_at = time.monotonic() + AGAIN_SECONDS
             return
-        for pending, result in zip(batch, results, strict=False):
-            if "error" in result:
-                self._refused(msgspec.convert({"ref": pending.ref, **result}, ServerFrame))
-            else:
-                self._outbox.settle(pending.ref, msgspec.convert(result, Receipt))
+        for pending, outcome in zip(batch, outcomes, strict=True):
+            if isinstance(outcome, Receipt):
+                self._outbox.settle(pending.ref, outcome)
+            elif not isinstance(outcome, Unavailable):
+                self._outbox.fail(pending.ref, outcome)
 
     # ---- inside: the reader's thread
 
@@ -453,7 +454,7 @@ class Client:
 
     def _take_in_message(self, frame: ServerFrame, epoch: str) -> None:
         try:
-            message = message_of(frame)
+            message = message_of(bytes(frame.message))
         except msgspec.DecodeError as error:
             log.error("A message has not the promised form: %s", error, extra=self._about("bad_message"))
             return
@@ -461,8 +462,11 @@ class Client:
             if self._seen.was_acked(message):
                 self.ack(message)
             return
-        while not self._mailbox.put(message, epoch, timeout=BLOCKED_SECONDS):
-            self._settle_over_rest()
+        while not self._mailbox.put(message, epoch, timeout=AGAIN_SECONDS, unless=self._must_settle):
+            if self._mailbox.put(message, epoch, timeout=GRACE_SECONDS):
+                return
+            if self._must_settle():
+                self._settle_over_rest()
 
     def _refused(self, frame: ServerFrame) -> None:
         after = frame.retry_after_seconds

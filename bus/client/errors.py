@@ -91,8 +91,11 @@ def refusal(
     field: str | None = None,
     retry_after_seconds: float | None = None,
 ) -> BusError:
-    """The server's refusal as the class of the error tree that fits its code, else its HTTP status, else the root."""
-    kind = _BY_CODE.get(code) or _BY_STATUS.get(status or 0) or BusError
+    """The server's refusal as the class of the error tree that fits its code, else its HTTP status.
+
+    Where neither is known (a frame has no status), one that blames a field is Malformed, and the rest the tree's root.
+    """
+    kind = _BY_CODE.get(code) or _BY_STATUS.get(status or 0) or (Malformed if field else BusError)
     return kind(sentence, code=code, field=field, retry_after_seconds=retry_after_seconds)
 
 

@@ -87,13 +87,15 @@ class Mailbox:
         with self._changed:
             return len(self._entries)
 
-    def put(self, message: Message, epoch: str, *, timeout: float | None = None) -> bool:
-        """Add a message; wait for room up to `timeout` seconds (None: for ever). False when there was none in time.
+    def put(self, message: Message, epoch: str, *, timeout: float, unless: Callable[[], bool] = lambda: False) -> bool:
+        """Add a message; wait for room up to `timeout` seconds, and not while `unless` holds. False when it was not added.
 
-        After `close` it is discarded (and True returned): the cursor stays before it, so it comes again.
+        After `close` it is discarded (and True returned): the cursor stays before it, so it comes again. `unless` runs
+        with the lock held, whenever something changes here or `wake` is called.
         """
         with self._changed:
-            if not self._changed.wait_for(lambda: self._closed or not self._has_no_room(), timeout):
+            self._changed.wait_for(lambda: self._closed or not self._has_no_room() or unless(), timeout)
+            if self._has_no_room() and not self._closed:
                 return False
             if self._closed:
                 return True
@@ -141,7 +143,7 @@ class Mailbox:
             self._in_hand.pop(entry.arrival, None)
 
     def wake(self) -> None:
-        """Let every waiting `take` look again, because what is wanted has changed."""
+        """Let everybody who waits look again, because what is wanted has changed."""
         with self._changed:
             self._changed.notify_all()
 

@@ -113,6 +113,10 @@ class Outbox:
         with self._changed:
             return list(self._pending.values())
 
+    def awaiting_receipts(self) -> list[Pending]:
+        """The durable sends that were written and have no answer, in order."""
+        return [pending for pending in self.unsettled() if pending.attempted and not pending.ephemeral]
+
     def withdraw(self, pending: Pending) -> None:
         """Forget a send whose sender gave it up; its future stays as it is."""
         with self._changed:

@@ -120,12 +120,11 @@ decode_frame = msgspec.json.Decoder(ServerFrame).decode
 _decode_message = msgspec.json.Decoder(Message).decode
 
 
-def message_of(frame: ServerFrame) -> Message:
-    """The message inside of a `message` frame. Raises msgspec.DecodeError when it has not the promised form.
+def message_of(raw: bytes) -> Message:
+    """A message from its JSON text. Raises msgspec.DecodeError when it has not the promised form.
 
     A number beyond a double's range (1e400) is good JSON that msgspec refuses; the standard library reads it as inf.
     """
-    raw = bytes(frame.message)
     try:
         message = _decode_message(raw)
     except msgspec.DecodeError:

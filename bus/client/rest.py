@@ -10,15 +10,19 @@ import socket
 import urllib.error
 import urllib.parse
 import urllib.request
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
 
 import msgspec
 
 from bus import __version__
 from bus.client.errors import Offline, refusal
-from bus.errors import Malformed
+from bus.client.received import Fate, Receipt
+from bus.errors import BusError, Malformed
 
 USER_AGENT = f"multi-agent-bridge/{__version__} (python)"
+T = TypeVar("T")
+
 _LOOPBACK = ("localhost", "127.", "::1")
 
 
@@ -38,7 +42,7 @@ class Address(msgspec.Struct, frozen=True):
         query = f"?{urllib.parse.urlencode({'since': since})}" if since else ""
         return f"ws{self.base[4:]}/ws/{urllib.parse.quote(client_id, safe='@:')}{query}"
 
-    def http(self, path: str, query: dict[str, Any]) -> str:
+    def http(self, path: str, query: Mapping[str, object]) -> str:
         """The URL of a REST call; parameters that are None are left out."""
         given = {name: value for name, value in query.items() if value is not None}
         return f"{self.base}{path}{'?' + urllib.parse.urlencode(given) if given else ''}"
@@ -70,29 +74,55 @@ class Rest:
         proxies = urllib.request.ProxyHandler({} if self.address.is_loopback else None)
         self._open = urllib.request.build_opener(proxies, _NoRedirect).open
 
-    def get(self, path: str, **query: Any) -> Any:
-        """GET `path`; returns the decoded answer. Raises Offline, or the BusError that the server answered with."""
-        return self._call(urllib.request.Request(self.address.http(path, query), headers=self._headers))
+    def get(self, path: str, query: Mapping[str, object], into: type[T]) -> T:
+        """GET `path`; returns the answer as an `into`. Raises Offline, or the BusError that the server answered with."""
+        return self._call(urllib.request.Request(self.address.http(path, query), headers=self._headers), into)
 
-    def post(self, path: str, body: Any) -> Any:
-        """POST `body` as JSON; returns the decoded answer. Raises as `get` does."""
+    def post(self, path: str, body: object, into: type[T]) -> T:
+        """POST `body` as JSON; returns the answer as an `into`. Raises as `get` does."""
         headers = {**self._headers, "Content-Type": "application/json"}
-        data = msgspec.json.encode(body)
-        return self._call(
-            urllib.request.Request(self.address.http(path, {}), data=data, headers=headers, method="POST")
-        )
+        url, data = self.address.http(path, {}), msgspec.json.encode(body)
+        return self._call(urllib.request.Request(url, data=data, headers=headers, method="POST"), into)
 
-    def _call(self, request: urllib.request.Request) -> Any:
+    def send_batch(self, bodies: Sequence[Mapping[str, object]]) -> list[Receipt | BusError]:
+        """Send up to 1,000 messages in one commit; returns a receipt or a refusal for each. Raises as `get` does."""
+        answer = self.post("/api/send/batch", {"messages": bodies}, _BatchAnswer)
+        if len(answer.results) != len(bodies):
+            raise Offline(f"The bus answered {len(answer.results)} of {len(bodies)} messages of a batch.")
+        return [result.outcome() for result in answer.results]
+
+    def _call(self, request: urllib.request.Request, into: type[T]) -> T:
         try:
             with self._open(request, timeout=self._timeout_seconds) as answer:
-                return msgspec.json.decode(answer.read())
+                return msgspec.json.decode(answer.read(), type=into)
         except urllib.error.HTTPError as error:
             with error:
                 raise _refusal_in(error) from None
         except (OSError, http.client.HTTPException) as error:
             raise Offline(f"The bus at {self.address.base} can't be reached: {reason_of(error)}.") from error
         except msgspec.DecodeError as error:
-            raise Offline(f"What answers at {self.address.base} is not a bus: its answer is not JSON.") from error
+            raise Offline(f"What answers at {self.address.base} is not a bus: {error}.") from error
+
+
+class _Result(msgspec.Struct):
+    """An item of a batch's answer: a receipt, or an error."""
+
+    message_id: str | None = None
+    seq: int | None = None
+    recipients: tuple[Fate, ...] = ()
+    duplicate: bool = False
+    error: str | None = None
+    code: str = "internal"
+    field: str | None = None
+
+    def outcome(self) -> Receipt | BusError:
+        if self.error is not None:
+            return refusal(self.code, self.error, field=self.field)
+        return Receipt(self.message_id, self.seq, self.recipients, self.duplicate)
+
+
+class _BatchAnswer(msgspec.Struct):
+    results: list[_Result]
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
@@ -108,7 +138,7 @@ class _Refused(msgspec.Struct):
     field: str | None = None
 
 
-def _refusal_in(error: urllib.error.HTTPError) -> Exception:
+def _refusal_in(error: urllib.error.HTTPError) -> BusError:
     try:
         body = msgspec.json.decode(error.read(), type=_Refused)
     except (msgspec.DecodeError, OSError, http.client.HTTPException):

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from flask import Flask, Response, g, request
 from gunicorn.http.errors import ParseException
 from werkzeug.exceptions import ClientDisconnected, HTTPException
+from werkzeug.routing.exceptions import WebsocketMismatch
 
 from bus.auth import Caller
 from bus.errors import BusError, Malformed, TooLarge, Unauthenticated, Unavailable, UnsupportedMedia
@@ -149,7 +150,10 @@ class Edge:
         if isinstance(error, ClientDisconnected):
             return json_answer({}, 400)
         sentence = _SENTENCES.get(status, "The request can't be read; compare it with /openapi.json.")
-        refusal = BusError(sentence, code=_CODES.get(status, "malformed"))
+        code = _CODES.get(status, "malformed")
+        if isinstance(error, WebsocketMismatch):
+            sentence, code = "/ws/<client_id> speaks WebSocket, every other path plain HTTP.", "websocket_mismatch"
+        refusal = BusError(sentence, code=code)
         refusal.status = status
         response = self.refused(refusal)
         if status == 405 and getattr(error, "valid_methods", None):
@@ -171,6 +175,7 @@ def caller() -> Caller:
 def register(app: Flask, bus: Bus) -> None:
     """Put the hooks around every request of the app."""
     edge = Edge(bus)
+    app.url_map.merge_slashes = False  # else a doubled slash is answered with a redirect, which is no JSON refusal
     app.before_request(edge.before)
     app.after_request(edge.after)
     app.register_error_handler(BusError, edge.refused)

@@ -18,7 +18,7 @@ from flask import Blueprint, Flask, g, request
 from flask_sock import Sock
 
 from bus import __version__, frames
-from bus.connection import Connection
+from bus.connection import Connection, bound_unsent
 from bus.errors import BusError, Malformed, NotBuilt, Unauthenticated, Unavailable
 from bus.message import iso, now_us
 from bus.protocol import Frame, decode_frame, draft_of, encode, error_frame, message_frame, read, sent_frame
@@ -107,6 +107,7 @@ class WebSocketTransport:
     def take_over(self, ws: Any, client_id: str) -> None:
         """The handshake is done: take the descriptor, and leave simple-websocket an object that sends nothing."""
         ws.connected = False
+        bound_unsent(ws.sock)
         descriptor = ws.sock.detach()
         connection = Connection(descriptor, client_id, self._encoding, self._bus.hub, self._on_data)
         if g.ws_authenticated:

@@ -17,6 +17,7 @@ class V11Client:
     """What a v1.1 program does: `run_forever` in a thread, frames to a queue, `send`, `ack`, `ping`."""
 
     def __init__(self, server: BusServer, client_id: str) -> None:
+        self.name = client_id
         self.confirmed: queue.Queue[dict[str, Any]] = queue.Queue()
         self.messages: queue.Queue[dict[str, Any]] = queue.Queue()
         self.others: queue.Queue[dict[str, Any]] = queue.Queue()
@@ -51,8 +52,10 @@ class V11Client:
 
 
 @pytest.fixture
-def pair(server: BusServer):
-    code, browser = V11Client(server, "code"), V11Client(server, "browser")
+def pair(server: BusServer, request: pytest.FixtureRequest):
+    """Two clients with names of this test alone."""
+    name = request.node.name[-40:]
+    code, browser = V11Client(server, f"code-{name}"), V11Client(server, f"browser-{name}")
     yield code, browser
     code.close()
     browser.close()
@@ -60,9 +63,9 @@ def pair(server: BusServer):
 
 def test_it_sends_and_receives(pair) -> None:
     code, browser = pair
-    code.send("browser", {"action": "run_prompt", "text": "שלום"}, "command")
+    code.send(browser.name, {"action": "run_prompt", "text": "שלום"}, "command")
     message = browser.messages.get(timeout=5)
-    assert (message["from"], message["to"], message["type"]) == ("code", "browser", "command")
+    assert (message["from"], message["to"], message["type"]) == (code.name, browser.name, "command")
     assert message["payload"] == {"action": "run_prompt", "text": "שלום"}
     assert message["requires_ack"] is False
 
@@ -71,7 +74,7 @@ def test_a_broadcast_reaches_everybody_but_the_sender(pair) -> None:
     code, browser = pair
     code.send("all", {"n": 1})
     assert browser.messages.get(timeout=5)["to"] == "all"
-    browser.send("code", "after")
+    browser.send(code.name, "after")
     assert code.messages.get(timeout=5)["payload"] == "after"
 
 
