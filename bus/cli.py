@@ -218,6 +218,7 @@ def tail(
     read from the network, so a crash (of this command, or of an --exec handler) may lose what was read and not yet
     handled; what must not be lost is sent so that it needs an ack, or followed with an own --since.
     """
+    Rest(url, api_key=api_key).get("/health", {}, object)
     _log_to_stderr()
     show = _runner(command) if command else _printer(as_json or not sys.stdout.isatty())
     shown = failed = 0
@@ -425,7 +426,7 @@ def main() -> None:
         code = end.exit_code
     except BusError as error:
         click.echo(error.sentence, err=True)
-        code = 2 if isinstance(error, Offline) else 1
+        code = 2 if isinstance(error, Offline) or error.field == "url" else 1
     except BrokenPipeError:
         # Nobody reads any more. What is left in the buffer must not fail again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

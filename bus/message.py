@@ -26,7 +26,7 @@ _NAME = re.compile(r"[A-Za-z0-9._:@-]{1,128}\Z")
 _RESERVED_CLIENTS = frozenset({"all", ".", ".."})
 _CURSOR = re.compile(r"([0-9a-f]{12}):([0-9]{1,18})\Z")
 _ID = re.compile(r"msg-([0-9a-f]{12})-([0-9a-f]{12})\Z")
-_TEXT_OR_BRACKET = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[\]{}]', re.DOTALL)
+_TEXT_OR_BRACKET = re.compile(rb'"(?:[^"\\]++|\\.)*+"|[\[\]{}]', re.DOTALL)
 
 
 class Kind(enum.IntEnum):
@@ -85,10 +85,10 @@ class Names:
 
     def check(self, name: object, field: str) -> str:
         """Return `name` if it is a good client, type, topic or queue name; raise Malformed otherwise."""
-        if name in self._good:
-            return name  # only strings are in the set
         if not isinstance(name, str):
             raise Malformed(f"`{field}` must be a string.", code="bad_name", field=field)
+        if name in self._good:
+            return name
         if not _NAME.match(name):
             raise Malformed(
                 f"`{field}` must be 1 to {MAX_NAME_LENGTH} characters out of A-Z a-z 0-9 . _ : @ - and may not"

@@ -62,6 +62,9 @@ class WritersLock:
 
     def __init__(self, path: Path) -> None:
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        with self:
+            if os.fstat(self._descriptor).st_size < 8:
+                self.note(0)  # the place is taken now, so that a full disk can't refuse a later note
 
     def __enter__(self) -> WritersLock:
         fcntl.flock(self._descriptor, fcntl.LOCK_EX)
@@ -76,6 +79,7 @@ class WritersLock:
         return int(struct.unpack("<q", noted)[0]) if len(noted) == 8 else 0
 
     def note(self, seq: int) -> None:
+        """Note the last seq. Held, and after the COMMIT: what is committed stays committed if this fails."""
         os.pwrite(self._descriptor, struct.pack("<q", seq), 0)
 
     def close(self) -> None:

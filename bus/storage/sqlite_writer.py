@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from itertools import chain
 from typing import TYPE_CHECKING, Any, cast
 
@@ -82,7 +83,8 @@ class SqliteWriter:
             if self._connection.in_transaction:
                 execute("ROLLBACK")
             raise
-        self._lock.note(work.head)
+        with suppress(OSError):  # it is stored: a note that fails must not turn that into a refusal
+            self._lock.note(work.head)
         return work.first, work.written
 
     def _forget(self) -> None:

@@ -294,7 +294,10 @@ class WebSocketTransport:
             connection.reply(b'{"type":"pong","timestamp":"%b"}' % iso(now_us()))
         elif verb in ("subscribe", "unsubscribe"):
             if frame.topics or frame.queues:
-                raise NotBuilt("Topics and queues are not served by this version yet; nothing was subscribed.")
+                raise NotBuilt(
+                    "Topics and queues are not served by this version yet; nothing was subscribed.",
+                    field="topics" if frame.topics else "queues",
+                )
             connection.reply(b'{"type":"subscribed","topics":[],"queues":[]}')
         elif verb in NOT_BUILT:
             raise NotBuilt(f"`{verb}` is not served by this version yet: no message asks for an ack.", field="type")
