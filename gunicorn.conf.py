@@ -6,6 +6,7 @@ Hooks start the bus after the fork, drain it at SIGTERM, and refuse an unsafe bi
 import os
 import signal
 import sys
+from contextlib import contextmanager
 
 from gunicorn.glogging import Logger
 
@@ -75,9 +76,11 @@ def post_worker_init(worker):
 def _end_well(worker, bus):
     """At SIGTERM: drain from the first moment, and stop the bus when gunicorn's own run has returned."""
     run, handle_exit = worker.run, worker.handle_exit
+    cut_idle = _watch_idle(worker, bus)
 
     def handle_term(number, frame):
         bus.hub.later(0, bus.begin_drain)
+        bus.hub.later(0, cut_idle)
         handle_exit(number, frame)
 
     def run_then_stop():
@@ -90,3 +93,27 @@ def _end_well(worker, bus):
 
     worker.run = run_then_stop
     signal.signal(signal.SIGTERM, handle_term)
+
+
+def _watch_idle(worker, bus):
+    """Know the connections that are between two requests. The function returned ends them: each would keep gunicorn's run
+    from returning for as long as `keepalive`."""
+    import gevent  # not before the worker has patched
+
+    waiting = {}
+
+    @contextmanager
+    def timeout_ctx():
+        with gevent.Timeout(1 if bus.draining else worker.cfg.keepalive, False) as timeout:
+            waiting[timeout] = gevent.getcurrent()
+            try:
+                yield
+            finally:
+                del waiting[timeout]
+
+    def cut():
+        for timeout, greenlet in tuple(waiting.items()):
+            gevent.kill(greenlet, timeout)
+
+    worker.timeout_ctx = timeout_ctx
+    return cut

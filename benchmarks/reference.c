@@ -233,7 +233,8 @@ static void on_readable(struct connection *c)
         hang_up(c); /* a frame larger than any this benchmark sends */
         return;
     }
-    memcpy(bytes, c->in.data + c->in.start, kept);
+    if (kept)
+        memcpy(bytes, c->in.data + c->in.start, kept);
     ssize_t got = recv(c->fd, bytes + kept, READ_BYTES, 0);
     if (got < 0 && (errno == EAGAIN || errno == EINTR))
         return;

@@ -26,7 +26,7 @@ from bus.counters import Counters, clear
 from bus.cursors import Cursors
 from bus.dispatch import Dispatcher, Guarded
 from bus.drain import Drain
-from bus.errors import BusError, Malformed, Unavailable
+from bus.errors import BusError, DiskFull, Malformed, Unavailable
 from bus.events import BusStarted, BusStopping, ClientConnected, ClientDisconnected, Event, MessageRefused, MessageSent
 from bus.heartbeat import Heartbeat
 from bus.hub import Hub, Room
@@ -346,7 +346,13 @@ class Bus:
                 (name, transaction.head, now_us()),
             )
 
-        self.write(job)
+        try:
+            self.write(job)
+        except (DiskFull, Unavailable):  # who is known already may read while nothing can be written
+            row = self.read(lambda reader: reader.client(name))
+            if row is None or not row.known:
+                raise
+            return
         if len(self._known) > 200_000:
             self._known.clear()
         self._known.add(name)

@@ -10,7 +10,7 @@ import ipaddress
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args, get_type_hints
 
 import msgspec
 from dotenv import dotenv_values
@@ -136,11 +136,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
 
 def is_loopback(host: str) -> bool:
     """True for a name or an address of this machine only; `127.example.com` is neither."""
-    name = host.lower().removeprefix("[").removesuffix("]")
-    if name == "localhost":
+    if host.lower() == "localhost":
         return True
+    address = host[1:-1] if host.startswith("[") and host.endswith("]") else host
     try:
-        return ipaddress.ip_address(name).is_loopback
+        return ipaddress.ip_address(address).is_loopback
     except ValueError:
         return False
 
@@ -173,7 +173,10 @@ def _explain(error: msgspec.ValidationError, values: Mapping[str, str]) -> Start
     problem, _, path = str(error).partition(" - at `$.")
     name = path.rstrip("`")
     shown = "(hidden)" if "KEY" in name or "SECRET" in name else repr(values.get(name))
-    problem = problem.replace("`", "").removesuffix(" | null").replace("Expected", "it must be")
+    problem = problem.replace("`", "").replace(" | null", "").removesuffix(", got str")
+    if problem.startswith("Invalid enum value"):
+        problem = f"it must be one of {', '.join(get_args(get_type_hints(Settings)[name.lower()]))}"
+    problem = problem.replace("Expected bool", "it must be true or false").replace("Expected", "it must be")
     return StartRefused(f"The setting {name}={shown} is wrong: {problem}. Mend it in the environment or in .env.")
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Generator, Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -19,11 +19,15 @@ SERVERS = pytest.StashKey[list[BusServer]]()
 
 
 def require(program: str) -> str:
-    """The path of a program on PATH. Where it is missing the test is skipped, in CI it fails (see ci-packages.txt)."""
+    """The path of a program on PATH. Where it is missing the test can't run (see ci-packages.txt)."""
     path = shutil.which(program)
-    if path is not None:
-        return path
-    sentence = f"{program} is not installed; ci-packages.txt names the packages that the tests use."
+    if path is None:
+        can_not_run(f"{program} is not installed; ci-packages.txt names the packages that the tests use.")
+    return path
+
+
+def can_not_run(sentence: str) -> NoReturn:
+    """Say what this machine lacks: the test is skipped, and in CI it fails."""
     if os.environ.get("CI") == "true":
         pytest.fail(sentence, pytrace=False)
     pytest.skip(sentence)

@@ -3,35 +3,19 @@
 from __future__ import annotations
 
 import gzip
-import http.client
 import json
 import re
-import socket
-import sys
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bus.settings import ROOT
-from bus.testing import HOST, Answer, BusServer
+from bus.testing import HOST, BusServer
+from tests.refusals import GOOD, LEAK, MAX_BYTES, check, exchange, sending
 
-KEY = "a-key-for-the-tests-of-bad-requests"
-MAX_BYTES = 1024 * 1024
-LEAK = re.compile(
-    r"Traceback|\b[A-Z]\w*(?:Error|Exception)\b|InvalidChunk|NoMoreData|Malformed|site-packages|\.py\b|"
-    + "|".join(re.escape(path) for path in {str(ROOT), sys.prefix, sys.base_prefix})
-)
-GOOD = {"from": "asker", "to": "asked"}
 EPOCH = "0123456789ab"
 RESERVED = ["all", ".", "..", "topic:", "topic:builds", "queue:", "queue:reviews"]
-
-
-def sending(**fields: Any) -> bytes:
-    """The body of a send that is good but for `fields`."""
-    return json.dumps({**GOOD, **fields}).encode()
 
 
 def nested(depth: int) -> str:
@@ -43,78 +27,10 @@ def with_payload(text: str) -> bytes:
     return b'{"from": "asker", "to": "asked", "payload": %b}' % text.encode("utf-8", "surrogatepass")
 
 
-def check(answer: Answer, status: int, code: str, field: str | None = None) -> str:
-    """Check that the answer is this refusal, whole and without a leak. Returns its sentence."""
-    assert (answer.status, answer.headers["content-type"]) == (status, "application/json"), answer
-    body = answer.body
-    assert (body["code"], body.get("field")) == (code, field), answer
-    assert set(body) <= {"error", "code", "field", "request_id"}
-    assert body["request_id"] == answer.headers["x-request-id"] != ""
-    assert re.fullmatch(r"[A-Z`/].{15,}\.", body["error"]), "It is no sentence."
-    assert "jSON" not in body["error"]
-    assert not LEAK.search(str(answer))
-    return str(body["error"])
-
-
-def exchange(server: BusServer, data: bytes, *, ends: bool = False) -> Answer:
-    """Send these bytes, and no more if `ends`; the answer that comes, as of `BusServer.call`."""
-    with socket.create_connection((HOST, server.port), timeout=10) as connection:
-        connection.sendall(data)
-        if ends:
-            connection.shutdown(socket.SHUT_WR)
-        response = http.client.HTTPResponse(connection)
-        response.begin()
-        text = response.read().decode()
-    headers = {name.lower(): value for name, value in response.getheaders()}
-    is_json = headers.get("content-type") == "application/json"
-    return Answer(response.status, json.loads(text) if is_json else text, headers)
-
-
 def post(path: str, body: bytes, *headers: str) -> bytes:
     """A POST of JSON as bytes; the headers are complete but for the body's length."""
     lines = [f"POST {path} HTTP/1.1", f"Host: {HOST}", "Content-Type: application/json", *headers, "", ""]
     return "\r\n".join(lines).encode() + body
-
-
-def kept(server: BusServer) -> dict[str, Any]:
-    """What a refused request must not change: the log, its figures, and who is known."""
-    headers = {"X-API-Key": KEY}
-    status = server.call("GET", "/api/status", headers=headers).body
-    log = server.call("GET", "/api/log?limit=1000", headers=headers).body
-    clients = server.call("GET", "/api/clients?limit=1000", headers=headers).body
-    return {
-        "total": status["metrics"]["total_messages"],
-        "cursor": status["cursor"],
-        "log": log["messages"],
-        "clients": [client["client"] for client in clients["clients"]],
-    }
-
-
-def is_kept(server: BusServer) -> Iterator[BusServer]:
-    server.call("POST", "/api/send", {**GOOD, "payload": 1, "idempotency_key": "taken"}, {"X-API-Key": KEY})
-    before = kept(server)
-    assert before["total"] == len(before["log"]) > 0
-    yield server
-    assert kept(server) == before
-    assert server.call("GET", "/health").status == 200
-
-
-@pytest.fixture
-def bus(server: BusServer) -> Iterator[BusServer]:
-    """A server without auth; at the end of the test nothing may have been stored."""
-    yield from is_kept(server)
-
-
-@pytest.fixture(scope="module")
-def locked_server() -> Iterator[BusServer]:
-    with BusServer(env={"API_KEY": KEY}) as running:
-        yield running
-
-
-@pytest.fixture
-def locked(locked_server: BusServer) -> Iterator[BusServer]:
-    """A server with auth; at the end of the test nothing may have been stored."""
-    yield from is_kept(locked_server)
 
 
 # ---- the body of a send
@@ -217,40 +133,40 @@ WRONG_FIELDS: dict[str, tuple[bytes, int, str, str]] = {
 
 @pytest.mark.parametrize("path", ["/api/send", "/api/v1/send"])
 @pytest.mark.parametrize("name", NOT_JSON)
-def test_a_body_that_is_no_json_object_is_refused(bus: BusServer, path: str, name: str) -> None:
+def test_a_body_that_is_no_json_object_is_refused(untouched: BusServer, path: str, name: str) -> None:
     body, code = NOT_JSON[name]
-    check(bus.call("POST", path, raw=body), 400, code)
+    check(untouched.call("POST", path, raw=body), 400, code)
 
 
 @pytest.mark.parametrize("name", WRONG_FIELDS)
-def test_a_wrong_field_is_refused_and_named(bus: BusServer, name: str) -> None:
+def test_a_wrong_field_is_refused_and_named(untouched: BusServer, name: str) -> None:
     body, status, code, field = WRONG_FIELDS[name]
-    assert f"`{field}`" in check(bus.call("POST", "/api/send", raw=body), status, code, field) or status == 501
+    assert f"`{field}`" in check(untouched.call("POST", "/api/send", raw=body), status, code, field) or status == 501
 
 
 @pytest.mark.parametrize("field", ["from", "to"])
 @pytest.mark.parametrize("name", RESERVED)
-def test_nobody_can_be_called_by_a_reserved_name(bus: BusServer, field: str, name: str) -> None:
+def test_nobody_can_be_called_by_a_reserved_name(untouched: BusServer, field: str, name: str) -> None:
     named = [name] if field == "to" else name  # alone, they are addresses
-    check(bus.call("POST", "/api/send", raw=sending(**{field: named})), 400, "reserved_name", field)
+    check(untouched.call("POST", "/api/send", raw=sending(**{field: named})), 400, "reserved_name", field)
     if field == "to":
-        check(bus.call("GET", f"/api/messages?to={name}"), 400, "reserved_name", "to")
+        check(untouched.call("GET", f"/api/messages?to={name}"), 400, "reserved_name", "to")
 
 
 # ---- how the body travels
 
 
-def test_a_body_that_is_not_called_json_is_refused(bus: BusServer) -> None:
+def test_a_body_that_is_not_called_json_is_refused(untouched: BusServer) -> None:
     for kind in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data", "application/jsonp", ""):
-        answer = bus.call("POST", "/api/send", raw=sending(), headers={"Content-Type": kind})
+        answer = untouched.call("POST", "/api/send", raw=sending(), headers={"Content-Type": kind})
         check(answer, 415, "unsupported_media_type")
-    unnamed = exchange(bus, f"POST /api/send HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: 0\r\n\r\n".encode())
+    unnamed = exchange(untouched, f"POST /api/send HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: 0\r\n\r\n".encode())
     check(unnamed, 415, "unsupported_media_type")
 
 
 @pytest.mark.parametrize("coding", ["br", "zstd", "compress", "gzip, gzip", "", "utf-8"])
-def test_an_unknown_encoding_is_refused(bus: BusServer, coding: str) -> None:
-    answer = bus.call("POST", "/api/send", raw=sending(), headers={"Content-Encoding": coding})
+def test_an_unknown_encoding_is_refused(untouched: BusServer, coding: str) -> None:
+    answer = untouched.call("POST", "/api/send", raw=sending(), headers={"Content-Encoding": coding})
     check(answer, 415, "unsupported_media_type")
 
 
@@ -272,22 +188,22 @@ SQUEEZED = gzip.compress(sending())
         pytest.param("deflate", zlib.compress(sending())[:-2], id="deflate that breaks off"),
     ],
 )
-def test_a_body_that_does_not_inflate_is_refused(bus: BusServer, coding: str, body: bytes) -> None:
-    answer = bus.call("POST", "/api/send", raw=body, headers={"Content-Encoding": coding})
+def test_a_body_that_does_not_inflate_is_refused(untouched: BusServer, coding: str, body: bytes) -> None:
+    answer = untouched.call("POST", "/api/send", raw=body, headers={"Content-Encoding": coding})
     check(answer, 400, "bad_encoding")
 
 
 @pytest.mark.parametrize("coding", ["gzip", "deflate"])
 @pytest.mark.parametrize(("path", "megabytes"), [("/api/send", 20), ("/api/send/batch", 20)])
-def test_a_bomb_of_20_kilobytes_is_refused(bus: BusServer, coding: str, path: str, megabytes: int) -> None:
+def test_a_bomb_of_20_kilobytes_is_refused(untouched: BusServer, coding: str, path: str, megabytes: int) -> None:
     text = b'{"messages":[%b' % (b" " * megabytes * MAX_BYTES)
     bomb = gzip.compress(text) if coding == "gzip" else zlib.compress(text)
     assert len(bomb) < 25_000
-    check(bus.call("POST", path, raw=bomb, headers={"Content-Encoding": coding}), 413, "too_large")
+    check(untouched.call("POST", path, raw=bomb, headers={"Content-Encoding": coding}), 413, "too_large")
 
 
-def test_a_bomb_is_not_inflated_past_the_limit(bus: BusServer) -> None:
-    (worker,) = bus.worker_pids()
+def test_a_bomb_is_not_inflated_past_the_limit(untouched: BusServer) -> None:
+    (worker,) = untouched.worker_pids()
     status = Path(f"/proc/{worker}/status")
     if not status.exists():
         pytest.skip("This system has no /proc, where the most memory ever used is told.")
@@ -297,19 +213,19 @@ def test_a_bomb_is_not_inflated_past_the_limit(bus: BusServer) -> None:
 
     bomb = gzip.compress(b" " * 200 * MAX_BYTES)
     before = peak_kilobytes()
-    check(bus.call("POST", "/api/send", raw=bomb, headers={"Content-Encoding": "gzip"}), 413, "too_large")
+    check(untouched.call("POST", "/api/send", raw=bomb, headers={"Content-Encoding": "gzip"}), 413, "too_large")
     assert peak_kilobytes() - before < 50 * 1024
 
 
 @pytest.mark.parametrize(("path", "factor"), [("/api/send", 1), ("/api/send/batch", 16)])
-def test_an_announced_size_is_refused_before_the_body_is_there(bus: BusServer, path: str, factor: int) -> None:
+def test_an_announced_size_is_refused_before_the_body_is_there(untouched: BusServer, path: str, factor: int) -> None:
     announced = f"Content-Length: {factor * MAX_BYTES + 1}"
-    check(exchange(bus, post(path, b"", announced)), 413, "too_large")
+    check(exchange(untouched, post(path, b"", announced)), 413, "too_large")
 
 
-def test_a_body_of_unannounced_size_is_refused_when_it_grows_too_large(bus: BusServer) -> None:
-    endless = b"%x\r\n%b" % (20 * MAX_BYTES, b" " * (MAX_BYTES + 1))  # the rest of the chunk never comes
-    check(exchange(bus, post("/api/send", endless, "Transfer-Encoding: chunked")), 413, "too_large")
+def test_a_body_of_unannounced_size_is_refused_when_it_grows_too_large(untouched: BusServer) -> None:
+    endless = b"%x\r\n%b" % (20 * MAX_BYTES, b" " * (MAX_BYTES + 8192))  # the rest of the chunk never comes
+    check(exchange(untouched, post("/api/send", endless, "Transfer-Encoding: chunked")), 413, "too_large")
 
 
 @pytest.mark.parametrize(
@@ -322,8 +238,8 @@ def test_a_body_of_unannounced_size_is_refused_when_it_grows_too_large(bus: BusS
         pytest.param("Transfer-Encoding: chunked", b"5\r\n" + sending(), id="the chunk is longer than it says"),
     ],
 )
-def test_a_body_that_is_not_what_was_announced_is_refused(bus: BusServer, header: str, body: bytes) -> None:
-    check(exchange(bus, post("/api/send", body, header), ends=True), 400, "bad_body")
+def test_a_body_that_is_not_what_was_announced_is_refused(untouched: BusServer, header: str, body: bytes) -> None:
+    check(exchange(untouched, post("/api/send", body, header), ends=True), 400, "bad_body")
 
 
 @pytest.mark.parametrize(
@@ -340,8 +256,8 @@ def test_a_body_that_is_not_what_was_announced_is_refused(bus: BusServer, header
         pytest.param(post("/api/send", b"", "Transfer-Encoding: chunked", "Content-Length: 5"), id="length and chunks"),
     ],
 )
-def test_what_is_no_http_is_refused_without_a_leak(bus: BusServer, head: bytes) -> None:
-    answer = exchange(bus, head, ends=True)
+def test_what_is_no_http_is_refused_without_a_leak(untouched: BusServer, head: bytes) -> None:
+    answer = exchange(untouched, head, ends=True)
     assert 400 <= answer.status < 500
     assert not LEAK.search(str(answer))
 
@@ -378,20 +294,20 @@ WRONG_BATCHES: dict[str, tuple[Any, int, str, str | None]] = {
         {"messages": [GOOD, {**GOOD, "idempotency_key": "taken"}], "atomic": True},
         422,
         "idempotency_key_reused",
-        None,
+        "idempotency_key",
     ),
 }
 
 
 @pytest.mark.parametrize("name", WRONG_BATCHES)
-def test_a_wrong_batch_is_refused_whole(bus: BusServer, name: str) -> None:
+def test_a_wrong_batch_is_refused_whole(untouched: BusServer, name: str) -> None:
     body, status, code, field = WRONG_BATCHES[name]
-    check(bus.call("POST", "/api/send/batch", body), status, code, field)
+    check(untouched.call("POST", "/api/send/batch", body), status, code, field)
 
 
-def test_bad_messages_of_a_batch_are_refused_one_by_one(bus: BusServer) -> None:
+def test_bad_messages_of_a_batch_are_refused_one_by_one(untouched: BusServer) -> None:
     bad = ["x", {}, {**GOOD, "to": 5}, {**GOOD, "delay": 1}, {**GOOD, "payload": "x" * MAX_BYTES}]
-    answer = bus.call("POST", "/api/send/batch", {"messages": bad})
+    answer = untouched.call("POST", "/api/send/batch", {"messages": bad})
     assert answer.status == 200
     codes = [(result["code"], result.get("field")) for result in answer.body["results"]]
     assert codes == [
@@ -461,8 +377,10 @@ def test_bad_messages_of_a_batch_are_refused_one_by_one(bus: BusServer) -> None:
         ("/ws/asked", 400, "websocket_mismatch", None),
     ],
 )
-def test_a_bad_query_or_path_is_refused(bus: BusServer, path: str, status: int, code: str, field: str | None) -> None:
-    check(bus.call("GET", path), status, code, field)
+def test_a_bad_query_or_path_is_refused(
+    untouched: BusServer, path: str, status: int, code: str, field: str | None
+) -> None:
+    check(untouched.call("GET", path), status, code, field)
 
 
 @pytest.mark.parametrize(
@@ -478,92 +396,25 @@ def test_a_bad_query_or_path_is_refused(bus: BusServer, path: str, status: int, 
         ("POST", "/ws/asked", "GET, HEAD, OPTIONS"),
     ],
 )
-def test_a_wrong_method_is_refused_with_the_right_ones(bus: BusServer, method: str, path: str, allowed: str) -> None:
-    answer = bus.call(method, path)
+def test_a_wrong_method_is_refused_with_the_right_ones(
+    untouched: BusServer, method: str, path: str, allowed: str
+) -> None:
+    answer = untouched.call(method, path)
     check(answer, 405, "method_not_allowed")
     assert answer.headers["allow"] == allowed
 
 
-def test_a_redirect_never_moves_a_send(bus: BusServer) -> None:
-    check(bus.call("POST", "/api//send", raw=sending()), 404, "not_found")
+def test_a_redirect_never_moves_a_send(untouched: BusServer) -> None:
+    check(untouched.call("POST", "/api//send", raw=sending()), 404, "not_found")
 
 
-def test_an_idempotency_key_in_the_header_is_checked_like_the_field(bus: BusServer) -> None:
-    answer = bus.call("POST", "/api/send", raw=sending(), headers={"Idempotency-Key": "k" * 256})
+def test_an_idempotency_key_in_the_header_is_checked_like_the_field(untouched: BusServer) -> None:
+    answer = untouched.call("POST", "/api/send", raw=sending(), headers={"Idempotency-Key": "k" * 256})
     check(answer, 400, "bad_field", "idempotency_key")
-    answer = bus.call("POST", "/api/send", raw=sending(ephemeral=True), headers={"Idempotency-Key": "k"})
+    answer = untouched.call("POST", "/api/send", raw=sending(ephemeral=True), headers={"Idempotency-Key": "k"})
     check(answer, 400, "ephemeral_conflict", "idempotency_key")
-    answer = bus.call("POST", "/api/send", raw=sending(payload=2), headers={"Idempotency-Key": "taken"})
-    check(answer, 422, "idempotency_key_reused")
-
-
-@pytest.mark.parametrize(
-    "host",
-    [
-        "bus.example.com",
-        "127.example.com",
-        "127.0.0.1.example.com",
-        "localhost.example.com",
-        "10.0.0.1",
-        "",
-        "[::1",
-        "a b",
-    ]
-    + ["user@127.0.0.1", "127.0.0.1:port", "0", "[::ffff:10.0.0.1]"],
-)
-def test_a_foreign_host_is_refused(bus: BusServer, host: str) -> None:
-    check(bus.call("GET", "/api/status", headers={"Host": host}), 403, "host_not_allowed")
-    check(bus.call("POST", "/api/send", raw=sending(), headers={"Host": host}), 403, "host_not_allowed")
-    assert bus.call("GET", "/health", headers={"Host": host}).status == 200  # a probe comes under the pod's address
-
-
-@pytest.mark.parametrize("host", ["localhost", "LOCALHOST:5001", "127.0.0.1", "127.0.0.2:80", "[::1]:5001"])
-def test_a_host_of_this_machine_is_answered(bus: BusServer, host: str) -> None:
-    assert bus.call("GET", "/api/status", headers={"Host": host}).status == 200
-
-
-ORIGINS = ["https://example.com", "null", "", "file://", "http://[", "http://127.0.0.1", "http://127.0.0.1:1"]
-
-
-@pytest.mark.parametrize("origin", [*ORIGINS, "http://me@{host}", "http://{host}.example.com", "{host}"])
-@pytest.mark.parametrize("path", ["/api/send", "/api/send/batch", "/api/clear"])
-def test_a_page_of_a_foreign_origin_changes_nothing(bus: BusServer, path: str, origin: str) -> None:
-    given = origin.format(host=f"{HOST}:{bus.port}")
-    check(bus.call("POST", path, raw=sending(), headers={"Origin": given}), 403, "origin_not_allowed")
-
-
-# ---- with auth on
-
-WRONG_KEYS = [
-    {"X-API-Key": "wrong"},
-    {"Authorization": "Bearer wrong"},
-    {"X-API-Key": "שלום".encode().decode("latin-1")},
-]
-NO_KEYS = [
-    {},
-    {"X-API-Key": ""},
-    {"Authorization": f"Basic {KEY}"},
-    {"Authorization": KEY},
-    {"Authorization": "Bearer"},
-]
-GUARDED = ["POST /api/send", "POST /api/send/batch", "POST /api/clear", "GET /api/messages?to=asked", "GET /api/status"]
-
-
-@pytest.mark.parametrize("call", [*GUARDED, "GET /api/log", "GET /api/clients", "GET /api/nothing", "DELETE /api/send"])
-def test_without_a_valid_key_every_call_is_refused(locked: BusServer, call: str) -> None:
-    method, path = call.split()
-    for code, headers in [("bad_credential", h) for h in WRONG_KEYS] + [("unauthenticated", h) for h in NO_KEYS]:
-        answer = locked.call(method, path, GOOD if method == "POST" else None, headers)
-        check(answer, 401, code)
-        assert answer.headers["www-authenticate"] == "Bearer"
-
-
-@pytest.mark.parametrize("headers", [{"X-API-Key": KEY}, {"Authorization": f"bearer  {KEY} "}])
-def test_with_the_key_only_what_is_bad_is_refused(locked: BusServer, headers: dict[str, str]) -> None:
-    check(locked.call("POST", "/api/send", {"to": "asked"}, headers), 400, "missing_field", "from")
-    foreign = {**headers, "Origin": "https://example.com"}
-    check(locked.call("POST", "/api/send", GOOD, foreign), 403, "origin_not_allowed")
-    assert locked.call("GET", "/api/status", headers=headers).status == 200
+    answer = untouched.call("POST", "/api/send", raw=sending(payload=2), headers={"Idempotency-Key": "taken"})
+    check(answer, 422, "idempotency_key_reused", "idempotency_key")
 
 
 # ---- the edges from within, and the request's id
@@ -590,12 +441,12 @@ def test_what_is_just_within_the_limits_is_taken(server: BusServer) -> None:
     )
 
 
-def test_a_sane_request_id_is_kept_and_any_other_replaced(bus: BusServer) -> None:
+def test_a_sane_request_id_is_kept_and_any_other_replaced(untouched: BusServer) -> None:
     for given in ("trace-1.2:3_4", "x" * 64):
-        assert bus.call("GET", "/api/nothing", headers={"X-Request-ID": given}).body["request_id"] == given
+        assert untouched.call("GET", "/api/nothing", headers={"X-Request-ID": given}).body["request_id"] == given
     seen = set()
     for given in ("", "x" * 65, "two words", '"<script>', "é"):
-        answer = bus.call("GET", "/api/nothing", headers={"X-Request-ID": given})
+        answer = untouched.call("GET", "/api/nothing", headers={"X-Request-ID": given})
         check(answer, 404, "not_found")
         seen.add(answer.body["request_id"])
         assert given not in seen

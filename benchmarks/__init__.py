@@ -1,0 +1,1 @@
+"""How fast the bus is, beside the physical limit and NATS: `python -m benchmarks`; see README.md."""

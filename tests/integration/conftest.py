@@ -1,0 +1,31 @@
+"""Fixtures for tests of refusals: servers of which, at the end of each test, nothing may have changed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from bus.testing import BusServer
+from tests.refusals import KEY, nothing_stored
+
+
+@pytest.fixture
+def untouched(server: BusServer) -> Iterator[BusServer]:
+    """The module's server; at the end of the test nothing may have been stored."""
+    with nothing_stored(server):
+        yield server
+
+
+@pytest.fixture(scope="module")
+def locked_server() -> Iterator[BusServer]:
+    """A running server with auth on, shared by the module's tests; its key is `tests.refusals.KEY`."""
+    with BusServer(env={"API_KEY": KEY}) as running:
+        yield running
+
+
+@pytest.fixture
+def locked(locked_server: BusServer) -> Iterator[BusServer]:
+    """The module's server with auth on; at the end of the test nothing may have been stored."""
+    with nothing_stored(locked_server):
+        yield locked_server
