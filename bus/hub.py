@@ -208,7 +208,7 @@ class Hub:
         return chunks
 
     def _write_one(self, members: tuple[Connection, ...], chunk: Chunk, due: list[Message]) -> None:
-        """The hot path: one chunk, and mostly connections that keep up. A ping rides along, at most every PING_GAP_SECONDS."""
+        """The hot path: one chunk, and mostly connections that keep up. A ping rides along now and then."""
         data, count, _ = chunk
         now = self.now
         delivered = self.tail.delivered

@@ -7,6 +7,7 @@ signs of life itself, and only while it is hungry.
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import socket
 import struct
@@ -68,8 +69,9 @@ class Session:
             raise SessionEnded(_refused(error.response)) from error
         except (OSError, WebSocketException, http.client.HTTPException) as error:
             raise SessionEnded(Ending(reason=f"{address.base} can't be reached: {reason_of(error)}")) from error
-        timeval = struct.pack("@ll", STALL_SECONDS, 0)
-        connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval)
+        with contextlib.suppress(OSError):  # Closed by the server already: the first read tells why.
+            timeval = struct.pack("@ll", STALL_SECONDS, 0)
+            connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval)
         session = cls(connection)
         try:
             session._await_confirmation()
