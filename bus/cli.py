@@ -68,7 +68,7 @@ def with_json(command: Command) -> Command:
 @cli.command()
 @click.argument("payload", required=False)
 @click.option("--to", required=True, multiple=True, help="A client, all; give it again for several clients.")
-@click.option("--client", default=DEFAULT_SENDER, show_default=True, help="In whose name.")
+@click.option("--from", "client", default=DEFAULT_SENDER, show_default=True, help="In whose name.")
 @click.option("--type", "type_", default="message", show_default=True, help="The message's type.")
 @click.option("--lines", is_flag=True, help='Each line of stdin is a message: {"line": text, "n": its number}.')
 @click.option("--json", "as_json", is_flag=True, help="The payload, or each line, is JSON and goes as it is.")

@@ -126,7 +126,7 @@ def test_what_is_not_utf_8_is_shown_not_lost(server: BusServer, begin: Callable[
 
 def test_sending_in_the_name_of_a_client_takes_nothing_of_what_waits_for_it(server: BusServer) -> None:
     server.call("POST", "/api/send", {"from": "other", "to": "cli-asleep", "payload": "for later"})
-    assert run(server.url, "send", "--client", "cli-asleep", "--to", "other", "hello").returncode == 0
+    assert run(server.url, "send", "--from", "cli-asleep", "--to", "other", "hello").returncode == 0
     shown = run(server.url, "tail", "--client", "cli-asleep", "--count", "1")
     assert json.loads(shown.stdout)["payload"] == "for later"
 
