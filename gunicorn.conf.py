@@ -6,8 +6,9 @@ Hooks start the bus after the fork, drain it at SIGTERM, and refuse an unsafe bi
 import os
 import signal
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
+from gunicorn.errors import HaltServer
 from gunicorn.glogging import Logger
 
 from bus import logs
@@ -55,6 +56,22 @@ def on_starting(server):
             raise StartRefused("--preload would load the app before the fork, where it can't work; leave it out.")
     except StartRefused as refusal:
         sys.exit(f"The server does not start: {refusal}")
+    _halt_once(server)
+
+
+def _halt_once(server):
+    """Several workers may refuse to start: the second one's end would cut gunicorn's halt short, with a traceback."""
+    stop, reap = server.stop, server.reap_workers
+
+    def reap_quietly():
+        with suppress(HaltServer):
+            reap()
+
+    def stop_quietly(graceful=True):
+        server.reap_workers = reap_quietly
+        stop(graceful)
+
+    server.stop = stop_quietly
 
 
 def post_fork(server, worker):
@@ -96,8 +113,10 @@ def _end_well(worker, bus):
 
 
 def _watch_idle(worker, bus):
-    """Know the connections that are between two requests. The function returned ends them: each would keep gunicorn's run
-    from returning for as long as `keepalive`."""
+    """Know the connections that are between two requests; the function returned ends them.
+
+    Each would keep gunicorn's `run` from returning for as long as `keepalive`.
+    """
     import gevent  # not before the worker has patched
 
     waiting = {}

@@ -26,7 +26,7 @@ from bus.counters import Counters, clear
 from bus.cursors import Cursors
 from bus.dispatch import Dispatcher, Guarded
 from bus.drain import Drain
-from bus.errors import BusError, DiskFull, Malformed, Unavailable
+from bus.errors import BusError, DiskFull, Malformed, StartRefused, Unavailable
 from bus.events import BusStarted, BusStopping, ClientConnected, ClientDisconnected, Event, MessageRefused, MessageSent
 from bus.heartbeat import Heartbeat
 from bus.hub import Hub, Room
@@ -139,10 +139,16 @@ class Bus:
     def start(self) -> None:
         """Open the store and begin to work. Raises StartRefused. Call it after the fork, with gevent patched."""
         _raise_file_limit()
-        self._slot = Slot(self.lock_folder, lambda: clear(self.lock_folder / "counters"))
-        self.store.open(self._migrations, first=self._slot.alone)
+        try:
+            self._slot = Slot(self.lock_folder, self._when_alone)
+            self.store.open(self._migrations)
+            self.counters = Counters(self.lock_folder / "counters", self._slot.number)
+        except OSError as error:
+            raise StartRefused(
+                f"The folder {self.lock_folder.parent} can't be written ({error.strerror}); make room on its disk, or set"
+                " DATA_DIR or DATABASE_URL to one that this user may write."
+            ) from None
         self.epochs = self.store.epochs
-        self.counters = Counters(self.lock_folder / "counters", self._slot.number)
         self.mailbox = Mailbox()
         self.readers = WorkerPool(self.mailbox, self.store.reader, size=READER_THREADS)
         self.writer = LogWriter(self.mailbox, self.store.writer, self._committed)
@@ -170,6 +176,11 @@ class Bus:
         self.emit(BusStarted())
         log.info("The bus serves", extra={"action": "started", "slot": self._slot.number, "epoch": self.epochs.current})
 
+    def _when_alone(self) -> None:
+        """Before any neighbour is let in: refuse a damaged log, and forget a former server's figures."""
+        self.store.check()
+        clear(self.lock_folder / "counters")
+
     def begin_drain(self) -> None:
         """Refuse what is new and answer who waits. Safe in a signal handler's callback."""
         if self.running and not self.draining:
@@ -193,11 +204,11 @@ class Bus:
         self.heartbeat.stop()
         self.hub.flush()
         self.cursors.flush()
-        self.writer.stop()
         self.hub.tail.stop()
-        self.backplane.stop()
         self._upkeep.stop()
         self.readers.stop()
+        self.writer.stop()  # after the readers: whoever closes the log last folds its WAL in, and they could not
+        self.backplane.stop()
         self.mailbox.close()
         self.counters.close()
         self._slot.release()

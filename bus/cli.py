@@ -242,7 +242,7 @@ def tail(
 
 @contextlib.contextmanager
 def _follow(client_id: str, url: str, api_key: str | None, since: str | None) -> Iterator[Client]:
-    with Client(client_id, url, api_key=api_key, since=since, on_gap=_tell_gap) as bus:
+    with Client(client_id, url, api_key=api_key, since=since) as bus:
         signal.signal(signal.SIGTERM, _interrupt)
         yield bus
 
@@ -257,11 +257,6 @@ class Ended(Exception):
     def __init__(self, exit_code: int) -> None:
         super().__init__(exit_code)
         self.exit_code = exit_code
-
-
-def _tell_gap(gap: Gap) -> None:
-    lost = "an unknown number of" if gap.lost is None else f"up to {gap.lost}"
-    click.echo(f"A gap ({gap.reason}): {lost} messages are not kept any more; going on.", err=True)
 
 
 def _printer(as_json: bool) -> Callable[[Message], bool]:
@@ -347,7 +342,7 @@ def log(  # noqa: PLR0913 - one for each option
     while more and left > 0:
         page = rest.get("/api/log", {**query, "limit": min(left, PAGE)}, _LogPage)
         if page.gap is not None:
-            _tell_gap(page.gap)
+            click.echo(page.gap.sentence(), err=True)
         for raw in page.messages:
             show(message_of(bytes(raw)))
         left, more = left - len(page.messages), page.more

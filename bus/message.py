@@ -13,7 +13,7 @@ import secrets
 import time
 from bisect import bisect_right
 from collections.abc import Iterable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import msgspec
 
@@ -26,6 +26,8 @@ _NAME = re.compile(r"[A-Za-z0-9._:@-]{1,128}\Z")
 _RESERVED_CLIENTS = frozenset({"all", ".", ".."})
 _CURSOR = re.compile(r"([0-9a-f]{12}):([0-9]{1,18})\Z")
 _ID = re.compile(r"msg-([0-9a-f]{12})-([0-9a-f]{12})\Z")
+_START = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
 _TEXT_OR_BRACKET = re.compile(rb'"(?:[^"\\]++|\\.)*+"|[\[\]{}]', re.DOTALL)
 
 
@@ -193,7 +195,7 @@ def parse_time(text: str, field: str) -> int:
         ) from None
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=UTC)
-    return int(moment.timestamp() * 1_000_000)
+    return (moment - _START) // _MICROSECOND  # a float would lose the last digit of some
 
 
 # ---- epochs, ids, cursors

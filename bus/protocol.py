@@ -28,7 +28,7 @@ class Send(msgspec.Struct, kw_only=True):
     to: str | list[str] | None = None
     sender: str | None = msgspec.field(default=None, name="from")
     type: str = "message"
-    payload: msgspec.Raw = _EMPTY_PAYLOAD
+    payload: msgspec.Raw = msgspec.field(default_factory=lambda: _EMPTY_PAYLOAD)  # a plain default is in no schema
     require_ack: bool = False
     ephemeral: bool = False
     priority: str | int | None = None

@@ -98,3 +98,62 @@ class Follower:
                         self.socket.send_frame(CLOSE, frame.payload[:2])
         except (Disconnected, OSError):
             self.close_code = code
+
+
+class Returner:
+    """A client that connects again whenever its connection ends, from the cursor that the bus keeps for it.
+
+    `lives` are its connections, one after the other.
+    """
+
+    def __init__(self, port: int, client: str) -> None:
+        """Begin to connect; `wait_for_life` waits for the first connection."""
+        self.client = client
+        self.lives: list[Follower] = []
+        self._port = port
+        self._enough = threading.Event()
+        self._thread = threading.Thread(target=self._return, daemon=True)
+        self._thread.start()
+
+    def wait_for_life(self, number: int = 1, within_seconds: float = 10.0) -> Follower:
+        """Wait until it has connected so many times, and return its last connection."""
+        eventually(
+            lambda: len(self.lives) >= number,
+            within_seconds=within_seconds,
+            what=f"{self.client}'s connection {number}",
+        )
+        return self.lives[-1]
+
+    def first_deliveries(self) -> list[dict[str, Any]]:
+        """What came, without what came again. Raises AssertionError when a connection repeats or disorders anything."""
+        messages: list[dict[str, Any]] = []
+        for follower in self.lives:
+            seqs = follower.seqs
+            assert seqs == sorted(set(seqs)), f"{self.client} got {seqs}"
+            last = messages[-1]["seq"] if messages else 0
+            messages += [message for message in follower.messages[: len(seqs)] if message["seq"] > last]
+        return messages
+
+    def close(self) -> None:
+        """Disconnect for good. Safe to call twice."""
+        self._enough.set()
+        self._thread.join(20)
+        for follower in self.lives:
+            follower.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _return(self) -> None:
+        while not self._enough.is_set():
+            try:
+                follower = Follower(self._port, self.client)
+            except (OSError, Disconnected, AssertionError):  # nobody listens, or it goes down just now
+                self._enough.wait(0.02)
+                continue
+            self.lives.append(follower)
+            while follower.close_code is None and not self._enough.is_set():
+                self._enough.wait(0.02)

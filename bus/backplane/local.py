@@ -81,7 +81,11 @@ class Slot:
             if self.number < 0:
                 raise StartRefused(f"{MAX_SLOTS} worker processes already share this log; stop one of them first.")
             if self.alone:
-                when_alone()
+                try:
+                    when_alone()
+                except BaseException:
+                    self.release()  # or the next in line would not be alone, and take all for done
+                    raise
             self.sockets = _socket_folder(folder, self.alone)
 
     def release(self) -> None:

@@ -415,7 +415,7 @@ class Client:
         self._mailbox.stand_at(confirmed.cursor or self._mailbox.received)
         gap = confirmed.resumed.gap if confirmed.resumed else None
         if gap is not None:
-            log.warning("Messages were missed: %s", gap, extra=self._about("gap"))
+            log.warning(gap.sentence(), extra=self._about("gap"))
             self._call_back(self._on_gap, gap)
         with self._writing:
             for pending in self._outbox.unsettled():

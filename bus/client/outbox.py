@@ -21,7 +21,7 @@ from bus.errors import BusError
 
 
 class SendOptions(TypedDict, total=False):
-    """What a send may say beside `to` and the payload; see the manual's page on messages. None is as if not given."""
+    """What a send may say beside `to` and the payload. None is as if not given."""
 
     type: str | None
     ephemeral: bool | None

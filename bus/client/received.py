@@ -84,6 +84,11 @@ class Gap(msgspec.Struct, frozen=True):
     reason: str = "unknown"
     lost: int | None = None
 
+    def sentence(self) -> str:
+        """The gap in words, for a log or a person."""
+        count = "an unknown number of" if self.lost is None else f"up to {self.lost}"
+        return f"A gap ({self.reason}): {count} messages are not kept any more; going on at {self.resumed_from}."
+
 
 class Resumed(msgspec.Struct, frozen=True):
     """From which cursor to which the server feeds this connection before it is live."""

@@ -183,7 +183,7 @@ class Upkeep(Protocol):
 
 
 class Store(Protocol):
-    """A place for the log. `open` checks and migrates; it raises StartRefused or StoreDamaged with a sentence."""
+    """A place for the log. `check` and `open` raise StartRefused or StoreDamaged with a sentence."""
 
     @property
     def epochs(self) -> Epochs: ...
@@ -193,7 +193,13 @@ class Store(Protocol):
         """What an acknowledged send survives, in words for status pages."""
         ...
 
-    def open(self, migrations: Sequence[tuple[str, Path]], *, first: bool) -> None: ...
+    def check(self) -> None:
+        """Refuse a damaged log, and leave it as it is. Called while no process has it open, before any may."""
+        ...
+
+    def open(self, migrations: Sequence[tuple[str, Path]]) -> None:
+        """Migrate, and begin a new epoch if it is due. Several processes may do so at once."""
+        ...
 
     def writer(self) -> Writer: ...
 

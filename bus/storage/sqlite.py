@@ -7,6 +7,7 @@ a log found behind it was restored from a copy, and begins a new epoch.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import os
@@ -109,26 +110,15 @@ class SqliteStore:
 
     # ---- opening
 
-    def open(self, migrations: Sequence[tuple[str, Path]], *, first: bool) -> None:
-        """Check the engine, the file system and the file, then migrate. Four processes may do so at once.
-
-        `first` says that no other process has it open: then the file itself is checked too.
-        """
+    def open(self, migrations: Sequence[tuple[str, Path]]) -> None:
+        """Check the engine and the file system, then migrate. Four processes may do so at once."""
         _check_engine()
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.lock_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        except OSError as error:
-            raise StartRefused(
-                f"The folder {self.path.parent} can't be made ({error.strerror}); set DATA_DIR or DATABASE_URL to one"
-                " that this user may write."
-            ) from None
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.lock_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         _check_file_system(self.path.parent)
         lock = self._writers_lock()
         try:
             with lock:
-                if first:
-                    self._check_file()
                 self._migrate(migrations)
                 self._epochs = self._read_epochs(lock)
         except apsw.CantOpenError:
@@ -137,8 +127,8 @@ class SqliteStore:
             raise StartRefused(f"{self.path} is read-only for this user; check its owner and mode.") from None
         except (apsw.CorruptError, apsw.NotADBError) as error:
             raise self._damaged(str(error)) from None
-        except apsw.FullError:
-            raise StartRefused(f"The disk of {self.path} is full; make room, then start again.") from None
+        except (apsw.FullError, apsw.IOError) as error:
+            raise StartRefused(f"The disk of {self.path} is full or fails ({error}); make room, then start again.") from None
         finally:
             lock.close()
 
@@ -177,13 +167,17 @@ class SqliteStore:
 
     # ---- checking
 
-    def _check_file(self) -> None:
+    def check(self) -> None:
         """Refuse a damaged file. Reads only: neither the file nor its WAL is changed."""
         if not self.path.exists() or self.path.stat().st_size == 0:
+            self._check_absence()
             return
         with self.path.open("rb") as file:
             if file.read(16) != _MAGIC:
                 raise self._damaged("its first bytes are not SQLite's")
+            page_bytes = max(int.from_bytes(file.read(2)), 512)
+        if self.path.stat().st_size % page_bytes and not self.wal_bytes():
+            raise self._damaged("it ends in the middle of a page")
         connection = self._connect(apsw.SQLITE_OPEN_READONLY)
         try:
             if self.path.stat().st_size <= CHECKED_WHOLE_BYTES:
@@ -197,10 +191,18 @@ class SqliteStore:
         if finding != [("ok",)]:
             raise self._damaged(str(finding[0][0]))
 
+    def _check_absence(self) -> None:
+        """No file is a fresh start, unless its WAL is there: SQLite would throw that away. An empty file is a loss, too."""
+        if self.wal_bytes():
+            raise self._damaged("it is missing or empty, and its -wal file is not")
+        with contextlib.closing(self._writers_lock()) as lock:
+            if self.path.exists() and lock.last_seq:
+                raise self._damaged(f"it is empty, and the log had reached seq {lock.last_seq}")
+
     def _damaged(self, finding: str) -> StoreDamaged:
         return StoreDamaged(
             f"{self.path} is damaged ({finding.splitlines()[-1][:200]}). Nothing was changed. Restore it from a copy, or"
-            " move it away to begin an empty log."
+            " move it away to begin an empty log; in both cases move its -wal file away, too."
         )
 
     # ---- migrating

@@ -44,7 +44,7 @@ class BatchSent(msgspec.Struct):
 
 
 class MessageBody(msgspec.Struct):
-    """A message as every recipient sees it."""
+    """A message as every recipient sees it. From `priority` on, a field is there when it was set."""
 
     id: str
     seq: int | None
@@ -54,6 +54,11 @@ class MessageBody(msgspec.Struct):
     payload: Any
     timestamp: str
     requires_ack: bool
+    priority: str | msgspec.UnsetType = msgspec.UNSET
+    correlation_id: str | msgspec.UnsetType = msgspec.UNSET
+    reply_to: str | msgspec.UnsetType = msgspec.UNSET
+    thread_id: str | msgspec.UnsetType = msgspec.UNSET
+    headers: dict[str, str] | msgspec.UnsetType = msgspec.UNSET
 
 
 class Messages(msgspec.Struct):

@@ -13,6 +13,7 @@ from __future__ import annotations
 import http
 import queue
 import threading
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
@@ -21,6 +22,11 @@ from websockets.exceptions import ConnectionClosed
 from websockets.frames import CloseCode
 from websockets.http11 import Request, Response
 from websockets.sync.server import Server, ServerConnection, serve
+
+from bus.client import Client
+
+Start = Callable[..., Client]
+"""Makes a client of the scripted bus, named reader, and sets it off; arguments as for `Client`."""
 
 PATIENCE_SECONDS = 15.0
 EPOCH = "0123456789ab"

@@ -1,0 +1,320 @@
+"""`/openapi.json` says what there is: every route, and what it really answers. `/docs` shows it without a script."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+from jsonschema import Draft202012Validator
+from openapi_spec_validator import OpenAPIV31SpecValidator
+
+from bus import __version__
+from bus.settings import ROOT, Settings
+from bus.testing import Answer, BusServer
+from tests.rawws import RawWebSocket
+from tests.refusals import LEAK, MAX_BYTES
+
+Operation = tuple[str, str]
+
+ROUTES = """
+import json, server_ws
+rules = server_ws.app.url_map.iter_rules()
+print(json.dumps([[rule.rule, sorted(rule.methods - {"HEAD", "OPTIONS"}), rule.websocket] for rule in rules]))
+"""
+
+
+@pytest.fixture(scope="module")
+def document(server: BusServer) -> dict[str, Any]:
+    answer = server.call("GET", "/openapi.json")
+    assert answer.status == 200
+    return answer.body  # type: ignore[no-any-return]
+
+
+@pytest.fixture(scope="module")
+def routes() -> dict[str, set[str]]:
+    """The methods of every plain route of the app, by path as the document writes it."""
+    unset = {name.upper(): "" for name in Settings.__struct_fields__}
+    command = [sys.executable, "-c", ROUTES]
+    told = subprocess.run(command, cwd=ROOT, env={**os.environ, **unset}, capture_output=True, check=True, text=True)
+    found: dict[str, set[str]] = {}
+    for rule, methods, is_websocket in json.loads(told.stdout):
+        if not is_websocket:
+            found.setdefault(re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", rule), set()).update(methods)
+    return found
+
+
+def operations(document: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    for path, methods in document["paths"].items():
+        for method, described in methods.items():
+            yield method.upper(), path, described
+
+
+# ---- the document
+
+
+def test_the_document_is_valid_openapi(document: dict[str, Any]) -> None:
+    OpenAPIV31SpecValidator(document).validate()
+    assert document["info"]["version"] == __version__
+
+
+def test_every_route_is_described_with_its_methods_and_nothing_else_is(
+    document: dict[str, Any], routes: dict[str, set[str]]
+) -> None:
+    described: dict[str, set[str]] = {}
+    for method, path, _ in operations(document):
+        described.setdefault(path, set()).add(method)
+    unwritten = {"/openapi.json": {"GET"}, "/docs": {"GET"}}
+    assert {**described, **unwritten} == routes
+    assert len([path for path in routes if path.startswith("/api/")]) >= 2 * 8
+
+
+def test_every_path_under_api_has_its_twin_under_v1(document: dict[str, Any]) -> None:
+    paths = {path for path in document["paths"] if path.startswith("/api/")}
+    plain = {path for path in paths if not path.startswith("/api/v1/")}
+    assert paths - plain == {path.replace("/api/", "/api/v1/", 1) for path in plain}
+    for path in plain:
+        for method, described in document["paths"][path].items():
+            twin = document["paths"][path.replace("/api/", "/api/v1/", 1)][method]
+            assert {**twin, "operationId": ""} == {**described, "operationId": ""}
+            assert twin["operationId"] != described["operationId"]
+
+
+def test_every_operation_says_what_it_does_and_how_it_refuses(document: dict[str, Any]) -> None:
+    for _, path, described in operations(document):
+        assert re.fullmatch(r"[A-Z].+\.", described["summary"])
+        assert set(re.findall(r"{(\w+)}", path)) == {p["name"] for p in described["parameters"] if p["in"] == "path"}
+        assert all(p["description"] for p in described["parameters"] if p["in"] == "query")
+        if path.startswith("/api/"):
+            assert {"200", "401", "403", "503"} <= set(described["responses"])
+
+
+def test_what_stays_away_until_it_is_known_is_open_without_a_key(
+    locked_server: BusServer, document: dict[str, Any]
+) -> None:
+    assert locked_server.call("GET", "/openapi.json").body == document
+    assert locked_server.call("GET", "/docs").status == 200
+
+
+# ---- real answers
+
+
+def closed(schema: Any) -> Any:
+    """The schema, with every object that lists its properties holding no others."""
+    if isinstance(schema, list):
+        return [closed(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    inner = {name: closed(value) for name, value in schema.items()}
+    return {**inner, "additionalProperties": False} if "properties" in schema else inner
+
+
+def check_answer(document: dict[str, Any], operation: Operation, answer: Answer) -> None:
+    """Check that the answer is one that the document tells of, and holds nothing beside."""
+    method, path = operation
+    responses = document["paths"][path][method.lower()]["responses"]
+    assert str(answer.status) in responses, f"{method} {path} does not tell of {answer.status}."
+    content = responses[str(answer.status)]["content"]
+    check_schema(document, content[answer.headers["content-type"]]["schema"], answer.body)
+
+
+def check_schema(document: dict[str, Any], schema: dict[str, Any], value: Any) -> None:
+    Draft202012Validator(closed({**schema, "components": document["components"]})).validate(value)
+
+
+RICH = {
+    "priority": "high",
+    "correlation_id": "c",
+    "reply_to": "r",
+    "thread_id": "t",
+    "headers": {"trace": "1"},
+    "payload": [None, 1.5, {"שלום": "🌍"}],
+}
+GOOD = {"from": "describer", "to": "described"}
+
+CALLS: dict[Operation, list[tuple[str, Any]]] = {
+    ("POST", "/api/send"): [
+        ("", GOOD),
+        ("", {**GOOD, **RICH}),
+        ("", {**GOOD, "to": ["described", "nobody"], "type": "note"}),
+        ("", {**GOOD, "to": "all"}),
+        ("", {**GOOD, "ephemeral": True}),
+        ("", {**GOOD, "ephemeral": True, "to": "all"}),
+        ("", {**GOOD, "idempotency_key": "twice"}),
+        ("", {**GOOD, "idempotency_key": "twice"}),
+    ],
+    ("POST", "/api/send/batch"): [
+        ("", {"messages": []}),
+        ("", {"messages": [GOOD, {}, {**GOOD, "ephemeral": True}, "x"]}),
+        ("", {"messages": [GOOD, {**GOOD, **RICH}], "atomic": True}),
+    ],
+    ("GET", "/api/messages"): [
+        ("?to=described&limit=0", None),
+        ("?to=described&since=earliest", None),
+        ("?to=described&since=0123456789ab:5", None),
+        ("?to=described&since=latest&wait=0.01", None),
+        ("?to=nobody&since=2026-01-01T00:00:00Z", None),
+    ],
+    ("GET", "/api/messages/{message_id}"): [("/{message_id}", None)],
+    ("GET", "/api/log"): [("", None), ("?until=latest&limit=1", None), ("?since=0123456789ab:5&type=note", None)],
+    ("GET", "/api/clients"): [("", None), ("?limit=1", None), ("?cursor=zzz", None)],
+    ("GET", "/api/clients/{client_id}"): [("/describer", None), ("/listener", None)],
+    ("GET", "/api/status"): [("", None)],
+    ("POST", "/api/clear"): [("", None)],
+    ("GET", "/health"): [("", None)],
+}
+"""For every documented operation, calls that together bring every field of its answers."""
+
+
+def test_real_answers_are_as_they_are_described(server: BusServer, document: dict[str, Any]) -> None:
+    seen: dict[str, set[str]] = {}
+    with RawWebSocket(server.port, "/ws/listener") as listener:
+        listener.read_json()
+        message_id = server.call("POST", "/api/send", {**GOOD, "to": ["described", "listener"], **RICH}).body[
+            "message_id"
+        ]
+        for (method, path), calls in CALLS.items():
+            for prefix in (path, path.replace("/api/", "/api/v1/", 1)):
+                for suffix, body in calls:
+                    real = re.sub(r"/{\w+}", "", prefix) + suffix.format(message_id=message_id)
+                    answer = server.call(method, real, body)
+                    assert answer.status == 200, answer
+                    check_answer(document, (method, prefix), answer)
+                    remember(answer.body, seen)
+    assert set(CALLS) == {(method, path) for method, path, _ in operations(document) if not path.startswith("/api/v1/")}
+    optional = {
+        "duplicate",
+        "online",
+        "gap",
+        "expired",
+        "priority",
+        "correlation_id",
+        "reply_to",
+        "thread_id",
+        "headers",
+    }
+    assert optional <= set(seen), "The calls do not bring every field there is."
+
+
+def test_what_is_taken_is_described(server: BusServer, document: dict[str, Any]) -> None:
+    for path, bodies in {
+        "/api/send": [body for _, body in CALLS["POST", "/api/send"]],
+        "/api/send/batch": [{"messages": [GOOD, {**GOOD, **RICH}], "atomic": True}],
+    }.items():
+        schema = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]
+        for body in bodies:
+            check_schema(document, schema, body)
+            assert server.call("POST", path, body).status == 200
+
+
+def remember(value: Any, seen: dict[str, set[str]]) -> None:
+    """Note the names of all fields that came."""
+    if isinstance(value, list):
+        for item in value:
+            remember(item, seen)
+    elif isinstance(value, dict):
+        for name, inner in value.items():
+            seen.setdefault(name, set())
+            remember(inner, seen)
+
+
+@pytest.mark.parametrize(
+    ("operation", "suffix", "body", "status"),
+    [
+        (("POST", "/api/send"), "", {}, 400),
+        (("POST", "/api/send"), "", {**GOOD, "ttl": 5}, 501),
+        (("POST", "/api/send"), "", {**GOOD, "payload": "x" * MAX_BYTES}, 413),
+        (("POST", "/api/send"), "", {**GOOD, "idempotency_key": "twice", "payload": 2}, 422),
+        (("POST", "/api/send/batch"), "", {}, 400),
+        (("POST", "/api/send/batch"), "", {"messages": [{**GOOD, "ttl": 5}], "atomic": True}, 501),
+        (("GET", "/api/messages"), "", None, 400),
+        (("GET", "/api/messages/{message_id}"), "/none", None, 404),
+        (("GET", "/api/log"), "?until=x", None, 400),
+        (("GET", "/api/log"), "?topic=x", None, 501),
+        (("GET", "/api/clients"), "?limit=x", None, 400),
+        (("GET", "/api/clients/{client_id}"), "/none", None, 404),
+    ],
+)
+def test_refusals_are_as_they_are_described(
+    server: BusServer, document: dict[str, Any], operation: Operation, suffix: str, body: Any, status: int
+) -> None:
+    server.call("POST", "/api/send", {**GOOD, "idempotency_key": "twice"})
+    for prefix in (operation[1], operation[1].replace("/api/", "/api/v1/", 1)):
+        answer = server.call(operation[0], re.sub(r"/{\w+}", "", prefix) + suffix, body)
+        assert answer.status == status
+        check_answer(document, (operation[0], prefix), answer)
+
+
+@pytest.mark.parametrize("path", ["/api/send", "/api/send/batch"])
+def test_a_body_of_another_type_is_refused_as_described(server: BusServer, document: dict[str, Any], path: str) -> None:
+    answer = server.call("POST", path, GOOD, {"Content-Type": "text/plain"})
+    assert answer.status == 415
+    check_answer(document, ("POST", path), answer)
+
+
+def test_every_operation_asks_for_a_key_as_described(locked_server: BusServer, document: dict[str, Any]) -> None:
+    for method, path, described in operations(document):
+        answer = locked_server.call(method, re.sub(r"{\w+}", "x", path), {} if method == "POST" else None)
+        assert answer.status == (401 if "security" in described else 200)
+        check_answer(document, (method, path), answer)
+
+
+def test_every_parameter_that_has_a_form_is_checked(server: BusServer, document: dict[str, Any]) -> None:
+    checked = set()
+    for method, path, described in operations(document):
+        given = {p["name"]: "x" for p in described["parameters"] if p["in"] == "query" and p["required"]}
+        for parameter in described["parameters"]:
+            name = parameter["name"]
+            if parameter["schema"]["type"] == "string" and name not in ("since", "until", "on_gap"):
+                continue
+            query = "&".join(f"{key}={value}" for key, value in {**given, name: "no+such+thing"}.items())
+            answer = server.call(method, f"{path}?{query}")
+            assert (answer.status, answer.body["field"]) == (400, name), f"{method} {path}?{query}"
+            checked.add(name)
+    assert checked == {"limit", "wait", "since", "until", "on_gap"}
+
+
+# ---- the page
+
+
+class Page(HTMLParser):
+    """What a page consists of."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: set[str] = set()
+        self.attributes: set[str] = set()
+        self.links: list[str] = []
+        self.words: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.attributes.update(name for name, _ in attributes)
+        self.links += [value or "" for name, value in attributes if name in ("href", "src", "action")]
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+
+def test_the_page_shows_every_operation_and_runs_nothing(server: BusServer, document: dict[str, Any]) -> None:
+    answer = server.call("GET", "/docs")
+    assert (answer.status, answer.headers["content-type"]) == (200, "text/html; charset=utf-8")
+    policy = dict(part.split(maxsplit=1) for part in answer.headers["content-security-policy"].split(";"))
+    assert policy.pop("default-src") == "'none'"
+    assert policy == {"style-src": "'unsafe-inline'"}
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    page = Page(answer.body)
+    assert not page.tags & {"script", "iframe", "object", "embed", "form", "img", "link", "base"}
+    assert not {name for name in page.attributes if name.startswith("on") or name == "style"}
+    assert page.links == ["/openapi.json"]
+    for method, path, described in operations(document):
+        if not path.startswith("/api/v1/"):
+            assert {method, path, described["summary"]} <= set(page.words)
+    assert not LEAK.search(answer.body)
