@@ -299,6 +299,7 @@ def execute(arguments: argparse.Namespace, questions: Sequence[Question], scratc
         seconds=arguments.seconds,
         warm_seconds=arguments.warm_seconds,
     )
+    head = header(arguments, systems, plan=plan)
     results = []
     try:
         for result in rounds(questions, systems, plan=plan, arguments=arguments):
@@ -309,7 +310,7 @@ def execute(arguments: argparse.Namespace, questions: Sequence[Question], scratc
                     output.write(json.dumps(asdict(result)) + "\n")
     except KeyboardInterrupt:
         print("Interrupted; the tables hold what was measured until now.", file=sys.stderr)
-    print(header(arguments, systems, plan=plan))
+    print(head)
     for question in questions:
         able = [system for system in systems if question.kind in system.load]
         print("\n" + table(question, able, results))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import re
@@ -52,7 +53,8 @@ def exchange(server: BusServer, data: bytes, *, ends: bool = False) -> Answer:
     with socket.create_connection((HOST, server.port), timeout=10) as connection:
         connection.sendall(data)
         if ends:
-            connection.shutdown(socket.SHUT_WR)
+            with contextlib.suppress(OSError):  # the server may have answered and hung up already
+                connection.shutdown(socket.SHUT_WR)
         response = http.client.HTTPResponse(connection)
         response.begin()
         text = response.read().decode()

@@ -247,7 +247,7 @@ def test_a_body_that_is_not_what_was_announced_is_refused(untouched: BusServer, 
     [
         pytest.param(b"HELLO\r\n\r\n", id="no request line"),
         pytest.param(b"GET / HTTP/9.9\r\n\r\n", id="an unknown version"),
-        pytest.param(b"GET /%b HTTP/1.1\r\n\r\n" % (b"a" * 9000), id="a long request line"),
+        pytest.param(b"GET /%b HTTP/1.1\r\n\r\n" % (b"a" * 5000), id="a long request line"),
         pytest.param(b"GET / HTTP/1.1\r\nA: %b\r\n\r\n" % (b"a" * 9000), id="a long header"),
         pytest.param(b"GET / HTTP/1.1\r\n%b\r\n" % b"".join(b"A%d: a\r\n" % n for n in range(200)), id="200 headers"),
         pytest.param(post("/api/send", b"", "Content-Length: many"), id="a length that is no number"),

@@ -79,4 +79,7 @@ def test_with_the_key_only_what_is_bad_is_refused(locked: BusServer, headers: di
     check(locked.call("POST", "/api/send", {"to": "asked"}, headers), 400, "missing_field", "from")
     foreign = {**headers, "Origin": "https://example.com"}
     check(locked.call("POST", "/api/send", GOOD, foreign), 403, "origin_not_allowed")
-    assert locked.call("GET", "/api/status", headers=headers).status == 200
+    for origin in ("null", "nonsense", "file://"):  # which name no host, as this Host does not
+        nowhere = {**headers, "Host": "no host", "Origin": origin}
+        check(locked.call("POST", "/api/send", GOOD, nowhere), 403, "origin_not_allowed")
+    assert locked.call("GET", "/api/status", headers={**headers, "Host": "bus.example.com"}).status == 200
