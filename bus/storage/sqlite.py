@@ -128,7 +128,9 @@ class SqliteStore:
         except (apsw.CorruptError, apsw.NotADBError) as error:
             raise self._damaged(str(error)) from None
         except (apsw.FullError, apsw.IOError) as error:
-            raise StartRefused(f"The disk of {self.path} is full or fails ({error}); make room, then start again.") from None
+            raise StartRefused(
+                f"The disk of {self.path} is full or fails ({error}); make room, then start again."
+            ) from None
         finally:
             lock.close()
 

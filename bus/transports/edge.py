@@ -129,8 +129,6 @@ class Edge:
         response.headers["X-Request-ID"] = g.get("request_id", "")
         response.headers.setdefault("X-Content-Type-Options", "nosniff")
         response.headers.setdefault("Cache-Control", "no-store")
-        if response.status_code == 413:
-            response.headers["Connection"] = "close"
         return response
 
     def refused(self, error: BusError) -> Response:

@@ -22,12 +22,13 @@ if TYPE_CHECKING:
 
 
 class Parameter(msgspec.Struct, frozen=True):
-    """One query parameter."""
+    """One parameter, in the query or in a header."""
 
     name: str
     description: str
     type: str = "string"
     required: bool = False
+    place: str = "query"
 
 
 class Operation(msgspec.Struct, frozen=True):
@@ -114,7 +115,7 @@ def _operation(operation: Operation, path: str, by_type: dict[int, Any]) -> dict
 def _parameter(parameter: Parameter) -> dict[str, Any]:
     return {
         "name": parameter.name,
-        "in": "query",
+        "in": parameter.place,
         "description": parameter.description,
         "required": parameter.required,
         "schema": {"type": parameter.type},

@@ -350,6 +350,7 @@ def _operations(rest: Rest) -> list[Operation]:
         sender,
         Parameter("to", "only what is addressed to this client"),
     )
+    key = Parameter("Idempotency-Key", "with it, a repeat is the same message for 24 hours", place="header")
     listing = (limit, Parameter("cursor", "the cursor of the page before"))
     return [
         Operation(
@@ -359,7 +360,7 @@ def _operations(rest: Rest) -> list[Operation]:
             "Send a message.",
             answers.Sent,
             Send,
-            (),
+            (key,),
             (400, 413, 415, 422, 429, 501, 507),
         ),
         Operation(

@@ -17,13 +17,11 @@ from typing import Any, NamedTuple
 import psutil
 import pytest
 
-from bus.testing import Answer, BusServer, eventually
+from bus.tail import POLL_SECONDS
+from bus.testing import Answer, BusServer, eventually, processes
 from tests.conftest import can_not_run
 from tests.follower import Follower
 from tests.rawws import RawWebSocket
-
-MOST_CONNECTIONS = 400
-"""How many may be opened until every worker has enough: the kernel hands them out as it likes."""
 
 IDLE_SOCKETS = 5000
 
@@ -43,36 +41,37 @@ class Sender(NamedTuple):
         return receipt
 
 
-def worker_of(server: BusServer, connection: RawWebSocket) -> int:
-    """The pid of the worker that has the other end of a connection."""
-    port = connection.socket.getsockname()[1]
-    for pid in server.worker_pids():
-        if any(each.raddr and each.raddr.port == port for each in psutil.Process(pid).net_connections("tcp")):
-            return pid
-    raise LookupError("No worker has this connection.")
+@contextmanager
+def only(server: BusServer, pid: int) -> Iterator[None]:
+    """Have one worker take all new connections: the others are stopped meanwhile, by a signal."""
+    others = [other for other in server.worker_pids() if other != pid]
+    try:
+        for other in others:
+            os.kill(other, signal.SIGSTOP)
+        eventually(
+            lambda: len([each for each in processes() if each.pid in others and each.state == "T"]) == len(others)
+        )
+        yield
+    finally:
+        for other in others:
+            os.kill(other, signal.SIGCONT)
 
 
 class Crowd:
     """Clients on every worker: for each pid some `followers`, and one of the `senders`."""
 
     def __init__(self, server: BusServer, name: str, each: int = 2) -> None:
-        """Connect `<name>-0`, `<name>-1`, … until every worker has `each` of them, and a sender."""
-        self.server = server
-        self.followers: dict[int, list[Follower]] = {pid: [] for pid in server.worker_pids()}
+        """Connect `each` followers and a sender to every worker; their names begin with `name`."""
+        self.followers: dict[int, list[Follower]] = {}
         self.senders: dict[int, Sender] = {}
         self._stack = ExitStack()
-        for number in range(MOST_CONNECTIONS):
-            follower = self._stack.enter_context(Follower(server.port, f"{name}-{number}"))
-            self.followers[worker_of(server, follower.socket)].append(follower)
-            if all(len(mine) >= each for mine in self.followers.values()):
-                break
-        for number in range(MOST_CONNECTIONS):
-            sender = Sender(f"{name}-sender-{number}", RawWebSocket(server.port, f"/ws/{name}-sender-{number}"))
-            sender.socket.read_json()
-            if self.senders.setdefault(worker_of(server, sender.socket), sender) is not sender:
-                sender.socket.close()
-            if len(self.senders) == len(self.followers):
-                break
+        for index, pid in enumerate(server.worker_pids()):
+            with only(server, pid):
+                names = [f"{name}-{index}-{number}" for number in range(each)]
+                self.followers[pid] = [self._stack.enter_context(Follower(server.port, client)) for client in names]
+                sender = Sender(f"{name}-sender-{index}", RawWebSocket(server.port, f"/ws/{name}-sender-{index}"))
+                sender.socket.read_json()
+                self.senders[pid] = sender
         wait_until_known(server, {follower.client for follower in self.everybody()})
 
     def everybody(self) -> list[Follower]:
@@ -89,8 +88,12 @@ class Crowd:
 
 
 def statuses(server: BusServer) -> list[dict[str, Any]]:
-    """`/api/status` over several connections: enough to meet every worker, as a rule."""
-    return [server.call("GET", "/api/status").body for _ in range(12)]
+    """`/api/status` as each worker sees it."""
+    seen = []
+    for pid in server.worker_pids():
+        with only(server, pid):
+            seen.append(server.call("GET", "/api/status").body)
+    return seen
 
 
 def wait_until_known(server: BusServer, names: set[str]) -> None:
@@ -138,11 +141,11 @@ def test_any_worker_reaches_any_client_and_keeps_each_senders_order(server4: Bus
 
 def test_two_connections_of_a_client_on_different_workers_both_get_everything(server4: BusServer) -> None:
     with ExitStack() as twins:
-        followers: dict[int, Follower] = {}
-        while len(followers) < 2:
-            follower = twins.enter_context(Follower(server4.port, "twin"))
-            followers.setdefault(worker_of(server4, follower.socket), follower)
-        one, other = followers.values()
+        followers = []
+        for pid in server4.worker_pids()[:2]:
+            with only(server4, pid):
+                followers.append(twins.enter_context(Follower(server4.port, "twin")))
+        one, other = followers
         seqs = [send(server4, to, number).body["seq"] for number in range(30) for to in ("twin", "all")]
         one.wait_for(60)
         other.wait_for(60)
@@ -171,7 +174,22 @@ def test_the_fate_of_a_send_counts_connections_of_every_worker(server4: BusServe
         assert {s.send("fate-nobody", 1)["recipients"][0]["state"] for s in crowd.senders.values()} == {"unknown"}
 
 
+def test_a_message_crosses_workers_without_waiting_for_the_next_look_at_the_log(server4: BusServer) -> None:
+    with Crowd(server4, "quick", each=1) as crowd:
+        (here, sender), (there, _) = list(crowd.senders.items())[:2]
+        (follower,) = crowd.followers[there]
+        took = []
+        for number in range(30):
+            began = time.monotonic()
+            sender.send(follower.client, number)
+            eventually(lambda number=number: len(follower.messages) > number, what="the message")
+            took.append(time.monotonic() - began)
+    assert here != there
+    assert statistics.median(took) < POLL_SECONDS / 2
+
+
 def test_ephemeral_messages_cross_workers(server4: BusServer) -> None:
+    before = server4.call("GET", "/api/status").body["metrics"]["total_messages"]
     with Crowd(server4, "blink") as crowd:
         for index, sender in enumerate(crowd.senders.values()):
             for follower in crowd.everybody():
@@ -182,19 +200,24 @@ def test_ephemeral_messages_cross_workers(server4: BusServer) -> None:
         for follower in crowd.everybody():
             follower.wait_for(8)
             assert sorted(map(str, follower.payloads())) == ["0", "1", "2", "3", *["to all"] * 4]
-    assert server4.call("GET", "/api/messages?to=blink-0&since=earliest").body["messages"] == []
+    assert server4.call("GET", "/api/status").body["metrics"]["total_messages"] == before
 
 
 def test_a_long_poll_on_any_worker_wakes(server4: BusServer) -> None:
-    names = [f"poller-{number}" for number in range(24)]
+    names = [f"poller-{number}" for number in range(12)]
 
     def poll(name: str) -> tuple[float, list[dict[str, Any]]]:
         answer = server4.call("GET", f"/api/messages?to={name}&since=latest&wait=40", timeout_seconds=60)
         return time.monotonic(), answer.body["messages"]
 
     with ThreadPoolExecutor(len(names)) as pool:
-        polls = [pool.submit(poll, name) for name in names]
-        eventually(lambda: len(polling(server4)) == 4, what="polls on all workers")
+        polls = []
+        for index, pid in enumerate(server4.worker_pids()):
+            worker = psutil.Process(pid)
+            wanted = established(worker) + 3
+            with only(server4, pid):
+                polls += [pool.submit(poll, name) for name in names[3 * index : 3 * index + 3]]
+                eventually(lambda worker=worker, wanted=wanted: established(worker) == wanted, what="three polls")
         began = time.monotonic()
 
         def all_are_answered() -> bool:
@@ -208,14 +231,9 @@ def test_a_long_poll_on_any_worker_wakes(server4: BusServer) -> None:
             assert messages[0]["payload"] == "wake up"
 
 
-def polling(server: BusServer) -> set[int]:
-    """The workers that have a connection of this process."""
-    mine = {each.laddr.port for each in psutil.Process().net_connections("tcp") if each.status == "ESTABLISHED"}
-    return {
-        pid
-        for pid in server.worker_pids()
-        if any(each.raddr and each.raddr.port in mine for each in psutil.Process(pid).net_connections("tcp"))
-    }
+def established(worker: psutil.Process) -> int:
+    """How many clients have a connection to a worker."""
+    return sum(each.status == "ESTABLISHED" for each in worker.net_connections("tcp"))
 
 
 @pytest.mark.parametrize("workers", [1, 4])
@@ -275,13 +293,14 @@ def test_presence_and_status_count_the_whole(server4: BusServer) -> None:
             return mine == expected and status["workers"] == 4
 
         eventually(lambda: all(map(is_whole, statuses(server4))), what="the whole on every worker")
-        for _ in range(12):
-            status = server4.call("GET", "/api/status").body
+        for pid in server4.worker_pids():
+            with only(server4, pid):
+                status = server4.call("GET", "/api/status").body
+                many = server4.call("GET", "/api/clients/whole-many").body
+                listed = server4.call("GET", "/api/clients?limit=1000").body["clients"]
             assert status["metrics"]["active_connections"] == status["connections"]["active"]
             assert status["connections"]["active"] == sum(status["connections"]["by_client"].values())
-            many = server4.call("GET", "/api/clients/whole-many").body
             assert (many["online"], many["connections"], many["over"]) == (True, 8, "websocket")
-            listed = server4.call("GET", "/api/clients?limit=1000").body["clients"]
             assert names <= {client["client"] for client in listed if client["online"]}
     eventually(
         lambda: (
