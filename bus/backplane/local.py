@@ -18,7 +18,8 @@ import shutil
 import socket
 import struct
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -62,11 +63,11 @@ class Slot:
     def __init__(self, folder: Path, when_alone: Callable[[], None]) -> None:
         """Take the lowest free slot. Raises StartRefused when there is none, or the neighbours can't be reached."""
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._folder = folder
         self.number = -1
         self.alone = True
         self._descriptor = -1
-        with open(folder / "slots.lock", "w") as gate:
-            fcntl.flock(gate, fcntl.LOCK_EX)
+        with self._gate():
             for number in range(MAX_SLOTS):
                 path = folder / f"slot-{number}.lock"
                 if self.number >= 0 and not path.exists():
@@ -84,12 +85,27 @@ class Slot:
                 try:
                     when_alone()
                 except BaseException:
-                    self.release()  # or the next in line would not be alone, and take all for done
+                    os.close(self._descriptor)  # or the next in line would not be alone, and take all for done
                     raise
             self.sockets = _socket_folder(folder, self.alone)
 
     def release(self) -> None:
+        """Give it back. The last one out removes the sockets' folder."""
         os.close(self._descriptor)
+        with self._gate():
+            for path in self._folder.glob("slot-*.lock"):
+                descriptor = try_exclusive(path)
+                if descriptor is None:
+                    return
+                os.close(descriptor)
+            shutil.rmtree(self.sockets, ignore_errors=True)
+
+    @contextmanager
+    def _gate(self) -> Iterator[None]:
+        """One process at a time: slots are looked at as a whole."""
+        with open(self._folder / "slots.lock", "w") as gate:
+            fcntl.flock(gate, fcntl.LOCK_EX)
+            yield
 
 
 def try_exclusive(path: Path) -> int | None:

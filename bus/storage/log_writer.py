@@ -6,6 +6,7 @@ messages to the event loop. It never waits for company: an idle bus commits a si
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from _queue import SimpleQueue
 from collections.abc import Callable, Sequence
@@ -99,8 +100,9 @@ class LogWriter:
                 self._mailbox.post(self._failed, batch, error)
             else:
                 self._mailbox.post(self._committed, batch, first, messages)
-        if writer is not None:
-            writer.close()
+        # Whoever closes the log last folds its WAL in. Readers could not, so each process ends with a writer.
+        with contextlib.suppress(Exception):
+            (writer or self._open_writer()).close()
         self._ended = True
 
     # ---- on the event loop

@@ -37,9 +37,9 @@ class Event(NamedTuple):
     data: bytes
 
 
-def traced(output: Path) -> list[str]:
-    """The command that starts a server under strace. Skips, or fails in CI, where strace can't trace."""
-    strace = [require("strace"), "-D", "-f", "-y", "-qq", "-e", "signal=none", "-e", f"trace={TRACED}"]
+def traced(output: Path, *options: str) -> list[str]:
+    """The command that starts a server under strace, with further `options`. Skips, or fails in CI, where it can't trace."""
+    strace = [require("strace"), "-D", "-f", "-y", "-qq", "-e", "signal=none", "-e", f"trace={TRACED}", *options]
     trial = subprocess.run([*strace, "-o", output, "true"], capture_output=True, text=True, check=False)
     if trial.returncode:
         can_not_run(f"strace can't trace here: {trial.stderr.strip()}")

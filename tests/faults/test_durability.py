@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -174,3 +175,28 @@ def test_acknowledgements_without_a_sync_are_found_out(run: Callable[..., tuple[
     )
     early, _ = acknowledged_early(trace, marks)
     assert len(early) >= 10
+
+
+def test_a_send_whose_sync_fails_is_refused_and_the_bus_goes_on(
+    tmp_path: Path, fresh_server: Callable[..., BusServer]
+) -> None:
+    # Each thread counts its own; the writer's begin with the first send, and the start needs fewer.
+    failing = syscalls.traced(tmp_path / "trace", "-e", "inject=fdatasync:error=EIO:when=20..24")
+    server = fresh_server(command=failing)
+    answers = [server.call("POST", "/api/send", {"from": "giver", "to": "taker", "payload": n}) for n in range(40)]
+    refused = [n for n, answer in enumerate(answers) if answer.status != 200]
+    assert len(refused) == 5
+    for n in refused:
+        assert (answers[n].status, answers[n].body["code"]) == (503, "unavailable")
+        assert "retry-after" in answers[n].headers
+    taken = [n for n in range(40) if n not in refused]
+    assert payloads(server) == taken
+    server.kill()
+    server.command = [sys.executable, "server_ws.py"]
+    server.start()
+    assert payloads(server) == taken
+
+
+def payloads(server: BusServer) -> list[object]:
+    """What is in the log."""
+    return [message["payload"] for message in server.call("GET", "/api/log?limit=1000").body["messages"]]

@@ -184,7 +184,7 @@ def test_two_senders_of_large_messages_to_one_socket_never_interleave(server: Bu
 
 
 def test_stuck_readers_cost_a_bounded_memory_and_nobody_else_any_message(server: BusServer) -> None:
-    stuck_count, healthy_count, to_all, to_each, size = 24, 10, 600, 500, 16_000
+    stuck_count, healthy_count, to_all, to_each, size = 16, 8, 400, 500, 16_000
     with ExitStack() as open_sockets:
         healthy = [open_sockets.enter_context(Follower(server.port, f"well-{i}")) for i in range(healthy_count)]
         stuck = [open_sockets.enter_context(stuck_reader(server, f"stuck-{i}")) for i in range(stuck_count)]
@@ -258,7 +258,9 @@ def test_ephemeral_messages_that_a_stuck_reader_loses_are_counted(server: BusSer
     assert seqs == [durable]
 
 
-@pytest.mark.parametrize("kind", ["ping", "error", "control"])
+@pytest.mark.parametrize(
+    "kind", ["error", *(pytest.param(kind, marks=pytest.mark.full) for kind in ("ping", "control"))]
+)
 def test_a_client_that_asks_without_reading_the_answers_is_not_answered_into_memory(
     server: BusServer, kind: str
 ) -> None:

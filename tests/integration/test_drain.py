@@ -46,7 +46,7 @@ def status(server: BusServer) -> dict[str, Any]:
     return server.call("GET", "/api/status").body
 
 
-@pytest.mark.parametrize("workers", [1, 4])
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.full), 4])
 def test_at_sigterm_sockets_are_told_and_closed_and_polls_are_answered(fresh_server: Start, workers: int) -> None:
     server = fresh_server(workers=workers, env=SHIPPED)
     polled: list[Answer] = []
@@ -103,6 +103,7 @@ def test_idle_keep_alive_connections_do_not_hold_the_stop_up(fresh_server: Start
         connection.close()
 
 
+@pytest.mark.full
 def test_sockets_that_answer_nothing_do_not_hold_the_stop_up(fresh_server: Start) -> None:
     server = fresh_server(env=SHIPPED | {"INBOX_LIMIT": "100000"})
     with (
@@ -207,6 +208,7 @@ def test_sends_under_way_at_sigterm_are_in_the_log_if_they_were_acknowledged(fre
     assert server.terminate() == 0
     for thread in producers:
         thread.join(20)
+    server.workers = 1
     server.start()
     stored: dict[str, list[int]] = {name: [] for name in acknowledged}
     cursor, more = "earliest", True
@@ -237,6 +239,7 @@ def test_sigint_is_the_hurry_up(patient_server: BusServer) -> None:
         assert anna.wait_for_end() in (RESTART, NO_CLOSE_FRAME)
 
 
+@pytest.mark.full
 def test_sigint_alone_stops_the_server_without_notice(patient_server: BusServer) -> None:
     with Follower(patient_server.port, "anna") as anna:
         assert send(patient_server, "anna", 1).status == 200
