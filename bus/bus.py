@@ -34,7 +34,7 @@ from bus.message import Message, Names, now_us, text_of
 from bus.protocol import Draft
 from bus.resume import Place, place_of
 from bus.settings import Settings
-from bus.storage import Group, Job, Pending, Reader, Row, Store, Transaction
+from bus.storage import MAKE_KNOWN, Group, Job, Pending, Reader, Row, Store, Transaction
 from bus.storage.log_writer import LogWriter
 from bus.storage.sqlite import SqliteStore
 from bus.storage.upkeep import UpkeepThread
@@ -351,11 +351,7 @@ class Bus:
             return
 
         def job(transaction: Transaction) -> None:
-            transaction.execute(
-                "INSERT INTO clients VALUES (?1, 1, ?2, ?2, ?3, ?3)"
-                " ON CONFLICT (name) DO UPDATE SET known = 1, last_seen = ?3",
-                (name, transaction.head, now_us()),
-            )
+            transaction.execute(MAKE_KNOWN, (name, transaction.head, now_us()))
 
         try:
             self.write(job)

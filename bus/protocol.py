@@ -22,12 +22,10 @@ _EMPTY_PAYLOAD = msgspec.Raw(b"{}")
 T = TypeVar("T")
 
 
-class Send(msgspec.Struct, kw_only=True):
-    """The fields of a send, over REST and in a batch. `type` is `msg_type` in a WebSocket frame."""
+class Content(msgspec.Struct, kw_only=True):
+    """What a send may say, over whatever transport."""
 
     to: str | list[str] | None = None
-    sender: str | None = msgspec.field(default=None, name="from")
-    type: str = "message"
     payload: msgspec.Raw = msgspec.field(default_factory=lambda: _EMPTY_PAYLOAD)  # a plain default is in no schema
     require_ack: bool = False
     ephemeral: bool = False
@@ -43,25 +41,18 @@ class Send(msgspec.Struct, kw_only=True):
     ack_wait: float | None = None
 
 
-class Frame(msgspec.Struct, kw_only=True):
+class Send(Content, kw_only=True):
+    """A send over REST, alone or in a batch."""
+
+    sender: str | None = msgspec.field(default=None, name="from")
+    type: str = "message"
+
+
+class Frame(Content, kw_only=True):
     """Any inbound WebSocket frame: a flat union, since one decode is cheaper than choosing first."""
 
     type: str = ""
-    to: str | list[str] | None = None
     msg_type: str = "message"
-    payload: msgspec.Raw = _EMPTY_PAYLOAD
-    require_ack: bool = False
-    ephemeral: bool = False
-    priority: str | int | None = None
-    ttl: float | None = None
-    correlation_id: str | None = None
-    reply_to: str | None = None
-    thread_id: str | None = None
-    headers: dict[str, str] | None = None
-    idempotency_key: str | None = None
-    deliver_at: str | None = None
-    delay: float | None = None
-    ack_wait: float | None = None
     ref: str | int | None = None
     message_id: str | None = None
     topics: list[str] | None = None

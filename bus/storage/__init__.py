@@ -26,6 +26,10 @@ class _Seq:
 
 SEQ: Final = _Seq()
 
+MAKE_KNOWN: Final = """
+INSERT INTO clients VALUES (?1, 1, ?2, ?2, ?3, ?3) ON CONFLICT (name) DO UPDATE SET known = 1, last_seen = ?3"""
+"""Makes ?1 a known client, seen at ?3; an inbox that opens by it begins behind the seq ?2."""
+
 Row = tuple[str, Sequence[Any]]
 """A statement and its bindings, written in the transaction of the message it belongs to. SEQ may stand in them."""
 

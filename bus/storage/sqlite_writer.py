@@ -18,7 +18,7 @@ import msgspec
 from bus.errors import BusError, DiskFull, InboxFull, KeyReused, Unavailable
 from bus.message import Kind, Message, now_us
 from bus.protocol import body_key
-from bus.storage import SEQ, Group, Item, Job, Outcome, Pending
+from bus.storage import MAKE_KNOWN, SEQ, Group, Item, Job, Outcome, Pending
 from bus.storage.sqlite_reader import WAITING
 
 if TYPE_CHECKING:
@@ -33,8 +33,6 @@ _INSERTS = {
     for size in _INSERT_SIZES
 }
 _OPEN_INBOX = "INSERT OR IGNORE INTO clients VALUES (?1, 0, ?2, ?2, ?3, ?3)"
-_MAKE_KNOWN = """
-INSERT INTO clients VALUES (?1, 1, ?2, ?2, ?3, ?3) ON CONFLICT (name) DO UPDATE SET known = 1, last_seen = ?3"""
 NAMES_REMEMBERED = 200_000
 
 
@@ -175,7 +173,7 @@ class _Work:
         self.head += 1
         message.seq = self.head
         if message.sender not in writer._known and message.sender[0] != "$":
-            self._execute(_MAKE_KNOWN, (message.sender, self.head - 1, self._now))
+            self._execute(MAKE_KNOWN, (message.sender, self.head - 1, self._now))
             writer._known.add(message.sender)
             writer._opened.add(message.sender)
         item.outcome = outcome

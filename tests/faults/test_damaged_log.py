@@ -180,8 +180,7 @@ def in_full(*damages: Callable[[Path], None]) -> list[Any]:
         first_bytes,
         pages_in_the_middle,
         half_of_it,
-        the_last_bytes_cut,
-        *in_full(behind_the_magic, one_page_header, emptied, not_a_database),
+        *in_full(the_last_bytes_cut, behind_the_magic, one_page_header, emptied, not_a_database),
     ],
 )
 def test_a_damaged_log_stops_the_start_and_stays_as_it_is(

@@ -145,6 +145,7 @@ def test_a_client_that_answers_our_close_is_not_told_again_what_it_has(fresh_ser
         assert vanishing.payloads() == [*range(20), "next"]
 
 
+@pytest.mark.full
 def test_what_is_queued_goes_out_before_the_close(fresh_server: Start) -> None:
     server = fresh_server()
     with RawWebSocket(server.port, "/ws/late", receive_buffer_bytes=4096) as late:

@@ -138,8 +138,8 @@ def test_a_frame_has_every_field_of_a_send_with_the_same_default() -> None:
     frame = {field.name: (field.type, field.default) for field in msgspec.structs.fields(Frame)}
     del send["sender"]  # a connection speaks for its own client only
     assert frame["msg_type"] == send.pop("type")
-    assert frame["payload"] == (send.pop("payload")[0], msgspec.Raw(b"{}"))
-    assert read(decode_send, b"{}", "body").payload == msgspec.Raw(b"{}")
+    for decode in (decode_send, decode_frame):
+        assert read(decode, b"{}", "body").payload == msgspec.Raw(b"{}")
     assert {name: frame.get(name) for name in send} == send
 
 
