@@ -26,6 +26,8 @@ from tests.rawws import RawWebSocket
 
 IDLE_SOCKETS = 5000
 MIB = 1024 * 1024
+GROWTH_BYTES = 64 * MIB
+"""What a worker may grow by under load whoever keeps up: SQLite's pages, the recent part of the log, the allocator."""
 
 Start = Callable[..., BusServer]
 
@@ -343,7 +345,7 @@ def test_a_dead_workers_presence_vanishes(fresh_server: Start) -> None:
 
 
 def test_a_worker_that_was_frozen_catches_up_and_holds_nobody_back(fresh_server: Start) -> None:
-    batches, each, size = 80, 9, 100_000  # far more than may wait for a neighbour in memory
+    batches, each, size = 120, 9, 100_000  # far more than may wait for a neighbour in memory
     server = fresh_server(workers=2, env={"INBOX_LIMIT": "100000", "DURABILITY": "relaxed"})
     with Crowd(server, "ice", each=1) as crowd:
         frozen, running = crowd.followers
@@ -358,7 +360,7 @@ def test_a_worker_that_was_frozen_catches_up_and_holds_nobody_back(fresh_server:
             awake.wait_for(batches * each)
             assert asleep.messages == []
             grown = psutil.Process(running).memory_info().rss - before
-            assert grown < MAX_UNSENT_BYTES + 40 * MIB, f"{grown / MIB:.0f} MiB more"
+            assert grown < MAX_UNSENT_BYTES + GROWTH_BYTES, f"{grown / MIB:.0f} MiB more"
         asleep.wait_for(batches * each)
         assert asleep.seqs == awake.seqs == seqs
 
