@@ -305,13 +305,13 @@ class Bus:
 
     def _publish_ephemeral(self, message: Message, settled: Settled) -> None:
         self._ephemeral_count += 1
-        message.ephemeral_id = f"{self._ephemeral_prefix}{self._ephemeral_count:010x}"
+        message.own_id = f"{self._ephemeral_prefix}{self._ephemeral_count:010x}"
         text_of(message, self.epochs)
         self.backplane.share_ephemeral(message)
         self.hub.deliver([message])
         states = [{"client": name, "state": "delivered" if self.is_live(name) else "dropped"} for name in message.names]
         recipients = msgspec.json.encode(states) if states else self._fate(message, (), ())
-        settled(Receipt(message.ephemeral_id.encode(), None, message.stamp_us, recipients))
+        settled(Receipt(message.own_id.encode(), None, message.stamp_us, recipients))
 
     def _fate(self, message: Message, refused: tuple[str, ...], unknown: tuple[str, ...]) -> bytes:
         if len(message.names) == 1 and not refused:

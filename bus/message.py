@@ -43,17 +43,42 @@ class Kind(enum.IntEnum):
 
 REQUIRES_ACK = 1
 EVENT = 2
-"""Bits of a message's `flags`. Stored."""
+OWN_ID = 4
+"""Bits of a message's `flags`. Stored. OWN_ID: the id is not made of the seq; `own_id` has it."""
+
+PRIORITIES = {"critical": 1, "high": 3, "normal": 5, "low": 7, "bulk": 9}
+NORMAL = 5
+ACK_WAIT_US = 30_000_000
+"""The lease of what needs an ack, unless the sender or the consumer says otherwise."""
+
+
+class Terms(msgspec.Struct, gc=False, frozen=True):
+    """What a sender asks for beyond plain delivery; it goes with the message into the store, and no further.
+
+    Durations are in microseconds: `delay_us` is counted from the send, `ttl_us` from the moment the message enters the
+    log. `deliver_us` is a time of day, in microseconds since 1970.
+    """
+
+    priority: int = NORMAL
+    ack_wait_us: int = ACK_WAIT_US
+    ttl_us: int | None = None
+    delay_us: int | None = None
+    deliver_us: int | None = None
+    correlation_id: str | None = None
+    thread_id: str | None = None
 
 
 class Message(msgspec.Struct, gc=False):
-    """One message. Mutable only in `seq`, which the store sets at the commit.
+    """One message. Mutable only in what the store sets at the commit: `seq`, `expires_us`, `leased_to`.
 
     `address` is the client, topic or queue without its prefix, the JSON array of names for a list, and empty
     for `all`; `names` are the named recipients (one or many), empty for `all`, topics and queues. `stamp_us` and
-    `expires_us` are microseconds since 1970 UTC. `payload` is the JSON text exactly as it came. `extras` is the
-    JSON text of the optional fields, ready to be appended (`,"priority":"high"`), or empty. `rendered` keeps what
-    `text_of` made, for as long as the message is on its way.
+    `expires_us` are microseconds since 1970 UTC, the one by the wall's clock, the other by the bus's (bus.clock).
+    `payload` is the JSON text exactly as it came. `extras` is the JSON text of the optional fields, ready to be
+    appended (`,"priority":"high"`), or empty. `own_id` is set for ephemeral messages and those with OWN_ID. `rendered`
+    keeps what `text_of` made, for as long as the message is on its way. `terms` is there on the way into the store.
+    `leased_to`, of a message that needs an ack: the recipients whose lease began with its commit, since they were
+    online; None when that is not known, because it was read from the store.
     """
 
     kind: int
@@ -67,8 +92,10 @@ class Message(msgspec.Struct, gc=False):
     expires_us: int | None = None
     extras: bytes = b""
     seq: int = 0
-    ephemeral_id: str = ""
+    own_id: str = ""
     rendered: bytes = b""
+    terms: Terms | None = None
+    leased_to: tuple[str, ...] | None = None
 
 
 # ---- names
@@ -268,16 +295,20 @@ _TO = {
 
 def render(message: Message, epochs: Epochs) -> bytes:
     """The message as the JSON object that every recipient gets. Names need no escaping: their alphabet has none."""
-    return b'{"id":"%b","seq":%b,"from":"%b","to":%b,"type":"%b","payload":%b,"timestamp":"%b","requires_ack":%b%b}' % (
-        epochs.id_of(message.seq) if message.seq else message.ephemeral_id.encode(),
-        b"%d" % message.seq if message.seq else b"null",
-        message.sender.encode(),
-        _TO[message.kind] % message.address.encode(),  # type: ignore[index]
-        message.type.encode(),
-        message.payload,
-        iso(message.stamp_us),
-        b"true" if message.flags & REQUIRES_ACK else b"false",
-        message.extras,
+    return (
+        b'{"id":"%b","seq":%b,"from":"%b","to":%b,"type":"%b","payload":%b,"timestamp":"%b","requires_ack":%b%b%b}'
+        % (
+            message.own_id.encode() or epochs.id_of(message.seq),
+            b"%d" % message.seq if message.seq else b"null",
+            message.sender.encode(),
+            _TO[message.kind] % message.address.encode(),  # type: ignore[index]
+            message.type.encode(),
+            message.payload,
+            iso(message.stamp_us),
+            b"true" if message.flags & REQUIRES_ACK else b"false",
+            message.extras,
+            b"" if message.expires_us is None else b',"expires_at":"%b"' % iso(message.expires_us),
+        )
     )
 
 

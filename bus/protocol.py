@@ -10,13 +10,27 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from bus.errors import BusError, Malformed, NotBuilt
-from bus.message import Kind, Message, Names, check_depth, parse_address
+from bus.errors import BusError, Malformed
+from bus.message import (
+    ACK_WAIT_US,
+    NORMAL,
+    PRIORITIES,
+    REQUIRES_ACK,
+    Kind,
+    Message,
+    Names,
+    Terms,
+    check_depth,
+    parse_address,
+    parse_time,
+)
 
-PRIORITIES = {"critical": 1, "high": 3, "normal": 5, "low": 7, "bulk": 9}
 _PRIORITY_NAMES = {number: name for name, number in PRIORITIES.items()}
 MAX_KEY_LENGTH = 255
 MAX_HEADERS = 64
+MAX_DELAY_SECONDS = 366 * 86400.0
+MAX_TTL_SECONDS = 3660 * 86400.0
+MIN_ACK_WAIT_SECONDS, MAX_ACK_WAIT_SECONDS = 0.1, 86400.0
 _EMPTY_PAYLOAD = msgspec.Raw(b"{}")
 
 T = TypeVar("T")
@@ -118,7 +132,7 @@ def _explain(error: msgspec.ValidationError, what: str) -> Malformed:
 
 
 def draft_of(send: Send | Frame, sender: str, type_: str, *, names: Names, stamp_us: int) -> Draft:
-    """Check what the form can't say, and build the message. Raises Malformed, NotBuilt.
+    """Check what the form can't say, and build the message. Raises Malformed.
 
     `sender` is a checked name; `stamp_us` the receive time. Runs on the event loop and does no I/O.
     """
@@ -129,101 +143,114 @@ def draft_of(send: Send | Frame, sender: str, type_: str, *, names: Names, stamp
         names.check(type_, "msg_type" if isinstance(send, Frame) else "type")
     payload = bytes(send.payload)
     check_depth(payload)
-    if _is_special(send, kind):
-        _check_special(send, kind)
-    message = Message(
-        kind,
-        address,
-        recipients,
-        sender,
-        type_,
-        payload,
-        stamp_us,
-        0,
-        None,
-        _extras(send) if _has_extras(send) else b"",
-    )
+    flags, extras, terms = 0, b"", None
+    if kind >= Kind.TOPIC or _says_more(send):
+        _check_agreement(send, kind)
+        flags = REQUIRES_ACK if send.require_ack or kind is Kind.QUEUE else 0
+        terms = _terms(send, stamp_us)
+        extras = _extras(send, terms)
+    message = Message(kind, address, recipients, sender, type_, payload, stamp_us, flags, None, extras, terms=terms)
     return Draft(message, send.ephemeral, send.idempotency_key)
 
 
-def _is_special(send: Send | Frame, kind: Kind) -> bool:
+def _says_more(send: Content) -> bool:
+    """True when any field beyond address, type and payload is set: most sends have none."""
     return (
         send.require_ack
         or send.ephemeral
-        or kind >= Kind.TOPIC
-        or send.idempotency_key is not None
+        or send.priority is not None
         or send.ttl is not None
-        or send.delay is not None
+        or send.correlation_id is not None
+        or send.reply_to is not None
+        or send.thread_id is not None
+        or send.headers is not None
+        or send.idempotency_key is not None
         or send.deliver_at is not None
+        or send.delay is not None
         or send.ack_wait is not None
     )
 
 
-def _check_special(send: Send | Frame, kind: Kind) -> None:
+def _check_agreement(send: Content, kind: Kind) -> None:
+    """Refuse fields that contradict one another."""
     key = send.idempotency_key
     if key is not None and not 1 <= len(key) <= MAX_KEY_LENGTH:
-        raise Malformed(
-            f"`idempotency_key` must be 1 to {MAX_KEY_LENGTH} characters.", code="bad_field", field="idempotency_key"
-        )
+        raise _wrong("idempotency_key", f"must be 1 to {MAX_KEY_LENGTH} characters")
     if send.require_ack and kind in (Kind.ALL, Kind.TOPIC):
         raise Malformed(
             "`require_ack` goes with named clients, lists of them and queues; everybody can't owe an ack.",
             code="ack_needs_names",
             field="require_ack",
         )
-    if send.ephemeral:
-        for field, given in (
-            ("require_ack", send.require_ack),
-            ("to", kind is Kind.QUEUE),
-            ("delay", send.delay is not None),
-            ("deliver_at", send.deliver_at is not None),
-            ("idempotency_key", key is not None),
-        ):
-            if given:
-                raise Malformed(
-                    f"An ephemeral message skips the log, so `{field}` can't be kept; drop one of the two.",
-                    code="ephemeral_conflict",
-                    field=field,
-                )
+    if send.delay is not None and send.deliver_at is not None:
+        raise _wrong("deliver_at", "and `delay` say the same thing; give one of them")
+    if not send.ephemeral:
+        return
     for field, given in (
         ("require_ack", send.require_ack),
-        ("to", kind >= Kind.TOPIC),
-        ("ttl", send.ttl is not None),
+        ("to", kind is Kind.QUEUE),
         ("delay", send.delay is not None),
         ("deliver_at", send.deliver_at is not None),
-        ("ack_wait", send.ack_wait is not None),
+        ("idempotency_key", key is not None),
     ):
         if given:
-            what = {"to": "An address of a topic or a queue"}.get(field, f"`{field}`")
-            raise NotBuilt(f"{what} is not served by this version yet; nothing was stored.", field=field)
+            raise Malformed(
+                f"An ephemeral message skips the log, so `{field}` can't be kept; drop one of the two.",
+                code="ephemeral_conflict",
+                field=field,
+            )
 
 
-def _has_extras(send: Send | Frame) -> bool:
-    return not (
-        send.priority is None
-        and send.correlation_id is None
-        and send.reply_to is None
-        and send.thread_id is None
-        and send.headers is None
+def _terms(send: Content, stamp_us: int) -> Terms:
+    deliver_us = None
+    if send.deliver_at is not None:
+        deliver_us = parse_time(send.deliver_at, "deliver_at")
+        _within("deliver_at", max(deliver_us - stamp_us, 0) / 1e6, 0.0, MAX_DELAY_SECONDS)
+    return Terms(
+        NORMAL if send.priority is None else priority_of(send.priority),
+        ACK_WAIT_US if send.ack_wait is None else ack_wait_of(send.ack_wait),
+        None if send.ttl is None else _within("ttl", send.ttl, 0.001, MAX_TTL_SECONDS),
+        None if send.delay is None else _within("delay", send.delay, 0.0, MAX_DELAY_SECONDS),
+        deliver_us,
+        send.correlation_id,
+        send.thread_id,
     )
 
 
-def _extras(send: Send | Frame) -> bytes:
+def ack_wait_of(seconds: float) -> int:
+    """A lease's length in microseconds. Raises Malformed."""
+    return _within("ack_wait", seconds, MIN_ACK_WAIT_SECONDS, MAX_ACK_WAIT_SECONDS)
+
+
+def delay_of(seconds: float) -> int:
+    """How long a nack holds back its message, in microseconds. Raises Malformed."""
+    return _within("delay", seconds, 0.0, MAX_DELAY_SECONDS)
+
+
+def _within(field: str, seconds: float, least: float, most: float) -> int:
+    if not least <= seconds <= most:
+        raise _wrong(field, f"must be {least:g} to {most:.0f} seconds")
+    return int(seconds * 1e6)
+
+
+def _wrong(field: str, problem: str) -> Malformed:
+    return Malformed(f"`{field}` {problem}.", code="bad_field", field=field)
+
+
+def _extras(send: Content, terms: Terms) -> bytes:
     extras: dict[str, object] = {}
-    if send.priority is not None:
-        priority = priority_of(send.priority)
-        if priority != PRIORITIES["normal"]:
-            extras["priority"] = _PRIORITY_NAMES[priority]
+    if terms.priority != NORMAL:
+        extras["priority"] = _PRIORITY_NAMES[terms.priority]
     for field in ("correlation_id", "reply_to", "thread_id"):
         value = getattr(send, field)
         if value is None:
             continue
         if not 1 <= len(value) <= MAX_KEY_LENGTH:
-            raise Malformed(f"`{field}` must be 1 to {MAX_KEY_LENGTH} characters.", code="bad_field", field=field)
+            raise _wrong(field, f"must be 1 to {MAX_KEY_LENGTH} characters")
         extras[field] = value
     if send.headers is not None:
         if len(send.headers) > MAX_HEADERS:
-            raise Malformed(f"`headers` has more than {MAX_HEADERS} entries.", code="bad_field", field="headers")
+            raise _wrong("headers", f"has more than {MAX_HEADERS} entries")
         if send.headers:
             extras["headers"] = send.headers
     return b"," + encode(extras)[1:-1] if extras else b""
@@ -243,9 +270,16 @@ def priority_of(given: str | int) -> int:
 
 def body_key(message: Message) -> bytes:
     """What makes two sends with one idempotency key the same send: everything that the sender chose."""
-    return b"\x00".join(
-        (b"%d" % message.kind, message.address.encode(), message.type.encode(), message.payload, message.extras)
-    )
+    parts = [b"%d" % message.kind, message.address.encode(), message.type.encode(), message.payload, message.extras]
+    terms = message.terms or _NO_TERMS
+    more = (message.flags, terms.ack_wait_us, terms.ttl_us, terms.delay_us, terms.deliver_us)
+    if more != _NOTHING_MORE:
+        parts.append(encode(more))
+    return b"\x00".join(parts)
+
+
+_NO_TERMS = Terms()
+_NOTHING_MORE = (0, ACK_WAIT_US, None, None, None)
 
 
 # ---- outbound frames

@@ -387,7 +387,7 @@ def test_what_is_optional_is_rendered_when_it_is_there() -> None:
 
 
 def test_what_is_not_in_the_log_has_no_seq() -> None:
-    rendered = json.loads(render(message(seq=0, ephemeral_id="msg-0-e1"), EPOCHS))
+    rendered = json.loads(render(message(seq=0, own_id="msg-0-e1"), EPOCHS))
     assert (rendered["id"], rendered["seq"]) == ("msg-0-e1", None)
 
 
