@@ -23,6 +23,7 @@ from bus.settings import Settings, load, split
 EXTENSIONS = (
     "bus.transports.edge",
     "bus.transports.rest",
+    "bus.transports.delivery",
     "bus.transports.ws",
     "bus.transports.openapi",
     "extensions.log_cap",

@@ -15,28 +15,31 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import msgspec
 from gevent.event import AsyncResult
 
 from bus.auth import Auth, key_digest, new_key
 from bus.backplane import Presence
 from bus.backplane.local import LocalBackplane, Slot
+from bus.clock import Clock
 from bus.connection import Connection
 from bus.counters import Counters, clear
 from bus.cursors import Cursors
+from bus.delivery.delivery import Delivery
 from bus.dispatch import Dispatcher, Guarded
 from bus.drain import Drain
 from bus.errors import BusError, DiskFull, Malformed, StartRefused, Unavailable
 from bus.events import BusStarted, BusStopping, ClientConnected, ClientDisconnected, Event, MessageRefused, MessageSent
 from bus.heartbeat import Heartbeat
 from bus.hub import Hub, Room
-from bus.message import Message, Names, now_us, text_of
+from bus.message import REQUIRES_ACK, Kind, Message, Names, audience_of, now_us, text_of
 from bus.protocol import Draft
+from bus.receipts import Receipt, deliver_us, fate, fate_of_ephemeral
 from bus.resume import Place, place_of
 from bus.settings import Settings
 from bus.storage import MAKE_KNOWN, Group, Job, Pending, Reader, Row, Store, Transaction
 from bus.storage.log_writer import LogWriter
 from bus.storage.sqlite import SqliteStore
+from bus.storage.sqlite_writer import NAMES_REMEMBERED, NAMES_REMEMBERED_SECONDS
 from bus.storage.upkeep import UpkeepThread
 from bus.threads import Mailbox, WorkerPool
 from bus.worker import Worker
@@ -53,19 +56,6 @@ MIGRATIONS = Path(__file__).parent / "storage" / "migrations"
 Settled = Callable[["Receipt | BusError"], None]
 
 
-class Receipt(msgspec.Struct, gc=False):
-    """The answer to a send. `message_id` is ASCII; `recipients` is JSON: what happens, for each named recipient.
-
-    `seq` is None for an ephemeral message.
-    """
-
-    message_id: bytes
-    seq: int | None
-    stamp_us: int
-    recipients: bytes
-    duplicate: bool = False
-
-
 class Bus:
     """One process's share of the bus. Build it anywhere; `start` and everything after belong to the event loop's thread.
 
@@ -78,8 +68,14 @@ class Bus:
         self.names = Names()
         self.auth = Auth(settings)
         self.lock_folder = settings.database_path.with_name(settings.database_path.name + ".workers")
+        self.clock = Clock(self.lock_folder / "clock")
         self.store: Store = SqliteStore(
-            settings.database_path, self.lock_folder, durability=settings.durability, inbox_limit=settings.inbox_limit
+            settings.database_path,
+            self.lock_folder,
+            self.clock.now_us,
+            durability=settings.durability,
+            inbox_limit=settings.inbox_limit,
+            queue_limit=settings.queue_limit,
         )
         self.running = False
         self.draining = False
@@ -88,11 +84,13 @@ class Bus:
         self._before_publish: list[Callable[[Message], Message | None]] = []
         self._with_commit: list[Guarded] = []
         self._dispatcher = Dispatcher()
-        self._workers: list[Worker] = []
         self._gathered: list[Pending | Group | Job] = []
         self._paused: list[Connection] = []
+        self.delivery = Delivery(self.read, self.write, self.clock, lambda: self.epochs, self.online)
+        self._workers = self.delivery.workers()
         self._known: set[str] = set()
-        self._ephemeral_count = 0
+        self._knows_since = time.monotonic()
+        self._own_ids = 0
 
     # ---- verbs for extensions
 
@@ -141,6 +139,7 @@ class Bus:
         _raise_file_limit()
         try:
             self._slot = Slot(self.lock_folder, self._when_alone)
+            self.clock.start()
             self.store.open(self._migrations)
             self.counters = Counters(self.lock_folder / "counters", self._slot.number)
         except OSError as error:
@@ -156,9 +155,20 @@ class Bus:
         self.cursors = Cursors(self.writer)
         self.backplane = LocalBackplane(self._slot)
         self.hub = Hub(self.epochs, self.readers, self.cursors, self)
+        self.delivery.start(
+            self.hub,
+            self.writer,
+            self.readers,
+            self.backplane,
+            self.emit,
+            self.send,
+            self.is_live,
+            lambda: self.draining,
+        )
+        self.courier = self.delivery.courier
         self.heartbeat = Heartbeat(self.hub, self.cursors)
         self._upkeep = UpkeepThread(self.store.upkeep, self.lock_folder / "exclusive-upkeep.lock")
-        self._ephemeral_prefix = f"msg-{int(time.time() * 1000):012x}-{self._slot.number:02d}e"
+        self._id_prefix = f"msg-{int(time.time() * 1000):012x}-{self._slot.number:02d}"
         self.readers.start()
         self.writer.start()
         self.hub.tail.start(self.read(lambda reader: reader.head()).seq)
@@ -180,6 +190,7 @@ class Bus:
         """Before any neighbour is let in: refuse a damaged log, and forget a former server's figures."""
         self.store.check()
         clear(self.lock_folder / "counters")
+        self.clock.anchor()
 
     def begin_drain(self) -> None:
         """Refuse what is new and answer who waits. Safe in a signal handler's callback."""
@@ -187,6 +198,7 @@ class Bus:
             self.draining = True
             self.emit(BusStopping())
             self.hub.wake_all()
+            self.courier.queues.end_waits()
 
     def stop(self, timeout: float = 10.0, notify: Callable[[], None] = lambda: None) -> None:
         """Drain and end: commit what is accepted, say goodbye to every connection, then stop all parts in reverse.
@@ -282,8 +294,13 @@ class Bus:
             return None
         rows = [row for extra in self._with_commit for row in extra(message) or ()] if self._with_commit else ()
         names = message.names
+        if message.terms is not None or message.flags:
+            rows = [*rows, *draft.rows]
+            if deliver_us(message) is not None:
+                message.own_id = self._new_id("s")
+        live = [name for name in names if self.is_live(name)] if message.flags & REQUIRES_ACK else ()
         present = self.is_live(names[0]) if len(names) == 1 else bool(names) and all(map(self.is_live, names))
-        return Pending(message, self._settle, settled, draft.key, present, rows)
+        return Pending(message, self._settle, settled, draft.key, present, live, rows)
 
     def _refuse(self, message: Message, refusal: BusError, settled: Settled) -> None:
         self.counters.add("messages_refused")
@@ -298,35 +315,40 @@ class Bus:
             return
         message, outcome = pending.message, pending.outcome
         assert outcome is not None
-        if self._hears_sent and not outcome.duplicate:
+        if self._hears_sent and message.seq and not outcome.duplicate:
             self.emit(MessageSent(message))
-        recipients = outcome.answer or self._fate(message, outcome.refused, outcome.unknown)
-        settled(Receipt(self.epochs.id_of(message.seq), message.seq, message.stamp_us, recipients, outcome.duplicate))
+        if outcome.failures:
+            self.courier.tell_failures(outcome.failures)
+        recipients = fate(message, outcome, self.is_live, self._online)
+        if not outcome.scheduled:
+            message_id = message.own_id.encode() or self.epochs.id_of(message.seq)
+            settled(Receipt(message_id, message.seq, message.stamp_us, recipients, outcome.duplicate))
+            return
+        due_us = None if outcome.duplicate else deliver_us(message)
+        own_id = message.own_id.encode()
+        settled(
+            Receipt(own_id, None, message.stamp_us, recipients, outcome.duplicate, scheduled=True, deliver_us=due_us)
+        )
+
+    def _new_id(self, sort: str) -> str:
+        """An id for what has no seq yet, or never will."""
+        self._own_ids += 1
+        return f"{self._id_prefix}{sort}{self._own_ids:010x}"
 
     def _publish_ephemeral(self, message: Message, settled: Settled) -> None:
-        self._ephemeral_count += 1
-        message.own_id = f"{self._ephemeral_prefix}{self._ephemeral_count:010x}"
+        message.own_id = self._new_id("e")
         text_of(message, self.epochs)
         self.backplane.share_ephemeral(message)
         self.hub.deliver([message])
-        states = [{"client": name, "state": "delivered" if self.is_live(name) else "dropped"} for name in message.names]
-        recipients = msgspec.json.encode(states) if states else self._fate(message, (), ())
+        recipients = fate_of_ephemeral(message, self.is_live, self._online)
         settled(Receipt(message.own_id.encode(), None, message.stamp_us, recipients))
 
-    def _fate(self, message: Message, refused: tuple[str, ...], unknown: tuple[str, ...]) -> bytes:
-        if len(message.names) == 1 and not refused:
-            name = message.names[0]
-            fate = b"delivered" if self.is_live(name) else b"unknown" if unknown else b"queued"
-            return b'[{"client":"%b","state":"%b"}]' % (name.encode(), fate)
-        if not message.names:
-            everybody = self.hub.rooms if self.backplane.size == 1 else self.online()
-            online = len(everybody) - (message.sender in everybody)
-            return b'[{"client":"all","state":"sent","online":%d}]' % online
-        states = [{"client": name, "state": "refused"} for name in refused]
-        for name in message.names:
-            state = "delivered" if self.is_live(name) else "unknown" if name in unknown else "queued"
-            states.append({"client": name, "state": state})
-        return msgspec.json.encode(states)
+    def _online(self, message: Message) -> int:
+        """How many hear a message that names nobody."""
+        if message.kind == Kind.QUEUE:
+            return self.courier.queues.takers(audience_of(message))
+        everybody = self.hub.rooms if self.backplane.size == 1 else self.online()
+        return len(everybody) - (message.sender in everybody)
 
     def _committed(self, first: int, messages: list[Message]) -> None:
         last = first + len(messages) - 1
@@ -360,8 +382,9 @@ class Bus:
             if row is None or not row.known:
                 raise
             return
-        if len(self._known) > 200_000:
+        if len(self._known) >= NAMES_REMEMBERED or time.monotonic() - self._knows_since > NAMES_REMEMBERED_SECONDS:
             self._known.clear()
+            self._knows_since = time.monotonic()
         self._known.add(name)
 
     def place(self, name: str, since: str | None, *, at_gap_go_to_latest: bool = False) -> Place:
@@ -396,9 +419,19 @@ class Bus:
             self.backplane.announce(_presence(room))
 
     def turn_ended(self) -> None:
-        if self._gathered:
+        said = self.courier.turn_ended()
+        if self._gathered or said:
             gathered, self._gathered = self._gathered, []
-            self.writer.submit(gathered)
+            self.writer.submit([*gathered, *said])
+
+    def tracked(self, message: Message) -> None:
+        self.courier.arrived(message)
+
+    def turned_live(self, connection: Connection) -> None:
+        self.courier.turned_live(connection)
+
+    def emptied(self, connection: Connection) -> None:
+        self.courier.emptied(connection)
 
     def connection_opened(self, connection: Connection) -> None:
         """A transport took a connection in."""
@@ -408,6 +441,7 @@ class Bus:
 
     def connection_lost(self, connection: Connection) -> None:
         self.counters.set("active_connections", len(self.hub.connections))
+        self.courier.left(connection)
         self.emit(ClientDisconnected(connection.client, connection.encoding.name, connection.close_code))
 
     # ---- what neighbours tell (bus.backplane.Neighbours)
@@ -423,6 +457,15 @@ class Bus:
 
     def snapshot(self) -> Iterable[Presence]:
         return [_presence(room) for room in self.hub.rooms.values()]
+
+    def notes(self) -> Iterable[list[Any]]:
+        return self.courier.notes()
+
+    def noted(self, slot: int, note: list[Any]) -> None:
+        self.courier.noted(slot, note)
+
+    def left(self, slot: int) -> None:
+        self.courier.queues.neighbour_left(slot)
 
     # ---- below
 

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import gevent
 
 if TYPE_CHECKING:
+    from bus.delivery.takers import Consumer
     from bus.hub import Hub, Room
 
 MAX_HELD_BYTES = 1024 * 1024
@@ -70,6 +71,7 @@ class Connection:
         "close_code",
         "closing",
         "confirmed",
+        "consumer",
         "descriptor",
         "dropped",
         "encoding",
@@ -110,6 +112,7 @@ class Connection:
         self.on_data = on_data
         self.room: Room | None = None
         self.fragments: bytearray | None = None  # a message that comes in several frames, as far as it is there
+        self.consumer: Consumer | None = None  # its share in queues, once it asked for one
         self.joined = False  # it was welcomed: its end is an event
         self.live = False
         self.feeding = False
@@ -263,8 +266,8 @@ class Connection:
     def _emptied(self) -> None:
         if self.ending:
             self.lose()
-        elif not self.live and not self.closing:
-            self.hub.feed(self)
+        elif not self.closing:
+            self.hub.emptied(self)
 
     # ---- ending
 

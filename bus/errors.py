@@ -5,6 +5,7 @@
     ├── Unauthenticated    401  no valid credential
     ├── Forbidden          403  a valid credential that may not do this
     ├── NotFound           404
+    ├── Conflict           409  it can't be done as things are
     ├── TooLarge           413
     ├── UnsupportedMedia   415
     ├── KeyReused          422  an idempotency key came back with another body
@@ -68,6 +69,12 @@ class Forbidden(BusError):
 class NotFound(BusError):
     code = "not_found"
     status = 404
+    close_code = 1008
+
+
+class Conflict(BusError):
+    code = "conflict"
+    status = 409
     close_code = 1008
 
 

@@ -27,6 +27,15 @@ class MessageRefused(Event, frozen=True):
     code: str
 
 
+class MessageFailed(Event, frozen=True):
+    """`message.failed`: a delivery became a dead letter of `owner` (a client, or queue:<name>); raised where it happened."""
+
+    message_id: str
+    sender: str
+    owner: str
+    reason: str
+
+
 class ClientConnected(Event, frozen=True):
     """`client.connected`: a push connection of this process was opened."""
 

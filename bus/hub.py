@@ -22,7 +22,7 @@ from gevent.event import Event
 
 from bus.connection import Connection, Encoding
 from bus.cursors import Cursors
-from bus.message import Epochs, Kind, Message, text_of
+from bus.message import REQUIRES_ACK, Epochs, Kind, Message, correlation_of, text_of
 from bus.storage import Page, Reader
 from bus.tail import Tail
 from bus.threads import WorkerPool
@@ -78,12 +78,22 @@ class Listener(Protocol):
 
     def connection_lost(self, connection: Connection) -> None: ...
 
+    def tracked(self, message: Message) -> None:
+        """A message that needs an ack came by the tail; those it is leased to get it from here."""
+        ...
+
+    def turned_live(self, connection: Connection) -> None: ...
+
+    def emptied(self, connection: Connection) -> None:
+        """Nothing is held any more for a connection that keeps up."""
+        ...
+
 
 class Hub:
     """Event loop only. Costs grow with deliveries and bytes, never with the messages kept or the clients known."""
 
     def __init__(self, epochs: Epochs, readers: WorkerPool, cursors: Cursors, listener: Listener) -> None:
-        self._epochs = epochs
+        self.epochs = epochs
         self._readers = readers
         self._cursors = cursors
         self._listener = listener
@@ -100,6 +110,7 @@ class Hub:
         self._recent: deque[Message] = deque()
         self._recent_bytes = 0
         self._waiters: dict[str, set[Event]] = {}
+        self._interest = 0
         self._timers: set[Any] = set()
 
     # ---- fan-out
@@ -114,16 +125,42 @@ class Hub:
             if kind == Kind.ALL:
                 self._everybody.append(message)
                 self._wake_all()
-            else:
+                continue
+            names = message.names
+            if message.flags & REQUIRES_ACK:
+                self._listener.tracked(message)
+                names = message.leased_to or ()
+            for name in names:
+                room = rooms.get(name)
+                if room is not None:
+                    if not room.due:
+                        self._due_rooms.append(room)
+                    room.due.append(message)
+            if self._waiters:
                 for name in message.names:
-                    room = rooms.get(name)
-                    if room is not None:
-                        if not room.due:
-                            self._due_rooms.append(room)
-                        room.due.append(message)
-                    if name in self._waiters:
-                        self._wake(name)
+                    self._wake(name)
+                if (correlation_id := correlation_of(message)) is not None:
+                    self._wake(answer_to(correlation_id))
         self.kick()
+
+    def push(self, name: str, texts: list[bytes]) -> None:
+        """Write rendered messages to every live connection of a client, now and in this order."""
+        room = self.rooms.get(name)
+        for connection in [c for members in room.members.values() for c in members] if room is not None else ():
+            self.push_to(connection, texts)
+
+    def push_to(self, connection: Connection, texts: list[bytes]) -> None:
+        """As `push`, to one connection. What came by the tail before goes first."""
+        self.flush()
+        if not connection.live or connection.closing:
+            return
+        for data, count, _ in _joined([connection.encoding.message(text, 0) for text in texts]):
+            if connection.descriptor < 0:
+                return
+            if not connection.has_room(len(data), count):
+                self._fall_behind(connection, [])
+                return
+            connection.write(data, count)
 
     def kick(self) -> None:
         """Have `flush` run at the end of this turn of the loop."""
@@ -193,19 +230,8 @@ class Hub:
             self._cursors.mark(room.name, room.last_seq)
 
     def _chunks(self, encoding: Encoding, due: list[Message]) -> list[Chunk]:
-        epochs = self._epochs
-        frames = [encoding.message(text_of(message, epochs), message.seq) for message in due]
-        if sum(map(len, frames)) <= CHUNK_BYTES:
-            return [(b"".join(frames), len(frames), 0)]
-        chunks = []
-        start = size = 0
-        for index, frame in enumerate(frames):
-            if size and size + len(frame) > CHUNK_BYTES:
-                chunks.append((b"".join(frames[start:index]), index - start, start))
-                start, size = index, 0
-            size += len(frame)
-        chunks.append((b"".join(frames[start:]), len(frames) - start, start))
-        return chunks
+        epochs = self.epochs
+        return _joined([encoding.message(text_of(message, epochs), message.seq) for message in due])
 
     def _write_one(self, members: tuple[Connection, ...], chunk: Chunk, due: list[Message]) -> None:
         """The hot path: one chunk, and mostly connections that keep up. A ping rides along now and then."""
@@ -333,6 +359,7 @@ class Hub:
             connection.reply(b'{"type":"dropped","n":%d}' % connection.dropped)
             connection.dropped = 0
         self._listener.presence_changed(room)
+        self._listener.turned_live(connection)
 
     def _fall_behind(self, connection: Connection, missed: list[Message]) -> None:
         """Leave it out from `missed` on: the store has them, but for the ephemeral ones."""
@@ -358,7 +385,7 @@ class Hub:
         room.size -= 1
         if not room.size:
             self.rooms.pop(room.name, None)
-            self.tail.anybody = bool(self.rooms or self._waiters)
+            self.tail.anybody = bool(self.rooms or self._waiters or self._interest)
         self._listener.presence_changed(room)
 
     def lost(self, connection: Connection) -> None:
@@ -392,6 +419,13 @@ class Hub:
         connection.last_ping = self.now
         connection.write(connection.encoding.ping(connection.pinged), 0)
 
+    def emptied(self, connection: Connection) -> None:
+        """Nothing is held any more for a connection."""
+        if connection.live:
+            self._listener.emptied(connection)
+        else:
+            self.feed(connection)
+
     # ---- waiting
 
     def waiter(self, name: str) -> Event:
@@ -406,7 +440,12 @@ class Hub:
         waiters.discard(event)
         if not waiters:
             self._waiters.pop(name, None)
-            self.tail.anybody = bool(self.rooms or self._waiters)
+            self.tail.anybody = bool(self.rooms or self._waiters or self._interest)
+
+    def interest(self, change: int) -> None:
+        """Something beside rooms and waiters wants the tail's messages, or does no longer."""
+        self._interest += change
+        self.tail.anybody = bool(self.rooms or self._waiters or self._interest)
 
     def wake_all(self) -> None:
         """Have every waiting request look again: the bus is draining."""
@@ -449,7 +488,28 @@ class Hub:
             self._recent_bytes -= _size(recent.popleft())
 
 
+def answer_to(correlation_id: str) -> str:
+    """What a request waits for, as a key among the names of clients: none of them begins like this."""
+    return f"$answer:{correlation_id}"
+
+
+def _joined(frames: list[bytes]) -> list[Chunk]:
+    if sum(map(len, frames)) <= CHUNK_BYTES:
+        return [(b"".join(frames), len(frames), 0)]
+    chunks = []
+    start = size = 0
+    for index, frame in enumerate(frames):
+        if size and size + len(frame) > CHUNK_BYTES:
+            chunks.append((b"".join(frames[start:index]), index - start, start))
+            start, size = index, 0
+        size += len(frame)
+    chunks.append((b"".join(frames[start:]), len(frames) - start, start))
+    return chunks
+
+
 def _is_due(message: Message, client: str) -> bool:
+    if message.flags & REQUIRES_ACK:
+        return False  # it comes by its own state; see bus.delivery
     if message.kind == Kind.ALL:
         return message.sender != client
     return client in message.names

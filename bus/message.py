@@ -293,6 +293,23 @@ _TO = {
 }
 
 
+def correlation_of(message: Message) -> str | None:
+    """The `correlation_id` of a message, from wherever it came."""
+    if message.terms is not None:
+        return message.terms.correlation_id
+    if b'"correlation_id":' not in message.extras:
+        return None
+    found = msgspec.json.decode(b"{" + message.extras[1:] + b"}").get("correlation_id")
+    return found if isinstance(found, str) else None
+
+
+def audience_of(message: Message) -> str:
+    """Whom a message that names nobody is for, as `to` says it: all, topic:<name>, queue:<name>."""
+    if message.kind == Kind.ALL:
+        return "all"
+    return f"{'topic' if message.kind == Kind.TOPIC else 'queue'}:{message.address}"
+
+
 def render(message: Message, epochs: Epochs) -> bytes:
     """The message as the JSON object that every recipient gets. Names need no escaping: their alphabet has none."""
     return (

@@ -6,6 +6,7 @@ came as: it is never altered, escaped or filtered.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import msgspec
@@ -69,9 +70,43 @@ class Frame(Content, kw_only=True):
     msg_type: str = "message"
     ref: str | int | None = None
     message_id: str | None = None
+    attempt: int | None = None
+    reason: str | None = None
     topics: list[str] | None = None
     queues: list[str] | None = None
+    max_in_flight: int | None = None
+    wait: float | None = None
+    require_online: bool = False
     token: str | None = None
+
+
+class Verdict(msgspec.Struct, kw_only=True):
+    """What a recipient says of a message, over REST. Durations in seconds: `delay` of a nack, `ack_wait` of a progress."""
+
+    client: str
+    attempt: int | None = None
+    delay: float | None = None
+    reason: str | None = None
+    ack_wait: float | None = None
+
+
+class Settle(msgspec.Struct):
+    """A checked verdict. `verb`: ack, nack, progress, release, reject. Durations in microseconds."""
+
+    verb: str
+    message_id: str
+    client: str
+    attempt: int | None = None
+    delay_us: int | None = None
+    ack_wait_us: int | None = None
+    reason: str | None = None
+
+
+class Question(Send, kw_only=True):
+    """A request over REST: a send that waits up to `wait` seconds for its answer."""
+
+    wait: float | None = None
+    require_online: bool = False
 
 
 class Batch(msgspec.Struct):
@@ -82,15 +117,21 @@ class Batch(msgspec.Struct):
 
 
 class Draft(msgspec.Struct, gc=False):
-    """A send that was found good: the message, and the key under which it is done at most once."""
+    """A send that was found good: the message, and the key under which it is done at most once.
+
+    `rows` are statements for its transaction; only those of a message with terms or flags are looked at.
+    """
 
     message: Message
     ephemeral: bool = False
     key: str | None = None
+    rows: Sequence[tuple[str, Sequence[Any]]] = ()
 
 
 decode_send = msgspec.json.Decoder(Send).decode
 decode_frame = msgspec.json.Decoder(Frame).decode
+decode_verdict = msgspec.json.Decoder(Verdict).decode
+decode_question = msgspec.json.Decoder(Question).decode
 decode_batch = msgspec.json.Decoder(Batch).decode
 encode = msgspec.json.encode
 
@@ -222,9 +263,33 @@ def ack_wait_of(seconds: float) -> int:
     return _within("ack_wait", seconds, MIN_ACK_WAIT_SECONDS, MAX_ACK_WAIT_SECONDS)
 
 
-def delay_of(seconds: float) -> int:
-    """How long a nack holds back its message, in microseconds. Raises Malformed."""
-    return _within("delay", seconds, 0.0, MAX_DELAY_SECONDS)
+MAX_REASON_LENGTH = 1000
+DEFAULT_REQUEST_WAIT, MAX_WAIT_SECONDS = 25.0, 50.0
+
+
+def settle_of(verb: str, said: Verdict | Frame, message_id: str, client: str) -> Settle:
+    """What a recipient says of a message, checked. Raises Malformed."""
+    if said.attempt is not None and said.attempt < 1:
+        raise _wrong("attempt", "counts from 1")
+    if said.reason is not None and len(said.reason) > MAX_REASON_LENGTH:
+        raise _wrong("reason", f"may have at most {MAX_REASON_LENGTH} characters")
+    return Settle(
+        verb,
+        message_id,
+        client,
+        said.attempt,
+        None if said.delay is None else _within("delay", said.delay, 0.0, MAX_DELAY_SECONDS),
+        None if said.ack_wait is None else ack_wait_of(said.ack_wait),
+        said.reason,
+    )
+
+
+def wait_of(seconds: float | None, default: float) -> float:
+    """How long somebody is ready to wait, in seconds. Raises Malformed."""
+    if seconds is None:
+        return default
+    _within("wait", seconds, 0.0, MAX_WAIT_SECONDS)
+    return seconds
 
 
 def _within(field: str, seconds: float, least: float, most: float) -> int:
@@ -290,15 +355,14 @@ def message_frame(rendered: bytes) -> bytes:
     return b'{"type":"message","message":%b}' % rendered
 
 
-def sent_frame(ref: str | int, message_id: bytes, seq: int | None, recipients: bytes, duplicate: bool) -> bytes:
-    """The receipt of a send; `recipients` is JSON, `message_id` ASCII."""
-    return b'{"type":"sent","ref":%b,"message_id":"%b","seq":%b,"recipients":%b%b}' % (
-        encode(ref),
-        message_id,
-        b"null" if seq is None else b"%d" % seq,
-        recipients,
-        b',"duplicate":true' if duplicate else b"",
-    )
+def sent_frame(ref: str | int, receipt: bytes) -> bytes:
+    """The receipt of a send; `receipt` is JSON members (bus.receipts)."""
+    return b'{"type":"sent","ref":%b,%b}' % (encode(ref), receipt)
+
+
+def acked_frame(ref: str | int, message_id: str, status: str, attempt: int) -> bytes:
+    """What came of an ack, nack, progress, release or reject."""
+    return encode({"type": "acked", "ref": ref, "message_id": message_id, "status": status, "attempt": attempt})
 
 
 def error_frame(error: BusError, ref: str | int | None = None) -> bytes:

@@ -57,6 +57,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
             description="Messages an inbox holds that its client has neither been pushed nor fetched; beyond, 429.",
         ),
     ] = 10_000
+    queue_limit: Annotated[
+        int,
+        Meta(ge=1, description="Items that wait in one queue; beyond, 429. A queue can be given a limit of its own."),
+    ] = 100_000
     max_log_bytes: Annotated[
         Annotated[int, Meta(ge=1024 * 1024)] | None,
         Meta(description="Bytes of payload kept; beyond, the oldest messages go and readers are told. Unset: no cap."),

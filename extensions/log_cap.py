@@ -1,6 +1,7 @@
 """The size cap of the log: with MAX_LOG_BYTES set, the oldest messages go first, and readers who miss them are told.
 
-What is taken raises `lost_through`; a cursor below it resumes with a gap that says so. One process in the cluster
+What is taken raises `lost_through`; a cursor below it resumes with a gap that says so. What somebody still owes an ack
+for becomes a dead letter. One process in the cluster
 does it, in bounded steps.
 """
 
@@ -10,6 +11,8 @@ import logging
 from typing import TYPE_CHECKING
 
 from bus.storage import Transaction
+from bus.storage.deliveries import Failure
+from bus.storage.eviction import evict
 from bus.worker import Worker
 
 if TYPE_CHECKING:
@@ -34,30 +37,27 @@ class LogCap:
     def tick(self) -> None:
         """Evict until the log fits. Waits between steps for the writer, so others get in."""
         evicted = 0
-        while step := self._bus.write(self._step):
-            evicted += step
+        taken = -1
+        while taken:
+            taken, failures = self._bus.write(self._step)
+            self._bus.courier.tell_failures(failures)
+            evicted += taken
         if evicted:
             log.info(
                 "The log reached its cap; the oldest messages went", extra={"action": "evicted", "messages": evicted}
             )
 
-    def _step(self, transaction: Transaction) -> int:
+    def _step(self, transaction: Transaction) -> tuple[int, list[Failure]]:
         (kept_bytes,) = transaction.execute("SELECT kept_bytes FROM log_head")[0]
         if kept_bytes <= self._max_bytes:
-            return 0
+            return 0, []
         rows = transaction.execute("SELECT seq, length(payload) FROM messages ORDER BY seq LIMIT ?", (STEP_MESSAGES,))
         through = freed = taken = 0
         for seq, size in rows:
             if kept_bytes - freed <= self._max_bytes:
                 break
             through, freed, taken = seq, freed + size, taken + 1
-        transaction.execute("DELETE FROM messages WHERE seq <= ?", (through,))
-        transaction.execute("DELETE FROM addressed WHERE seq <= ?", (through,))
-        transaction.execute("UPDATE clients SET mark = ?1 WHERE mark < ?1", (through,))
-        transaction.execute(
-            "UPDATE log_head SET kept_bytes = kept_bytes - ?, lost_through = max(lost_through, ?)", (freed, through)
-        )
-        return taken
+        return taken, evict(transaction, through, freed)
 
 
 def register(app: Flask, bus: Bus) -> None:

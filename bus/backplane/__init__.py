@@ -6,7 +6,7 @@ What goes over it are hints. Losing one costs a poll interval, never a message: 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 
@@ -40,6 +40,18 @@ class Neighbours(Protocol):
         """What a neighbour that just joined has to know of this process."""
         ...
 
+    def notes(self) -> Iterable[list[Any]]:
+        """The notes that it has to know beside."""
+        ...
+
+    def noted(self, slot: int, note: list[Any]) -> None:
+        """The neighbour in a slot sent a note: its first item says what it is about."""
+        ...
+
+    def left(self, slot: int) -> None:
+        """The neighbour in a slot is gone."""
+        ...
+
 
 class Backplane(Protocol):
     """Event loop only."""
@@ -63,6 +75,10 @@ class Backplane(Protocol):
 
     def announce(self, presence: Presence) -> None:
         """A client's connections on this process changed."""
+        ...
+
+    def note(self, note: list[Any]) -> None:
+        """Send something small that all neighbours should hear, in order, with everything else."""
         ...
 
     def live(self, name: str) -> bool:

@@ -30,7 +30,7 @@ from gevent.monkey import get_original
 from bus.backplane import Neighbours, Presence
 from bus.counters import MAX_SLOTS
 from bus.errors import StartRefused
-from bus.message import Message
+from bus.message import Kind, Message, Terms, correlation_of
 
 log = logging.getLogger("bus.backplane")
 
@@ -47,7 +47,7 @@ _Socket = get_original("socket", "socket")  # gevent's would wait for a greenlet
 _READ, _WRITE = 1, 2
 _LENGTH = struct.Struct("!I")
 
-HELLO, BLOCK, HINT, EPHEMERAL, PRESENCE = range(5)
+HELLO, BLOCK, HINT, EPHEMERAL, PRESENCE, NOTE = range(6)
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder().decode
@@ -188,6 +188,12 @@ class LocalBackplane:
             for link in tuple(self._links.values()):
                 link.send(frame)
 
+    def note(self, note: list[Any]) -> None:
+        if self._links:
+            frame = _frame([NOTE, note])
+            for link in tuple(self._links.values()):
+                link.send(frame)
+
     # ---- knowing
 
     def live(self, name: str) -> bool:
@@ -238,6 +244,8 @@ class LocalBackplane:
         assert self._neighbours is not None
         for presence in self._neighbours.snapshot():
             link.send(_frame([PRESENCE, presence]))
+        for note in self._neighbours.notes():
+            link.send(_frame([NOTE, note]))
 
     def _hung_up(self, incoming: _Incoming) -> None:
         """A neighbour's link to us ended: it is gone, and its connections with it."""
@@ -245,6 +253,8 @@ class LocalBackplane:
         link = self._links.get(incoming.slot)
         if link is None or link.token == incoming.token:
             self._present.pop(incoming.slot, None)
+            assert self._neighbours is not None
+            self._neighbours.left(incoming.slot)
         if link is not None and link.token == incoming.token:
             del self._links[incoming.slot]
             link.close()
@@ -266,13 +276,30 @@ class LocalBackplane:
                 present[presence.name] = presence
             else:
                 present.pop(presence.name, None)
+        elif kind == NOTE:
+            neighbours.noted(incoming.slot, frame[1])
         elif kind == HELLO:
             _, incoming.slot, incoming.token = frame
             self._present[incoming.slot] = {}
             self._dial(incoming.slot, incoming.token)
 
 
-class _Link:
+class _End:
+    """One end of a link: a descriptor and the loop's watcher of it."""
+
+    descriptor: int
+    _watcher: Any
+
+    def close(self) -> None:
+        """Idempotent."""
+        if self.descriptor >= 0:
+            self._watcher.stop()
+            self._watcher.close()
+            os.close(self.descriptor)
+            self.descriptor = -1
+
+
+class _Link(_End):
     """Our way to one neighbour. Writes only."""
 
     def __init__(self, descriptor: int, token: str, closed: Callable[[], object]) -> None:
@@ -327,15 +354,8 @@ class _Link:
                 head, self._owed_head = self._owed_head, 0
                 self.send(_frame([HINT, head]))
 
-    def close(self) -> None:
-        if self.descriptor >= 0:
-            self._watcher.stop()
-            self._watcher.close()
-            os.close(self.descriptor)
-            self.descriptor = -1
 
-
-class _Incoming:
+class _Incoming(_End):
     """A neighbour's way to us. Reads only. `slot` and `token` are known from its hello on."""
 
     def __init__(
@@ -374,13 +394,6 @@ class _Incoming:
             self._hear(self, _decode(frame))
         del buffer[:offset]
 
-    def close(self) -> None:
-        if self.descriptor >= 0:
-            self._watcher.stop()
-            self._watcher.close()
-            os.close(self.descriptor)
-            self.descriptor = -1
-
 
 def _frame(content: object) -> bytes:
     body = _encode(content)
@@ -388,12 +401,20 @@ def _frame(content: object) -> bytes:
 
 
 def _pack(message: Message) -> tuple[Any, ...]:
-    return (message.seq, message.kind, message.names, message.sender, message.type, message.rendered)
+    plain = (message.seq, message.kind, message.names, message.sender, message.type, message.rendered)
+    if not message.flags and message.terms is None and message.kind < Kind.TOPIC:
+        return plain
+    return (*plain, message.flags, message.address, message.leased_to, correlation_of(message))
 
 
 def _unpack(packed: list[Any]) -> Message:
-    seq, kind, names, sender, type_, rendered = packed
-    return Message(kind, "", tuple(names), sender, type_, b"", 0, seq=seq, rendered=rendered)
+    seq, kind, names, sender, type_, rendered, *more = packed
+    message = Message(kind, "", tuple(names), sender, type_, b"", 0, seq=seq, rendered=rendered)
+    if more:
+        message.flags, message.address, leased_to, correlation_id = more
+        message.leased_to = None if leased_to is None else tuple(leased_to)
+        message.terms = Terms(correlation_id=correlation_id)
+    return message
 
 
 def _peer_uid(peer: Any) -> int:

@@ -9,12 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import msgspec
 
 from bus.errors import BusError
 from bus.message import Epochs, Message
+from bus.storage.deliveries import Failure, Lease
+
+if TYPE_CHECKING:
+    from bus.storage.ledger import Ledger
 
 
 class _Seq:
@@ -35,13 +39,19 @@ Row = tuple[str, Sequence[Any]]
 
 
 class Outcome(msgspec.Struct, gc=False):
-    """What became of a committed send: names that were refused (inbox full) and names that the bus does not know."""
+    """What became of a committed send: names that were refused (inbox full) and names that the bus does not know.
+
+    `scheduled`: it waits for its time outside the log. `failures`: what was set aside to make room for it.
+    """
 
     refused: tuple[str, ...] = ()
     unknown: tuple[str, ...] = ()
     duplicate: bool = False
     answer: bytes = b""
     """The JSON of `recipients` that the first send was answered with; set for duplicates."""
+
+    scheduled: bool = False
+    failures: tuple[Failure, ...] = ()
 
 
 class Pending(msgspec.Struct):
@@ -56,6 +66,7 @@ class Pending(msgspec.Struct):
     answer: Callable[[Any], None] | None = None
     key: str | None = None
     present: bool = False
+    live: Sequence[str] = ()
     rows: Sequence[Row] = ()
     outcome: Outcome | None = None
     error: BusError | None = None
@@ -88,18 +99,31 @@ class Transaction(Protocol):
         """The last seq given."""
         ...
 
+    @property
+    def ledger(self) -> Ledger:
+        """What must be acked one by one; its `now` is the bus's clock."""
+        ...
+
     def execute(self, statement: str, bindings: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """Run one statement; `?` marks are bound in order. Returns its rows."""
         ...
 
+    def append(self, message: Message, rows: Sequence[Row] = ()) -> Outcome | BusError:
+        """Put a message into the log, like a send. An error: it was refused, and nothing of it was written."""
+        ...
+
 
 class Page(msgspec.Struct, gc=False):
-    """Some messages in seq order. `upto`: everything due up to that seq is in it. `more`: a limit ended it early."""
+    """Some messages in seq order. `upto`: everything due up to that seq is in it. `more`: a limit ended it early.
+
+    `expired`: how many more there would be, had their ttl not ended.
+    """
 
     messages: list[Message]
     upto: int
     more: bool
     lost_through: int
+    expired: int = 0
 
 
 class ClientRow(msgspec.Struct):
@@ -161,6 +185,10 @@ class Reader(Protocol):
         self, name: str, after: int, upto: int | None, limit: int, max_bytes: int, only: Filter | None = None
     ) -> Page: ...
 
+    def open_deliveries(self, name: str, limit: int, max_bytes: int, only: Filter | None = None) -> list[Lease]:
+        """What needs an ack of a client and is not settled, the most urgent first; nobody gets a lease by this."""
+        ...
+
     def log(self, after: int, upto: int | None, limit: int, max_bytes: int, only: Filter | None = None) -> Page: ...
 
     def message(self, seq: int) -> Message | None: ...
@@ -172,6 +200,14 @@ class Reader(Protocol):
     def client(self, name: str) -> ClientRow | None: ...
 
     def clients(self, after: str, limit: int) -> list[ClientRow]: ...
+
+    def execute(self, statement: str, bindings: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """Run one reading statement. Returns its rows."""
+        ...
+
+    def messages(self, seqs: Sequence[int]) -> list[Message]:
+        """The messages at these seqs that are still kept, in the order given."""
+        ...
 
     def close(self) -> None: ...
 

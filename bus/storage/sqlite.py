@@ -12,7 +12,7 @@ import fcntl
 import hashlib
 import os
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -90,11 +90,23 @@ class WritersLock:
 class SqliteStore:
     """A log in one file. `lock_folder` holds the side files of the processes that share it."""
 
-    def __init__(self, path: Path, lock_folder: Path, *, durability: str, inbox_limit: int) -> None:
+    def __init__(
+        self,
+        path: Path,
+        lock_folder: Path,
+        clock: Callable[[], int],
+        *,
+        durability: str,
+        inbox_limit: int,
+        queue_limit: int,
+    ) -> None:
+        """`clock()` is the bus's (bus.clock), in microseconds; any thread may ask it."""
         self.path = path
         self.lock_folder = lock_folder
+        self.clock = clock
         self.durability = durability
         self.inbox_limit = inbox_limit
+        self.queue_limit = queue_limit
         self._epochs: Epochs | None = None
 
     @property
@@ -140,12 +152,19 @@ class SqliteStore:
         connection.execute(f"PRAGMA synchronous={synchronous}")
         connection.execute("PRAGMA wal_autocheckpoint=0")
         connection.execute("PRAGMA cache_size=-16000")
-        return SqliteWriter(connection, self._writers_lock(), inbox_limit=self.inbox_limit)
+        return SqliteWriter(
+            connection,
+            self._writers_lock(),
+            self.epochs,
+            self.clock,
+            inbox_limit=self.inbox_limit,
+            queue_limit=self.queue_limit,
+        )
 
     def reader(self) -> SqliteReader:
         connection = self._connect(apsw.SQLITE_OPEN_READONLY)
         connection.execute("PRAGMA query_only=1")
-        return SqliteReader(connection, inbox_limit=self.inbox_limit)
+        return SqliteReader(connection, self.clock, inbox_limit=self.inbox_limit)
 
     def upkeep(self) -> SqliteUpkeep:
         connection = self._connect(apsw.SQLITE_OPEN_READWRITE)

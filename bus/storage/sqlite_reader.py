@@ -5,25 +5,25 @@ A page's read transaction ends with the page: a longer one would keep the WAL fr
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import apsw
-import msgspec
 
-from bus.message import Kind, Message, now_us
+from bus.message import Message
 from bus.storage import ClientRow, Filter, Head, Page
-
-COLUMNS = "m.seq, m.kind, m.address, m.sender, m.type, m.stamp, m.expires_at, m.flags, m.extras, m.payload"
+from bus.storage.deliveries import LEASED, RESTING, Lease
+from bus.storage.deliveries import WAITING as WAITING_STATE
+from bus.storage.rows import COLUMNS, message_of
 
 _NARROW = (
     " AND (?5 IS NULL OR m.type = ?5) AND (?6 IS NULL OR m.sender = ?6)"
     " AND (?7 IS NULL OR m.stamp > ?7) AND (?8 IS NULL OR m.stamp <= ?8)"
-    " AND (m.expires_at IS NULL OR m.expires_at > ?9)"
+    " AND (?9 OR m.flags & 1 = 0)"
 )
 
-# What is addressed to one client: directly, in a list, or to all but the sender. Each arm walks an index in seq
-# order, so SQLite merges them and stops at the limit.
+# What is addressed to one client: directly, in a list, or to all but the sender; what needs an ack only if ?9 says so.
+# Each arm walks an index in seq order, so SQLite merges them and stops at the limit.
 INBOX = f"""
 SELECT {COLUMNS} FROM messages m WHERE m.kind = 0 AND m.address = ?1 AND m.seq > ?2 AND m.seq <= ?3 {_NARROW}
 UNION ALL
@@ -39,9 +39,21 @@ SELECT {COLUMNS} FROM messages m WHERE m.seq > ?2 AND m.seq <= ?3 AND ?1 = '' {_
 
 WAITING = """
 SELECT count(*) FROM (
-    SELECT seq FROM messages WHERE kind = 0 AND address = ?1 AND seq > ?2 AND seq <= ?3
-    UNION ALL SELECT seq FROM addressed WHERE name = ?1 AND seq > ?2 AND seq <= ?3
+    SELECT seq FROM messages WHERE kind = 0 AND address = ?1 AND seq > ?2 AND seq <= ?3 AND flags & 1 = 0
+    UNION ALL SELECT a.seq FROM addressed a JOIN messages m ON m.seq = a.seq
+     WHERE a.name = ?1 AND a.seq > ?2 AND a.seq <= ?3 AND m.flags & 1 = 0
     LIMIT ?4)"""
+"""How many plain messages of ?1 there are behind ?2, up to ?3; at most ?4 are counted."""
+
+# What a client has not settled, in the order in which it would be pushed. Each arm walks an index in that order.
+OPEN = f"""{
+    " UNION ALL ".join(
+        f"SELECT {COLUMNS}, d.attempt, d.due_key FROM deliveries d JOIN messages m ON m.seq = d.seq"
+        f" WHERE d.owner = ?1 AND d.state = {state} AND (?2 IS NULL OR m.type = ?2) AND (?3 IS NULL OR m.sender = ?3)"
+        " AND (m.expires_at IS NULL OR m.expires_at > ?4)"
+        for state in (WAITING_STATE, LEASED, RESTING)
+    )
+} ORDER BY 12, 1 LIMIT ?5"""
 
 NO_FILTER = Filter()
 
@@ -49,8 +61,10 @@ NO_FILTER = Filter()
 class SqliteReader:
     """See `bus.storage.Reader`. Not thread-safe: one thread owns it."""
 
-    def __init__(self, connection: apsw.Connection, *, inbox_limit: int) -> None:
+    def __init__(self, connection: apsw.Connection, clock: Callable[[], int], *, inbox_limit: int) -> None:
+        """`clock()` is the bus's (bus.clock), in microseconds."""
         self._connection = connection
+        self._clock = clock
         self._inbox_limit = inbox_limit
         self._version = 0
 
@@ -69,20 +83,36 @@ class SqliteReader:
     def inbox(
         self, name: str, after: int, upto: int | None, limit: int, max_bytes: int, only: Filter | None = None
     ) -> Page:
-        return self._page(INBOX, name, after, upto, limit, max_bytes, only or NO_FILTER)
+        return self._page(INBOX, name, after, upto, limit, max_bytes, only or NO_FILTER, tracked=False)
 
     def log(self, after: int, upto: int | None, limit: int, max_bytes: int, only: Filter | None = None) -> Page:
         only = only or NO_FILTER
         if only.to is None:
-            return self._page(LOG, "", after, upto, limit, max_bytes, only)
-        return self._page(INBOX, only.to, after, upto, limit, max_bytes, only)
+            return self._page(LOG, "", after, upto, limit, max_bytes, only, tracked=True)
+        return self._page(INBOX, only.to, after, upto, limit, max_bytes, only, tracked=True)
+
+    def open_deliveries(self, name: str, limit: int, max_bytes: int, only: Filter | None = None) -> list[Lease]:
+        only = only or NO_FILTER
+        found: list[Lease] = []
+        size = 0
+        for row in self._connection.execute(OPEN, (name, only.type, only.sender, self._clock(), limit)):
+            size += len(row[9]) + 250
+            if found and size > max_bytes:
+                break
+            found.append(Lease(message_of(row[:10], self.execute), name, "", row[10], 0))
+        return found
 
     def message(self, seq: int) -> Message | None:
-        row = self._one(
-            f"SELECT {COLUMNS} FROM messages m WHERE m.seq = ? AND (m.expires_at IS NULL OR m.expires_at > ?)",
-            (seq, now_us()),
-        )
-        return message_of(row) if row else None
+        found = self.messages([seq])
+        expires_us = found[0].expires_us if found else None
+        return None if expires_us is not None and expires_us <= self._clock() else next(iter(found), None)
+
+    def messages(self, seqs: Sequence[int]) -> list[Message]:
+        rows = (self._one(f"SELECT {COLUMNS} FROM messages m WHERE m.seq = ?", (seq,)) for seq in seqs)
+        return [message_of(row, self.execute) for row in rows if row is not None]
+
+    def execute(self, statement: str, bindings: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        return self._connection.execute(statement, bindings).fetchall()
 
     def seq_before(self, stamp_us: int) -> int:
         """By bisection over seq: stamps rise with seq but for the moments between accept and commit, hence the margin."""
@@ -117,7 +147,16 @@ class SqliteReader:
         return self._connection.execute(statement, bindings).fetchone()
 
     def _page(
-        self, statement: str, name: str, after: int, upto: int | None, limit: int, max_bytes: int, only: Filter
+        self,
+        statement: str,
+        name: str,
+        after: int,
+        upto: int | None,
+        limit: int,
+        max_bytes: int,
+        only: Filter,
+        *,
+        tracked: bool,
     ) -> Page:
         connection = self._connection
         connection.execute("BEGIN")
@@ -128,45 +167,40 @@ class SqliteReader:
                 return Page([], min(after, head) if limit <= 0 else upto, limit <= 0 and upto > after, lost_through)
             cursor = connection.execute(
                 statement,
-                (name, after, upto, limit + 1, only.type, only.sender, only.since_us, only.until_us, now_us()),
+                (name, after, upto, limit + 1, only.type, only.sender, only.since_us, only.until_us, tracked),
             )
-            messages, more = _take(cursor, limit, max_bytes)
+            messages, expired, last = self._take(cursor, limit, max_bytes)
             cursor.close(True)
-            return Page(messages, messages[-1].seq if more else upto, more, lost_through)
+            return Page(messages, upto if last is None else last, last is not None, lost_through, expired)
         finally:
             connection.execute("COMMIT")
+
+    def _take(self, cursor: Iterable[Any], limit: int, max_bytes: int) -> tuple[list[Message], int, int | None]:
+        """Messages up to `limit` and about `max_bytes` (at least one), and how many more had expired; then, if something was
+        left, the seq of the last row looked at."""
+        messages: list[Message] = []
+        size = expired = last = 0
+        now = self._clock()
+        for row in cursor:  # at most one row more than `limit`
+            if len(messages) == limit or (messages and size + len(row[9]) > max_bytes):
+                return messages, expired, last
+            last = row[0]
+            if row[6] is not None and row[6] <= now:
+                expired += 1
+                continue
+            size += len(row[9]) + 250
+            messages.append(message_of(row, self.execute))
+        return messages, expired, last if len(messages) + expired > limit else None
 
     def _with_waiting(self, rows: Iterable[tuple[Any, ...]]) -> list[ClientRow]:
         head = self._one("SELECT seq FROM log_head")[0]
         clients = []
         for name, known, cursor, mark, first_seen, last_seen in rows:
             waiting = self._one(WAITING, (name, mark, head, self._inbox_limit + 1))[0]
+            tracked = self._one("SELECT waiting FROM backlogs WHERE owner = ?", (name,))
+            waiting += tracked[0] if tracked else 0
             clients.append(ClientRow(name, bool(known), cursor, mark, first_seen, last_seen, waiting))
         return clients
 
 
 _CLIENT = "SELECT name, known, cursor, mark, first_seen, last_seen FROM clients"
-
-
-def _take(cursor: Iterable[Any], limit: int, max_bytes: int) -> tuple[list[Message], bool]:
-    """Messages from rows up to `limit` and about `max_bytes` (at least one); True when something was left."""
-    messages: list[Message] = []
-    size = 0
-    for row in cursor:
-        if len(messages) == limit or (messages and size + len(row[9]) > max_bytes):
-            return messages, True
-        size += len(row[9]) + 250
-        messages.append(message_of(row))
-    return messages, False
-
-
-def message_of(row: tuple[Any, ...]) -> Message:
-    """A row of COLUMNS as a Message."""
-    seq, kind, address, sender, type_, stamp, expires_at, flags, extras, payload = row
-    if kind == Kind.CLIENT:
-        names: tuple[str, ...] = (address,)
-    elif kind == Kind.LIST:
-        names = tuple(msgspec.json.decode(address))
-    else:
-        names = ()
-    return Message(kind, address, names, sender, type_, payload, stamp, flags, expires_at, extras, seq)

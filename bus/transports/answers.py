@@ -11,15 +11,26 @@ from bus.resume import Gap
 
 
 class Fate(msgspec.Struct):
-    """What happens to a message for one recipient: delivered, queued, unknown, refused, dropped; `sent` for all."""
+    """What happens to a message for one recipient: delivered, queued, unknown, refused, dropped, scheduled; `sent` for
+    all, topics and queues."""
 
     client: str
     state: str
     online: int | msgspec.UnsetType = msgspec.UNSET
 
 
+class Standing(msgspec.Struct):
+    """How a message stands with one recipient: waiting, handed_over, confirmed; of one that needs an ack: waiting,
+    leased, resting, acked, dead_letter."""
+
+    client: str
+    state: str
+    attempt: int | msgspec.UnsetType = msgspec.UNSET
+    failures: int | msgspec.UnsetType = msgspec.UNSET
+
+
 class Sent(msgspec.Struct):
-    """The receipt of a send; it is given after the commit."""
+    """The receipt of a send, given after the commit. status: sent, or scheduled until `deliver_at`."""
 
     status: str
     message_id: str
@@ -27,6 +38,7 @@ class Sent(msgspec.Struct):
     timestamp: str
     recipients: list[Fate]
     duplicate: bool | msgspec.UnsetType = msgspec.UNSET
+    deliver_at: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class BatchBody(msgspec.Struct):
@@ -59,6 +71,12 @@ class MessageBody(msgspec.Struct):
     reply_to: str | msgspec.UnsetType = msgspec.UNSET
     thread_id: str | msgspec.UnsetType = msgspec.UNSET
     headers: dict[str, str] | msgspec.UnsetType = msgspec.UNSET
+    expires_at: str | msgspec.UnsetType = msgspec.UNSET
+    attempt: int | msgspec.UnsetType = msgspec.UNSET
+    redelivered: bool | msgspec.UnsetType = msgspec.UNSET
+    replayed: bool | msgspec.UnsetType = msgspec.UNSET
+    replay_of: str | msgspec.UnsetType = msgspec.UNSET
+    redriven: bool | msgspec.UnsetType = msgspec.UNSET
 
 
 class Messages(msgspec.Struct):
@@ -73,10 +91,11 @@ class Messages(msgspec.Struct):
 
 
 class OneMessage(msgspec.Struct):
-    """A message, and for each named recipient: waiting, handed_over, confirmed."""
+    """A message, and how it stands with each named recipient; `deliver_at` of one that waits for its time."""
 
     message: MessageBody
-    recipients: list[Fate]
+    recipients: list[Standing]
+    deliver_at: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class Client(msgspec.Struct):

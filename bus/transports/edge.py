@@ -121,7 +121,7 @@ class Edge:
         g.caller = bus.auth.caller(request.headers)
         if g.caller is None and request.blueprint != "ws":  # a socket may bring its credential in its first frame
             raise Unauthenticated("A key is needed; send it as X-API-Key or as Authorization: Bearer.")
-        if request.blueprint == "rest":
+        if request.blueprint in ("rest", "delivery"):
             bus.counters.add("rest_requests")
 
     def after(self, response: Response) -> Response:

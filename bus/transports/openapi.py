@@ -32,7 +32,8 @@ class Parameter(msgspec.Struct, frozen=True):
 
 
 class Operation(msgspec.Struct, frozen=True):
-    """One method of one path. `errors` are the statuses it may refuse with, beside 401 and 403."""
+    """One method of one path. `errors` are the statuses it may refuse with, beside 401 and 403; `statuses` those of its
+    answer. `name` is the view's, unless given."""
 
     method: str
     path: str
@@ -42,6 +43,8 @@ class Operation(msgspec.Struct, frozen=True):
     body: Any = None
     parameters: Sequence[Parameter] = ()
     errors: Sequence[int] = ()
+    statuses: Sequence[int] = (200,)
+    name: str = ""
 
 
 class ErrorBody(msgspec.Struct):
@@ -89,9 +92,8 @@ def _twins(path: str) -> list[str]:
 
 def _operation(operation: Operation, path: str, by_type: dict[int, Any]) -> dict[str, Any]:
     error = {"application/json": {"schema": by_type[id(ErrorBody)]}}
-    responses: dict[str, Any] = {
-        "200": {"description": "Done.", "content": {"application/json": {"schema": by_type[id(operation.answer)]}}}
-    }
+    answer = {"description": "Done.", "content": {"application/json": {"schema": by_type[id(operation.answer)]}}}
+    responses: dict[str, Any] = {str(status): answer for status in operation.statuses}
     for status in sorted({*operation.errors, 503, *((401, 403) if path.startswith("/api/") else ())}):
         responses[str(status)] = {"description": "Refused.", "content": error}
     described: dict[str, Any] = {
@@ -144,6 +146,17 @@ def page(document: dict[str, Any]) -> str:
 def _fields(described: dict[str, Any]) -> str:
     names = [f"{p['name']}: {p.get('description', 'in the path')}" for p in described["parameters"]]
     return html.escape(" · ".join(names))
+
+
+def serve(app: Flask, blueprint: Blueprint, operations: Sequence[Operation]) -> None:
+    """Route operations, each /api path under /api/v1 too, and have them described."""
+    for operation in operations:
+        methods: list[Any] = [operation.method]
+        endpoint = operation.name or operation.view.__name__
+        for suffix, path in zip(("", "_v1"), _twins(operation.path), strict=False):
+            blueprint.add_url_rule(path, endpoint + suffix, operation.view, methods=methods)
+    app.config.setdefault("OPERATIONS", []).extend(operations)
+    app.register_blueprint(blueprint)
 
 
 def register(app: Flask, bus: Bus) -> None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import gevent
 import msgspec
@@ -11,26 +10,53 @@ from flask import Blueprint, Flask, Response, g, request
 
 from bus import __version__
 from bus.bus import MAX_UNCOMMITTED
-from bus.errors import BusError, Forbidden, Malformed, NotBuilt, NotFound, TooLarge, Unavailable
-from bus.message import Message, iso, now_us, text_of
-from bus.protocol import Batch, Draft, Send, decode_batch, decode_send, draft_of, encode, error_body, read
+from bus.delivery import whereabouts
+from bus.delivery.whereabouts import Whereabouts
+from bus.errors import BusError, Malformed, NotBuilt, NotFound, TooLarge, Unavailable
+from bus.message import iso, now_us, text_of
+from bus.protocol import (
+    MAX_WAIT_SECONDS,
+    Batch,
+    Draft,
+    Send,
+    decode_batch,
+    decode_send,
+    draft_of,
+    encode,
+    error_body,
+    read,
+)
 from bus.resume import Place, place_of
 from bus.storage import ClientRow, Filter, Head, Page, Reader, Transaction
-from bus.transports import answers
-from bus.transports.edge import body_of, caller, json_answer
-from bus.transports.openapi import Operation, Parameter
+from bus.storage.deliveries import Lease
+from bus.transports import answers, parameters
+from bus.transports.edge import body_of, json_answer
+from bus.transports.openapi import Operation, Parameter, serve
 
 if TYPE_CHECKING:
     from bus.backplane import Presence
-    from bus.bus import Bus, Receipt
+    from bus.bus import Bus
+    from bus.receipts import Receipt
 
-MAX_LIMIT = 1000
-MAX_WAIT_SECONDS = 50.0
 MAX_BATCH = 1000
 BATCH_BODY_FACTOR = 16
 MAX_PAGE_BYTES = 4 * 1024 * 1024
 MAX_WAITING_REQUESTS = 4000
 """Long polls of one process; beyond, 503. Well below gunicorn's worker_connections, so that probes always get in."""
+
+CLEARED = (
+    "messages",
+    "addressed",
+    "idempotency",
+    "deliveries",
+    "settled",
+    "scheduled",
+    "other_ids",
+    "requests",
+    "replies",
+    "thread_messages",
+)
+"""What a clear empties. Dead letters are purged on their own."""
 
 
 class Rest:
@@ -97,20 +123,26 @@ class Rest:
 
     def messages(self) -> Response:
         bus = self._bus
-        name = bus.names.check_client(_required("to"), "to")
-        limit, wait = _limit(100), _wait()
+        name = bus.names.check_client(parameters.required("to"), "to")
+        limit, wait = parameters.limit(100), parameters.wait()
         type_, sender = request.args.get("type"), request.args.get("from")
-        place = bus.place(name, request.args.get("since"), at_gap_go_to_latest=_at_latest())
-        page = self._await_page(name, place, Filter(type_, sender, since_us=place.since_us), limit, wait)
+        place = bus.place(name, request.args.get("since"), at_gap_go_to_latest=parameters.at_latest())
+        page, leases = self._await_page(name, place, Filter(type_, sender, since_us=place.since_us), limit, wait)
         if type_ is None and sender is None and limit:
             bus.cursors.mark(name, page.upto)
-        return json_answer(self._page(page, place, expired=True))
+        return json_answer(self._page(page, place, leases))
 
-    def _await_page(self, name: str, place: Place, only: Filter, limit: int, wait: float) -> Page:
+    def _await_page(self, name: str, place: Place, only: Filter, limit: int, wait: float) -> tuple[Page, list[Lease]]:
+        """What is there, or comes within `wait` seconds: plain messages after the cursor, and whatever is not acked yet.
+
+        What needs an ack comes first, and leaves half of the page to plain messages if there are that many.
+        """
         bus = self._bus
 
-        def job(reader: Reader) -> Page:
-            return reader.inbox(name, place.seq, None, limit, MAX_PAGE_BYTES, only)
+        def job(reader: Reader) -> tuple[Page, list[Lease]]:
+            leases = reader.open_deliveries(name, limit, MAX_PAGE_BYTES // 2, only) if limit else []
+            page = reader.inbox(name, place.seq, None, limit - min(len(leases), limit // 2), MAX_PAGE_BYTES // 2, only)
+            return page, leases[: limit - len(page.messages)]
 
         if not wait or not limit:
             return bus.read(job)  # type: ignore[no-any-return]
@@ -124,14 +156,14 @@ class Rest:
         try:
             while True:
                 event.clear()
-                page: Page = bus.read(job)
-                if page.messages or bus.draining:
-                    return page
+                found: tuple[Page, list[Lease]] = bus.read(job)
+                if found[0].messages or found[1] or bus.draining:
+                    return found
                 event.wait()
         except gevent.Timeout as expired:
             if expired is not timeout:
                 raise
-            return page
+            return found
         finally:
             timeout.close()
             bus.hub.forget(name, event)
@@ -139,27 +171,23 @@ class Rest:
 
     def message(self, message_id: str) -> Response:
         bus = self._bus
-        seq = bus.epochs.seq_of(message_id)
-
-        def job(reader: Reader) -> tuple[Message | None, list[ClientRow | None]]:
-            found = reader.message(seq) if seq is not None else None
-            return found, [reader.client(name) for name in found.names] if found else []
-
-        found, rows = bus.read(job)
+        found: Whereabouts | None = bus.read(lambda reader: whereabouts.find(reader, bus.epochs, message_id))
         if found is None:
             raise NotFound("There is no message with this id; it may have been evicted.", code="unknown_message")
-        states = [
-            {"client": name, "state": _state_of(row, found.seq)} for name, row in zip(found.names, rows, strict=True)
-        ]
-        body = b'{"message":%b,"recipients":%b}' % (text_of(found, bus.epochs), encode(states))
+        due = b',"deliver_at":"%b"' % iso(found.due_us) if found.due_us is not None else b""
+        body = b'{"message":%b,"recipients":%b%b}' % (
+            text_of(found.message, bus.epochs),
+            encode(found.recipients),
+            due,
+        )
         return json_answer(body)
 
     def log(self) -> Response:
         bus = self._bus
-        _need_admin()
+        parameters.need_admin()
         if request.args.get("topic"):
             raise NotBuilt("Topics are not served by this version yet.", field="topic")
-        args, limit = request.args, _limit(100)
+        args, limit = request.args, parameters.limit(100)
 
         def job(reader: Reader) -> tuple[Place, Page]:
             place = place_of(reader, bus.epochs, args.get("since", "earliest"), 0, at_gap_go_to_latest=False)
@@ -172,17 +200,18 @@ class Rest:
             return place, reader.log(place.seq, upto, limit, MAX_PAGE_BYTES, only)
 
         place, page = bus.read(job)
-        return json_answer(self._page(page, place, expired=False))
+        return json_answer(self._page(page, place))
 
-    def _page(self, page: Page, place: Place, *, expired: bool) -> bytes:
+    def _page(self, page: Page, place: Place, leases: list[Lease] | None = None) -> bytes:
         epochs = self._bus.epochs
-        texts = b",".join(text_of(message, epochs) for message in page.messages)
+        texts = [self._bus.courier.text_of(lease) for lease in leases or ()]
+        texts += [text_of(message, epochs) for message in page.messages]
         upto = max(page.upto, place.seq) if page.messages or not page.more else place.seq
         tail = b',"gap":%b' % encode(place.gap) if place.gap else b""
-        tail += b',"expired":0' if expired else b""
+        tail += b"" if leases is None else b',"expired":%d' % page.expired
         return b'{"count":%d,"messages":[%b],"cursor":"%b","more":%b%b}' % (
-            len(page.messages),
-            texts,
+            len(texts),
+            b",".join(texts),
             epochs.cursor(upto).encode(),
             b"true" if page.more else b"false",
             tail,
@@ -191,7 +220,7 @@ class Rest:
     # ---- clients and status
 
     def clients(self) -> Response:
-        limit, after = _limit(100), request.args.get("cursor", "")
+        limit, after = parameters.limit(100), request.args.get("cursor", "")
         rows = self._bus.read(lambda reader: reader.clients(after, limit + 1))
         online = self._bus.online()
         listed = [_client(row, online.get(row.name)) for row in rows[:limit]]
@@ -208,7 +237,7 @@ class Rest:
 
     def status(self) -> Response:
         bus = self._bus
-        head: Head = bus.read(lambda reader: reader.head())
+        head, pending_acks = bus.read(_head_and_pending)
         total = bus.counters.total
         online = bus.online()
         metrics = answers.StatusMetrics(
@@ -228,7 +257,7 @@ class Rest:
                 metrics,
                 answers.StatusConnections(sum(by_client.values()), by_client),
                 answers.StatusQueue(bus.writer.waiting, MAX_UNCOMMITTED),
-                0,
+                pending_acks,
                 answers.Durability(bus.settings.durability, "sqlite", bus.store.survives),
                 bus.epochs.current,
                 bus.epochs.cursor(head.seq),
@@ -237,13 +266,14 @@ class Rest:
         )
 
     def clear(self) -> Response:
-        _need_admin()
+        parameters.need_admin()
 
         def job(transaction: Transaction) -> int:
             head = transaction.head
             (cleared,) = transaction.execute("SELECT count(*) FROM messages")[0]
-            for table in ("messages", "addressed", "idempotency"):
+            for table in CLEARED:
                 transaction.execute(f"DELETE FROM {table}")
+            transaction.execute("UPDATE backlogs SET waiting = 0, leased = 0")
             transaction.execute("UPDATE clients SET mark = ?", (head,))
             transaction.execute("UPDATE log_head SET kept_bytes = 0, lost_through = seq")
             return int(cleared)
@@ -256,64 +286,17 @@ class Rest:
         return json_answer(answers.Health("healthy"))
 
 
-# ---- parameters
-
-
-def _required(name: str) -> str:
-    value = request.args.get(name)
-    if value is None:
-        raise Malformed(f"The parameter `{name}` is missing.", code="missing_field", field=name)
-    return value
-
-
-def _limit(default: int) -> int:
-    text = request.args.get("limit", str(default))
-    if not text.isascii() or not text.isdigit() or int(text) > MAX_LIMIT:
-        raise Malformed(f"`limit` must be a whole number from 0 to {MAX_LIMIT}.", code="bad_field", field="limit")
-    return int(text)
-
-
-def _wait() -> float:
-    try:
-        wait = float(request.args.get("wait", "0"))
-    except ValueError:
-        wait = math.nan
-    if not 0 <= wait <= MAX_WAIT_SECONDS:
-        raise Malformed(
-            f"`wait` must be a number of seconds from 0 to {MAX_WAIT_SECONDS:.0f}.", code="bad_field", field="wait"
-        )
-    return wait
-
-
-def _at_latest() -> bool:
-    on_gap = request.args.get("on_gap", "oldest")
-    if on_gap not in ("oldest", "latest"):
-        raise Malformed("`on_gap` must be oldest or latest.", code="bad_field", field="on_gap")
-    return on_gap == "latest"
-
-
-def _need_admin() -> None:
-    if not caller().admin:
-        raise Forbidden("This needs the right to administer.", code="needs_admin")
-
-
 # ---- answers
 
 
 def _receipt(receipt: Receipt) -> bytes:
-    return b'{"status":"sent","message_id":"%b","seq":%b,"timestamp":"%b","recipients":%b%b}' % (
-        receipt.message_id,
-        b"null" if receipt.seq is None else b"%d" % receipt.seq,
-        iso(receipt.stamp_us),
-        receipt.recipients,
-        b',"duplicate":true' if receipt.duplicate else b"",
-    )
+    status = b"scheduled" if receipt.scheduled else b"sent"
+    return b'{"status":"%b","timestamp":"%b",%b}' % (status, iso(receipt.stamp_us), receipt.members())
 
 
-def _state_of(row: ClientRow | None, seq: int) -> str:
-    if row is None or row.mark < seq:
-        return "waiting"
-    return "confirmed" if row.cursor >= seq else "handed_over"
+def _head_and_pending(reader: Reader) -> tuple[Head, int]:
+    pending = reader.execute("SELECT coalesce(sum(waiting + leased), 0) FROM backlogs")
+    return reader.head(), int(pending[0][0])
 
 
 def _client(row: ClientRow, presence: Presence | None) -> answers.Client:
@@ -330,7 +313,7 @@ def _client(row: ClientRow, presence: Presence | None) -> answers.Client:
 
 
 def _operations(rest: Rest) -> list[Operation]:
-    limit = Parameter("limit", f"0 to {MAX_LIMIT}; 100 if not given", "integer")
+    limit = Parameter("limit", f"0 to {parameters.MAX_LIMIT}; 100 if not given", "integer")
     type_, sender = Parameter("type", "only this type"), Parameter("from", "only this sender")
     on_gap = Parameter("on_gap", "oldest (default) or latest: where to go on when the cursor is gone")
     inbox = (
@@ -426,14 +409,5 @@ def register(app: Flask, bus: Bus) -> None:
     """Serve the REST surface, under /api and /api/v1."""
     rest = Rest(bus)
     blueprint = Blueprint("rest", __name__)
-    operations = _operations(rest)
-    for operation in operations:
-        methods: list[Any] = [operation.method]
-        endpoint = operation.view.__name__
-        blueprint.add_url_rule(operation.path, endpoint, operation.view, methods=methods)
-        if operation.path.startswith("/api/"):
-            twin = operation.path.replace("/api/", "/api/v1/", 1)
-            blueprint.add_url_rule(twin, f"{endpoint}_v1", operation.view, methods=methods)
-    app.config.setdefault("OPERATIONS", []).extend(operations)
-    app.register_blueprint(blueprint)
+    serve(app, blueprint, _operations(rest))
     app.extensions["rest"] = rest

@@ -19,13 +19,31 @@ from flask_sock import Sock
 
 from bus import __version__, frames
 from bus.connection import Connection, bound_unsent
+from bus.delivery.requests import new_correlation
 from bus.errors import BusError, Malformed, NotBuilt, Unauthenticated, Unavailable
 from bus.message import iso, now_us
-from bus.protocol import Frame, decode_frame, draft_of, encode, error_frame, message_frame, read, sent_frame
+from bus.protocol import (
+    DEFAULT_REQUEST_WAIT,
+    Draft,
+    Frame,
+    acked_frame,
+    decode_frame,
+    draft_of,
+    encode,
+    error_frame,
+    message_frame,
+    read,
+    sent_frame,
+    settle_of,
+    wait_of,
+)
 from bus.resume import Place
+from bus.storage.deliveries import Settled
+from bus.storage.ledger import VERBS as VERDICTS
 
 if TYPE_CHECKING:
-    from bus.bus import Bus, Receipt
+    from bus.bus import Bus
+    from bus.receipts import Receipt
 
 log = logging.getLogger("bus.ws")
 
@@ -34,7 +52,10 @@ AUTH_BYTES = 4096
 """Without a credential in the handshake, the first frame must be `auth`, within so many seconds and bytes."""
 
 _KEY = re.compile(r"[A-Za-z0-9+/]{22}==\Z")
-NOT_BUILT = frozenset({"ack", "nack", "progress", "release", "reject", "request"})
+DEFAULT_IN_FLIGHT, MAX_IN_FLIGHT = 10, 1000
+MAX_QUEUES = 1000
+MAX_ASKING = 4000
+"""Requests over sockets that wait for their answers, on one process; beyond, an error that says so."""
 
 
 class WebSocketEncoding:
@@ -72,6 +93,7 @@ class WebSocketTransport:
         self._bus = bus
         self._encoding = WebSocketEncoding()
         self._max_bytes = bus.settings.max_message_size
+        self._asking = 0
 
     # ---- the handshake, in the request's greenlet
 
@@ -286,21 +308,21 @@ class WebSocketTransport:
         if isinstance(answer, BusError):
             connection.reply(error_frame(answer, ref))
         elif ref is not None:
-            connection.reply(sent_frame(ref, answer.message_id, answer.seq, answer.recipients, answer.duplicate))
+            connection.reply(sent_frame(ref, answer.members()))
 
     def _handle_verb(self, connection: Connection, frame: Frame) -> None:
         verb = frame.type
         if verb == "ping":
             connection.reply(b'{"type":"pong","timestamp":"%b"}' % iso(now_us()))
         elif verb in ("subscribe", "unsubscribe"):
-            if frame.topics or frame.queues:
-                raise NotBuilt(
-                    "Topics and queues are not served by this version yet; nothing was subscribed.",
-                    field="topics" if frame.topics else "queues",
-                )
-            connection.reply(b'{"type":"subscribed","topics":[],"queues":[]}')
-        elif verb in NOT_BUILT:
-            raise NotBuilt(f"`{verb}` is not served by this version yet: no message asks for an ack.", field="type")
+            if frame.topics:
+                raise NotBuilt("Topics are not served by this version yet; nothing was subscribed.", field="topics")
+            self._consume(connection, frame)
+            connection.reply(_subscribed(connection, frame.ref))
+        elif verb in VERDICTS:
+            self._settle(connection, frame)
+        elif verb == "request":
+            self._request(connection, frame, now_us())
         elif verb == "auth":
             raise Malformed("This connection is authenticated already.", code="already_authenticated", field="type")
         elif not verb:
@@ -309,8 +331,77 @@ class WebSocketTransport:
             )
         else:
             raise Malformed(
-                "`type` is unknown; this bus knows send, ping, subscribe.", code="unknown_type", field="type"
+                "`type` is unknown; this bus knows send, request, ack, nack, progress, release, reject, subscribe,"
+                " unsubscribe and ping.",
+                code="unknown_type",
+                field="type",
             )
+
+    # ---- what needs an ack
+
+    def _settle(self, connection: Connection, frame: Frame) -> None:
+        if not frame.message_id:
+            raise Malformed("`message_id` is missing; say which message.", code="missing_field", field="message_id")
+        said = settle_of(frame.type, frame, frame.message_id, connection.client)
+        self._bus.courier.settle(said, partial(self._settled, connection, frame.ref, frame.message_id))
+
+    def _settled(
+        self, connection: Connection, ref: str | int | None, message_id: str, answer: Settled | BusError
+    ) -> None:
+        if isinstance(answer, BusError):
+            self._bus.counters.add("errors")
+            connection.reply(error_frame(answer, ref))
+        elif ref is not None:
+            connection.reply(acked_frame(ref, message_id, answer.status, answer.attempt))
+
+    def _consume(self, connection: Connection, frame: Frame) -> None:
+        """Take items of queues, or take them no longer."""
+        names = [self._bus.names.check(name, "queues") for name in frame.queues or ()]
+        if not names and frame.max_in_flight is None:
+            return
+        limit = DEFAULT_IN_FLIGHT if frame.max_in_flight is None else frame.max_in_flight
+        if not 1 <= limit <= MAX_IN_FLIGHT:
+            raise Malformed(f"`max_in_flight` must be 1 to {MAX_IN_FLIGHT}.", code="bad_field", field="max_in_flight")
+        consumer = self._bus.courier.consumer_of(connection)
+        if len(consumer.queues) + len(names) > MAX_QUEUES:
+            raise Malformed(f"A connection may take from {MAX_QUEUES} queues.", code="too_many_queues", field="queues")
+        owners = [f"queue:{name}" for name in names]
+        if frame.type == "subscribe":
+            self._bus.courier.queues.subscribe(consumer, owners, limit)
+        else:
+            self._bus.courier.queues.unsubscribe(consumer, owners)
+
+    def _request(self, connection: Connection, frame: Frame, stamp_us: int) -> None:
+        frame.correlation_id = frame.correlation_id or new_correlation()
+        wait = wait_of(frame.wait, DEFAULT_REQUEST_WAIT)
+        draft = draft_of(frame, connection.client, frame.msg_type, names=self._bus.names, stamp_us=stamp_us)
+        if self._asking >= MAX_ASKING:
+            raise Unavailable("Too many requests of this process wait already; try again.", retry_after_seconds=2)
+        self._asking += 1
+        gevent.spawn(self._ask, connection, frame, draft, wait)
+
+    def _ask(self, connection: Connection, frame: Frame, draft: Draft, wait: float) -> None:
+        requests = self._bus.delivery.requests
+        try:
+            answer = requests.ask(draft, wait, require_online=frame.require_online)
+        except BusError as refusal:
+            connection.reply(error_frame(refusal, frame.ref))
+        else:
+            ref = b"" if frame.ref is None else b'"ref":%b,' % encode(frame.ref)
+            connection.reply(b'{"type":"reply",%b%b' % (ref, answer.text(self._bus.epochs)[1:]))
+        finally:
+            self._asking -= 1
+
+
+def _subscribed(connection: Connection, ref: str | int | None) -> bytes:
+    """What a connection is subscribed to now."""
+    consumer = connection.consumer
+    frame: dict[str, object] = {"type": "subscribed", "topics": [], "queues": []}
+    if consumer is not None:
+        frame["queues"] = sorted(owner.removeprefix("queue:") for owner in consumer.queues)
+    if ref is not None:
+        frame["ref"] = ref
+    return encode(frame)
 
 
 class _Ref(msgspec.Struct):

@@ -1,0 +1,301 @@
+"""Carries what needs an ack: to clients by name, and from queues to their takers; and takes back what they say of it.
+
+Who holds what is decided in the store, by the writer's transaction; the courier asks for it in jobs and pushes what it
+got. It is told when there may be something to carry: a message came by the tail, a connection turned live or emptied its
+queue, an ack made room, a rest or a lease ended. A hint that gets lost costs the reaper's next look, never a message.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+from bus.backplane import Backplane
+from bus.connection import Connection
+from bus.delivery.queues import Queues
+from bus.delivery.takers import Consumer
+from bus.errors import BusError, Unavailable
+from bus.events import Event, MessageFailed
+from bus.hub import Hub, Room
+from bus.message import Kind, Message, text_of
+from bus.protocol import Settle, encode
+from bus.storage import Job, Reader, Transaction
+from bus.storage.deliveries import CLIENT_WINDOW, Failure, Lease, Settled
+from bus.storage.log_writer import LogWriter
+from bus.threads import WorkerPool
+
+Heard = Callable[["Settled | BusError"], None]
+
+
+class Courier:
+    """Event loop only. `consumers`: of this process, by holder."""
+
+    def __init__(
+        self,
+        hub: Hub,
+        writer: LogWriter,
+        readers: WorkerPool,
+        backplane: Backplane,
+        clock: Callable[[], int],
+        emit: Callable[[Event], None],
+    ) -> None:
+        self._hub = hub
+        self._writer = writer
+        self._readers = readers
+        self._backplane = backplane
+        self._emit = emit
+        self._said: list[tuple[Settle, Heard]] = []
+        self._pushing: set[str] = set()  # clients with a lease job under way
+        self._pushed_again: set[str] = set()  # of those, the ones stirred meanwhile
+        self._greeting: dict[Connection, tuple[int, int]] = {}  # how far each got what its client had not acked
+        self.queues = Queues(self, hub, writer, readers, backplane, clock)
+        self._name = secrets.token_hex(4)
+        self._count = 0
+
+    # ---- what the hub tells
+
+    def arrived(self, message: Message) -> None:
+        """A message that needs an ack came by the tail."""
+        if message.kind == Kind.QUEUE:
+            self.queues.stir(f"queue:{message.address}")
+            return
+        rooms = self._hub.rooms
+        for name in message.names:
+            room = rooms.get(name)
+            if room is None or (message.leased_to is not None and name in message.leased_to):
+                continue
+            if message.leased_to is None:  # read from the store: it may be leased, and nobody has pushed it here
+                for connection in room.connections():
+                    self._greet(connection)
+            else:
+                self._stir_client(name)
+
+    def turned_live(self, connection: Connection) -> None:
+        """A connection keeps up from now on: what its client has not settled comes again, at once."""
+        self._greeting.pop(connection, None)
+        self._greet(connection)
+        if connection.consumer is not None:
+            self.queues.freed(connection.consumer)
+
+    def emptied(self, connection: Connection) -> None:
+        """A slow reader has caught up with what was held for it."""
+        if connection in self._greeting:
+            self._greet(connection)
+        else:
+            self._stir_client(connection.client)
+        if connection.consumer is not None:
+            self.queues.freed(connection.consumer)
+
+    def left(self, connection: Connection) -> None:
+        """A connection ended. If its client said goodbye, what it held of queues goes back at once, uncounted."""
+        self._greeting.pop(connection, None)
+        if connection.consumer is not None:
+            self.queues.leave(connection.consumer, cleanly=connection.ending)
+
+    def turn_ended(self) -> list[Job]:
+        """What was said this turn, as one job for the writer."""
+        if not self._said:
+            return []
+        said, self._said = self._said, []
+        return [self._settle_job(said)]
+
+    # ---- clients
+
+    def stir(self, owners: Iterable[str], *, everywhere: bool = True) -> None:
+        """Something may wait for these owners, wherever their connections are."""
+        owners = list(owners)
+        for owner in owners:
+            if owner.startswith("queue:"):
+                self.queues.stir(owner)
+            else:
+                self._stir_client(owner)
+        if everywhere and owners and self._backplane.size > 1:
+            self._backplane.note(["stir", owners])
+
+    def _stir_client(self, name: str) -> None:
+        room = self._hub.rooms.get(name)
+        if room is None or not _takes_more(room):
+            return
+        if name in self._pushing:
+            self._pushed_again.add(name)
+            return
+        self._pushing.add(name)
+
+        def look(reader: Reader) -> bool:
+            row = reader.execute("SELECT waiting, leased FROM backlogs WHERE owner = ?", (name,))
+            return bool(row) and row[0][0] > 0 and row[0][1] < CLIENT_WINDOW
+
+        self._readers.submit(look, partial(self._looked, name))
+
+    def _looked(self, name: str, waits: bool, error: BaseException | None) -> None:
+        if error is not None or not waits:
+            self._pushing.discard(name)
+            self._stir_once_more(name)
+            return
+
+        def run(transaction: Transaction) -> list[Lease]:
+            return transaction.ledger.lease_to_client(name)
+
+        self._writer.submit([Job(run, partial(self._leased, name))])
+
+    def _leased(self, name: str, job: Job) -> None:
+        self._pushing.discard(name)
+        if job.error is None and job.value:
+            self._push(name, job.value)
+        self._stir_once_more(name)
+
+    def _stir_once_more(self, name: str) -> None:
+        if name in self._pushed_again:
+            self._pushed_again.discard(name)
+            self._stir_client(name)
+
+    def _push(self, name: str, leases: list[Lease]) -> None:
+        texts = [self.text_of(lease) for lease in leases]
+        self._hub.push(name, texts)
+        if self._backplane.live(name):
+            self._backplane.note(["push", name, texts])
+
+    def _greet(self, connection: Connection) -> None:
+        """Give a connection what its client has open: what was pushed before, again; then what waits."""
+        if not connection.live or connection.held is not None:
+            return
+        name, after = connection.client, self._greeting.get(connection, (-1, -1))
+        upto = self._hub.tail.delivered
+
+        def look(reader: Reader) -> bool:
+            row = reader.execute("SELECT waiting + leased FROM backlogs WHERE owner = ?", (name,))
+            return bool(row) and row[0][0] > 0
+
+        def run(transaction: Transaction) -> list[Lease]:
+            return transaction.ledger.lease_again(name, after, upto)
+
+        def looked(waits: bool, error: BaseException | None) -> None:
+            if error is None and waits:
+                self._writer.submit([Job(run, partial(self._greeted, connection))])
+
+        self._readers.submit(look, looked)
+
+    def _greeted(self, connection: Connection, job: Job) -> None:
+        if job.error is not None or connection.descriptor < 0:
+            return
+        leases: list[Lease] = job.value
+        if not leases:
+            self._greeting.pop(connection, None)
+            self._stir_client(connection.client)
+            return
+        self._greeting[connection] = (leases[-1].due_key, leases[-1].message.seq)
+        self._hub.push_to(connection, [self.text_of(lease) for lease in leases])
+        self._greet(connection)  # the next page, or, when the socket is full, as soon as it has emptied
+
+    # ---- what recipients say
+
+    def settle(self, said: Settle, heard: Heard) -> None:
+        """Take what a recipient says; `heard` gets what came of it, after the commit."""
+        self._said.append((said, heard))
+        self._hub.kick()
+
+    def _settle_job(self, said: list[tuple[Settle, Heard]]) -> Job:
+        def run(transaction: Transaction) -> list[Settled | BusError]:
+            return [_settle(transaction, settle) for settle, _ in said]
+
+        def settled(job: Job) -> None:
+            answers: list[Settled | BusError]
+            if job.error is None:
+                answers = job.value
+            else:
+                known = (
+                    job.error
+                    if isinstance(job.error, BusError)
+                    else Unavailable("It could not be written; say it again.")
+                )
+                answers = [known] * len(said)
+            owners: dict[str, None] = {}
+            for (_, heard), answer in zip(said, answers, strict=True):
+                if isinstance(answer, Settled) and answer.owner:
+                    owners[answer.owner] = None
+                    self._after(answer)
+                heard(answer)
+            self.stir(owners, everywhere=self._backplane.size > 1)
+
+        return Job(run, settled)
+
+    def _after(self, settled: Settled) -> None:
+        if settled.failure is not None:
+            self.tell_failures([settled.failure])
+        if settled.holder is not None and "/" in settled.holder:
+            end = settled.until_us if settled.status == "extended" else None
+            self.queues.settled([(settled.owner, settled.holder, settled.seq)], end)
+
+    # ---- consumers
+
+    def consumer_of(self, connection: Connection) -> Consumer:
+        """The connection's consumer, made at its first queue."""
+        if connection.consumer is None:
+            self._count += 1
+            connection.consumer = Consumer(connection, f"{connection.client}/{self._name}-{self._count}")
+        return connection.consumer
+
+    # ---- telling
+
+    def tell_failures(self, failures: Iterable[Failure]) -> None:
+        """Tell senders what became a dead letter: an event here, and a frame wherever they are connected."""
+        for failure in failures:
+            self._emit(MessageFailed(failure.message_id, failure.sender, failure.owner, failure.reason))
+            frame = encode(
+                {
+                    "type": "failed",
+                    "message_id": failure.message_id,
+                    "recipient": failure.owner,
+                    "reason": failure.reason,
+                }
+            )
+            self._tell(failure.sender, frame)
+            if self._backplane.live(failure.sender):
+                self._backplane.note(["tell", failure.sender, frame])
+
+    def _tell(self, name: str, frame: bytes) -> None:
+        room = self._hub.rooms.get(name)
+        for connection in room.connections() if room is not None else ():
+            connection.reply(frame)
+
+    def notes(self) -> list[list[Any]]:
+        """What a neighbour that just joined has to know."""
+        return [["takers", owner, takers] for owner, takers in self.queues.snapshot()]
+
+    def noted(self, slot: int, note: list[Any]) -> None:
+        """The courier of a neighbour, in its slot, says something."""
+        kind, *rest = note
+        if kind == "stir":
+            self.stir(rest[0], everywhere=False)
+        elif kind == "push":
+            self._hub.push(rest[0], rest[1])
+        elif kind == "tell":
+            self._tell(rest[0], rest[1])
+        elif kind == "settled":
+            self.queues.settled([tuple(held) for held in rest[0]], rest[1], everywhere=False)
+        elif kind == "takers":
+            self.queues.neighbour_has(slot, rest[0], rest[1])
+
+    # ---- rendering
+
+    def text_of(self, lease: Lease) -> bytes:
+        """A leased message as its holder gets it, with what tells one attempt from another."""
+        text = text_of(lease.message, self._hub.epochs)
+        more = b',"attempt":%d' % lease.attempt if lease.attempt > 1 else b""
+        if lease.again or lease.attempt > 1:
+            more += b',"redelivered":true'
+        return text[:-1] + more + b"}" if more else text
+
+
+def _takes_more(room: Room) -> bool:
+    """True when a live connection of the room has nothing held for it."""
+    return any(connection.held is None for members in room.members.values() for connection in members)
+
+
+def _settle(transaction: Transaction, said: Settle) -> Settled | BusError:
+    try:
+        return transaction.ledger.settle(said)
+    except BusError as refusal:
+        return refusal

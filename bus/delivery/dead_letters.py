@@ -1,0 +1,184 @@
+"""Dead letters: what could not be delivered, to be looked at, sent again (redriven) or thrown away (purged)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from bus.errors import Malformed
+from bus.message import OWN_ID, PRIORITIES, Kind, Message, Terms
+from bus.storage import Outcome, Reader, Transaction
+from bus.storage.rows import named
+
+REASONS = ("rejected", "expired", "max_attempts", "overflow", "no_recipient", "invalid")
+STEP = 200
+"""Dead letters of one transaction, so that no commit waits long."""
+
+_COLUMNS = (
+    "id, owner, died_at, reason, detail, attempts, seq, kind, address, sender, type, stamp, flags, extras, payload"
+)
+_MATCHES = (
+    "(?1 IS NULL OR owner = ?1) AND (?2 IS NULL OR reason = ?2) AND (?3 IS NULL OR sender = ?3)"
+    " AND (?4 IS NULL OR id = ?4)"
+)
+_COUNT = f"SELECT count(*) FROM dead_letters WHERE {_MATCHES}"
+_PAGE = f"""
+SELECT {_COLUMNS} FROM dead_letters WHERE {_MATCHES} AND (died_at, id, owner) > (?5, ?6, ?7)
+ ORDER BY died_at, id, owner LIMIT ?8"""
+
+START = (-1, "", "")
+Rank = tuple[int, str, str]
+"""A place among the dead letters: when it died, its id, its owner."""
+
+
+class DeadLetter(msgspec.Struct):
+    """A message that did not reach one owner. `attempts` is a JSON array; `died_us` the bus's clock."""
+
+    message: Message
+    owner: str
+    died_us: int
+    reason: str
+    detail: str | None
+    attempts: bytes
+    seq: int
+
+    @property
+    def rank(self) -> Rank:
+        return self.died_us, self.message.own_id, self.owner
+
+
+class Choice(msgspec.Struct, frozen=True):
+    """Which dead letters; None means any."""
+
+    owner: str | None = None
+    reason: str | None = None
+    sender: str | None = None
+    id: str | None = None
+
+    def bindings(self) -> tuple[str | None, ...]:
+        return self.owner, self.reason, self.sender, self.id
+
+
+class Done(msgspec.Struct):
+    """How many matched, and with how many of them it was done; the others are still there."""
+
+    matched: int
+    done: int
+
+
+def parse_rank(text: str) -> Rank:
+    """Read a page's cursor. Raises Malformed."""
+    died, _, rest = text.partition(".")
+    message_id, _, owner = rest.partition(".")
+    if not text:
+        return START
+    if not (died.isascii() and died.isdigit() and len(died) < 19 and message_id and owner):
+        raise Malformed("`cursor` is none that an answer gave you.", code="bad_cursor", field="cursor")
+    return int(died), message_id, owner
+
+
+def cursor_of(rank: Rank) -> str:
+    """A rank as the cursor of the next page. An id has no dot."""
+    return f"{rank[0]}.{rank[1]}.{rank[2]}"
+
+
+def page(reader: Reader | Transaction, choice: Choice, after: Rank, limit: int) -> list[DeadLetter]:
+    """Dead letters in the order of their deaths."""
+    return [_dead_letter(row) for row in reader.execute(_PAGE, (*choice.bindings(), *after, limit))]
+
+
+def count(reader: Reader | Transaction, choice: Choice) -> int:
+    """How many match."""
+    return int(reader.execute(_COUNT, choice.bindings())[0][0])
+
+
+def purge(write: Callable[[Any], Any], choice: Choice, limit: int) -> Done:
+    """Throw away up to `limit`, in steps. `write` is the bus's."""
+    return _in_steps(write, choice, limit, _purge_one)
+
+
+def redrive(write: Callable[[Any], Any], choice: Choice, limit: int) -> Done:
+    """Send up to `limit` again, in steps: each keeps its id and begins at attempt 1. What finds no room stays."""
+    return _in_steps(write, choice, limit, _redrive_one)
+
+
+def _in_steps(
+    write: Callable[[Any], Any], choice: Choice, limit: int, one: Callable[[Transaction, DeadLetter], bool]
+) -> Done:
+    matched = write(lambda transaction: count(transaction, choice))
+    done = Done(matched, 0)
+    after: Rank | None = START
+    left = min(limit, matched)
+    while after is not None and left > 0:
+
+        def step(transaction: Transaction, after: Rank = after, left: int = left) -> tuple[int, int, Rank | None]:
+            letters = page(transaction, choice, after, min(STEP, left))
+            acted = sum(one(transaction, letter) for letter in letters)
+            return len(letters), acted, letters[-1].rank if letters else None
+
+        looked, acted, after = write(step)
+        left -= looked
+        done.done += acted
+    return done
+
+
+def _purge_one(transaction: Transaction, letter: DeadLetter) -> bool:
+    _remove(transaction, letter)
+    return True
+
+
+def _redrive_one(transaction: Transaction, letter: DeadLetter) -> bool:
+    old = letter.message
+    queue = letter.owner.startswith("queue:")
+    kind, address = (Kind.QUEUE, letter.owner[6:]) if queue else (Kind.CLIENT, letter.owner)
+    mark = b',"redriven":true'
+    extras = old.extras if mark in old.extras else old.extras + mark
+    priority = msgspec.json.decode(b"{" + extras[1:] + b"}").get("priority", "normal")
+    message = Message(
+        kind,
+        address,
+        () if queue else (letter.owner,),
+        old.sender,
+        old.type,
+        old.payload,
+        old.stamp_us,
+        old.flags | OWN_ID,
+        None,
+        extras,
+        own_id=old.own_id,
+        terms=Terms(PRIORITIES[priority]),
+    )
+    if not isinstance(transaction.append(message), Outcome):
+        return False
+    _remove(transaction, letter)
+    return True
+
+
+def _remove(transaction: Transaction, letter: DeadLetter) -> None:
+    transaction.execute("DELETE FROM dead_letters WHERE id = ? AND owner = ?", (letter.message.own_id, letter.owner))
+
+
+def _dead_letter(row: tuple[Any, ...]) -> DeadLetter:
+    (
+        message_id,
+        owner,
+        died_at,
+        reason,
+        detail,
+        attempts,
+        seq,
+        kind,
+        address,
+        sender,
+        type_,
+        stamp,
+        flags,
+        extras,
+        payload,
+    ) = row
+    message = Message(
+        kind, address, named(kind, address), sender, type_, payload, stamp, flags, None, extras, seq, own_id=message_id
+    )
+    return DeadLetter(message, owner, died_at, reason, detail, attempts, seq)

@@ -1,0 +1,72 @@
+"""The parts of delivery in one process: built with the bus, started with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from bus.backplane import Backplane
+from bus.clock import Clock
+from bus.delivery import housekeeper, reaper, replays
+from bus.delivery.courier import Courier
+from bus.delivery.housekeeper import Housekeeper
+from bus.delivery.reaper import Reaper
+from bus.delivery.replays import Replays
+from bus.delivery.requests import Requests
+from bus.events import Event
+from bus.hub import Hub
+from bus.message import Epochs
+from bus.storage.log_writer import LogWriter
+from bus.threads import WorkerPool
+from bus.worker import Worker
+
+
+class Delivery:
+    """`courier` and `requests` are there after `start`. Event loop only."""
+
+    courier: Courier
+    requests: Requests
+
+    def __init__(
+        self,
+        read: Callable[[Any], Any],
+        write: Callable[[Any], Any],
+        clock: Clock,
+        epochs: Callable[[], Epochs],
+        online: Callable[[], Any],
+    ) -> None:
+        """All are the bus's: `read` and `write` wait for a job, `online()` names who is connected anywhere."""
+        self._read = read
+        self._clock = clock
+        self.replays = Replays(read, write, epochs)
+        self._reaper = Reaper(read, write, clock, lambda: self.courier)
+        self._housekeeper = Housekeeper(write, clock, online)
+
+    def workers(self) -> list[Worker]:
+        """What has to run beside: all but the last once in the cluster."""
+        return [
+            Worker("reaper", self._reaper.tick, interval_seconds=reaper.INTERVAL_SECONDS, exclusive=True),
+            Worker(
+                "housekeeper", self._housekeeper.tick, interval_seconds=housekeeper.INTERVAL_SECONDS, exclusive=True
+            ),
+            Worker("replays", self.replays.tick, interval_seconds=replays.INTERVAL_SECONDS, exclusive=True),
+            Worker("queues", self._look_after_queues, interval_seconds=1.0),
+        ]
+
+    def start(
+        self,
+        hub: Hub,
+        writer: LogWriter,
+        readers: WorkerPool,
+        backplane: Backplane,
+        emit: Callable[[Event], None],
+        send: Callable[[Any], Any],
+        is_live: Callable[[str], bool],
+        is_draining: Callable[[], bool],
+    ) -> None:
+        """Begin to carry. The parts handed in are the process's; `send` waits for the receipts of drafts."""
+        self.courier = Courier(hub, writer, readers, backplane, self._clock.now_us, emit)
+        self.requests = Requests(hub, send, self._read, is_live, is_draining, self._clock.now_us)
+
+    def _look_after_queues(self) -> None:
+        self.courier.queues.look_after()

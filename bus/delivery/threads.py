@@ -1,0 +1,39 @@
+"""Threads: the messages that carry one `thread_id`, in order, whoever they are addressed to."""
+
+from __future__ import annotations
+
+import msgspec
+
+from bus.message import Message
+from bus.storage import Reader
+from bus.storage.rows import named
+
+MAX_PARTICIPANTS = 1000
+
+
+class Thread(msgspec.Struct):
+    """A page of a thread, and what is known of the whole. Times in microseconds; None for a thread without messages."""
+
+    messages: list[Message]
+    count: int
+    participants: list[str]
+    started_us: int | None
+    last_us: int | None
+    more: bool
+
+
+_IN = "FROM thread_messages t JOIN messages m ON m.seq = t.seq WHERE t.thread_id = ?"
+
+
+def read_thread(reader: Reader, thread_id: str, after: int, limit: int) -> Thread:
+    """The messages of a thread behind the seq `after`."""
+    count, started, last = reader.execute(f"SELECT count(*), min(m.stamp), max(m.stamp) {_IN}", (thread_id,))[0]
+    senders = reader.execute(f"SELECT DISTINCT m.sender {_IN} LIMIT {MAX_PARTICIPANTS}", (thread_id,))
+    seqs = reader.execute(f"SELECT t.seq {_IN} AND t.seq > ? ORDER BY t.seq LIMIT ?", (thread_id, after, limit + 1))
+    messages = reader.messages([seq for (seq,) in seqs[:limit]])
+    participants = {sender for (sender,) in senders}
+    for kind, address in reader.execute(
+        f"SELECT DISTINCT m.kind, m.address {_IN} LIMIT {MAX_PARTICIPANTS}", (thread_id,)
+    ):
+        participants.update(named(kind, address))
+    return Thread(messages, count, sorted(participants), started, last, len(seqs) > limit)

@@ -1,0 +1,105 @@
+"""What is known of messages that must be acked: states, numbers, and the values that cross the ledger's border.
+
+The words and the numbers are the field's: an ack deadline with progress (NATS: AckWait, +WPI), counted failures
+against uncounted releases (RabbitMQ 4.3, Redis XNACK), added jitter on the backoff.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from bus.message import Message
+
+WAITING, LEASED, RESTING = 0, 1, 2
+ACKED, DEAD = 0, 1
+
+CLIENT_WINDOW = 100
+"""Unsettled messages pushed to one client at a time; the rest waits, by priority."""
+
+MAX_FAILURES = 5
+BACKOFF_SECONDS = (5, 30, 120, 600)
+JITTER = 0.2
+"""Rest after the n-th failure, and the part of it that chance adds at most. An expired lease counts as rest."""
+
+AGING_US = 30_000_000
+"""What has waited so long is treated as one priority class better."""
+
+LEASE_BYTES = 1024 * 1024
+"""Payload that one transaction puts into hands at most (or one message): what a connection may hold in memory."""
+
+MAX_LEASE_US = 86_400_000_000
+MAX_HISTORY = 20
+
+
+class Delivery(msgspec.Struct):
+    """A row of `deliveries`, but for its order. See the migration for the fields."""
+
+    owner: str
+    seq: int
+    state: int
+    until: int | None
+    holder: str | None
+    attempt: int
+    failures: int
+    ack_wait: int
+    leased_at: int | None
+    history: bytes | None
+
+
+class Slot(msgspec.Struct, frozen=True):
+    """Room for one more delivery in somebody's hands: who, and for how long (None: as the sender said)."""
+
+    holder: str
+    ack_wait_us: int | None = None
+
+
+class Lease(msgspec.Struct):
+    """A message in somebody's hands until `until_us`. `again`: the same attempt was pushed before; `due_key` is its rank."""
+
+    message: Message
+    owner: str
+    holder: str
+    attempt: int
+    until_us: int
+    again: bool = False
+    due_key: int = 0
+
+
+class Failure(msgspec.Struct, frozen=True):
+    """A delivery became a dead letter: what its sender is told."""
+
+    message_id: str
+    sender: str
+    owner: str
+    reason: str
+
+
+class Settled(msgspec.Struct):
+    """What came of a Settle. `holder`: whose hands it left; `until_us`: the lease's new end, after `progress`."""
+
+    status: str
+    attempt: int
+    owner: str = ""
+    seq: int = 0
+    holder: str | None = None
+    until_us: int | None = None
+    failure: Failure | None = None
+
+
+class Swept(msgspec.Struct):
+    """What a round of `expire` did: owners with something to hand out, hands that were emptied, dead letters."""
+
+    stirred: set[str]
+    freed: list[tuple[str, str, int]]
+    failures: list[Failure]
+    more: bool
+
+
+class Backlog(msgspec.Struct):
+    """How much of an owner waits (resting included) and is leased, and its own cap, if it has one."""
+
+    waiting: int = 0
+    leased: int = 0
+    capacity: int | None = None
+    on_full: str | None = None
+    changed: bool = False

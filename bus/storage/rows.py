@@ -1,0 +1,30 @@
+"""Rows of `messages` as messages, for whoever reads them in SQL."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from bus.message import OWN_ID, Kind, Message
+
+COLUMNS = "m.seq, m.kind, m.address, m.sender, m.type, m.stamp, m.expires_at, m.flags, m.extras, m.payload"
+
+
+def named(kind: int, address: str) -> tuple[str, ...]:
+    """The recipients that an address names, as it is stored."""
+    if kind == Kind.CLIENT:
+        return (address,)
+    return tuple(msgspec.json.decode(address)) if kind == Kind.LIST else ()
+
+
+def message_of(row: tuple[Any, ...], query: Callable[[str, tuple[Any, ...]], Any]) -> Message:
+    """A row of COLUMNS as a Message. `query(statement, bindings)` gives rows: an id may have to be looked up."""
+    seq, kind, address, sender, type_, stamp, expires_at, flags, extras, payload = row
+    message = Message(
+        kind, address, named(kind, address), sender, type_, payload, stamp, flags, expires_at, extras, seq
+    )
+    if flags & OWN_ID:
+        message.own_id = next(iter(query("SELECT id FROM other_ids WHERE seq = ?", (seq,))))[0]
+    return message
