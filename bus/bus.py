@@ -32,14 +32,15 @@ from bus.events import BusStarted, BusStopping, ClientConnected, ClientDisconnec
 from bus.heartbeat import Heartbeat
 from bus.hub import Hub, Room
 from bus.message import REQUIRES_ACK, Kind, Message, Names, audience_of, now_us, text_of
+from bus.presence import presence_of, together
 from bus.protocol import Draft
 from bus.receipts import Receipt, deliver_us, fate, fate_of_ephemeral
 from bus.resume import Place, place_of
 from bus.settings import Settings
 from bus.storage import MAKE_KNOWN, Group, Job, Pending, Reader, Row, Store, Transaction
+from bus.storage.inboxes import NAMES_REMEMBERED, NAMES_REMEMBERED_SECONDS
 from bus.storage.log_writer import LogWriter
 from bus.storage.sqlite import SqliteStore
-from bus.storage.sqlite_writer import NAMES_REMEMBERED, NAMES_REMEMBERED_SECONDS
 from bus.storage.upkeep import UpkeepThread
 from bus.threads import Mailbox, WorkerPool
 from bus.worker import Worker
@@ -405,18 +406,14 @@ class Bus:
 
     def online(self) -> dict[str, Presence]:
         """Everybody connected, on any worker: connections summed, the earliest `since_us`."""
-        everybody = {presence.name: presence for presence in self.snapshot()}
-        for presence in self.backplane.elsewhere():
-            here = everybody.get(presence.name)
-            everybody[presence.name] = presence if here is None else _joined(here, presence)
-        return everybody
+        return together([*self.snapshot(), *self.backplane.elsewhere()])
 
     # ---- what the hub tells (bus.hub.Listener)
 
     def presence_changed(self, room: Room) -> None:
         self.counters.set("active_connections", len(self.hub.connections))
         if self.backplane.size > 1:
-            self.backplane.announce(_presence(room))
+            self.backplane.announce(presence_of(room))
 
     def turn_ended(self) -> None:
         said = self.courier.turn_ended()
@@ -456,7 +453,7 @@ class Bus:
         self.hub.deliver([message])
 
     def snapshot(self) -> Iterable[Presence]:
-        return [_presence(room) for room in self.hub.rooms.values()]
+        return [presence_of(room) for room in self.hub.rooms.values()]
 
     def notes(self) -> Iterable[list[Any]]:
         return self.courier.notes()
@@ -483,25 +480,6 @@ class Bus:
         self.auth.use(digest)
         if secrets.compare_digest(digest, key_digest(key)):
             print(f"\nThe admin key of this bus, shown this once: {key}\n", flush=True)
-
-
-def _presence(room: Room) -> Presence:
-    mine = room.connections()
-    live = sum(1 for connection in mine if connection.live)
-    since = min((connection.opened_us for connection in mine), default=0)
-    transport = ",".join(sorted({connection.encoding.name for connection in mine}))
-    return Presence(room.name, len(mine), live, since, transport)
-
-
-def _joined(one: Presence, other: Presence) -> Presence:
-    transports = sorted({*one.transport.split(","), *other.transport.split(",")})
-    return Presence(
-        one.name,
-        one.connections + other.connections,
-        one.live + other.live,
-        min(one.since_us, other.since_us),
-        ",".join(transports),
-    )
 
 
 def _calm_collector() -> None:

@@ -26,6 +26,7 @@ from bus.message import REQUIRES_ACK, Epochs, Kind, Message, correlation_of, tex
 from bus.storage import Page, Reader
 from bus.tail import Tail
 from bus.threads import WorkerPool
+from bus.waiters import Waiters, answer_to
 
 CHUNK_BYTES = 256 * 1024
 """Frames are joined up to this size: what one write carries, and what a slow reader may be given at once."""
@@ -109,7 +110,7 @@ class Hub:
         self._last_to_all = 0
         self._recent: deque[Message] = deque()
         self._recent_bytes = 0
-        self._waiters: dict[str, set[Event]] = {}
+        self._waiters = Waiters()
         self._interest = 0
         self._timers: set[Any] = set()
 
@@ -124,7 +125,7 @@ class Hub:
                 self._remember(message)
             if kind == Kind.ALL:
                 self._everybody.append(message)
-                self._wake_all()
+                self._waiters.wake_all()
                 continue
             names = message.names
             if message.flags & REQUIRES_ACK:
@@ -138,9 +139,9 @@ class Hub:
                     room.due.append(message)
             if self._waiters:
                 for name in message.names:
-                    self._wake(name)
+                    self._waiters.wake(name)
                 if (correlation_id := correlation_of(message)) is not None:
-                    self._wake(answer_to(correlation_id))
+                    self._waiters.wake(answer_to(correlation_id))
         self.kick()
 
     def push(self, name: str, texts: list[bytes]) -> None:
@@ -385,7 +386,7 @@ class Hub:
         room.size -= 1
         if not room.size:
             self.rooms.pop(room.name, None)
-            self.tail.anybody = bool(self.rooms or self._waiters or self._interest)
+            self._update_interest()
         self._listener.presence_changed(room)
 
     def lost(self, connection: Connection) -> None:
@@ -428,42 +429,33 @@ class Hub:
 
     # ---- waiting
 
-    def waiter(self, name: str) -> Event:
-        """An event that is set when something may have come for `name`. Give it back with `forget`."""
-        event = Event()
-        self._waiters.setdefault(name, set()).add(event)
+    def waiter(self, key: str) -> Event:
+        """An event that is set when something may have come under `key` (bus.waiters). Give it back with `forget`."""
+        event = self._waiters.add(key)
         self.tail.anybody = True
         return event
 
-    def forget(self, name: str, event: Event) -> None:
-        waiters = self._waiters.get(name, set())
-        waiters.discard(event)
-        if not waiters:
-            self._waiters.pop(name, None)
-            self.tail.anybody = bool(self.rooms or self._waiters or self._interest)
+    def forget(self, key: str, event: Event) -> None:
+        self._waiters.discard(key, event)
+        self._update_interest()
 
     def interest(self, change: int) -> None:
         """Something beside rooms and waiters wants the tail's messages, or does no longer."""
         self._interest += change
+        self._update_interest()
+
+    def _update_interest(self) -> None:
         self.tail.anybody = bool(self.rooms or self._waiters or self._interest)
 
     def wake_all(self) -> None:
         """Have every waiting request look again: the bus is draining."""
-        self._wake_all()
-
-    def _wake(self, name: str) -> None:
-        for event in self._waiters.get(name, ()):
-            event.set()
-
-    def _wake_all(self) -> None:
-        for name in self._waiters:
-            self._wake(name)
+        self._waiters.wake_all()
 
     def _skipped(self) -> None:
         """The tail passed over messages that nobody waited for: what is kept of it has a hole, so it goes."""
         self._recent.clear()
         self._recent_bytes = 0
-        self._wake_all()
+        self._waiters.wake_all()
 
     # ---- below
 
@@ -486,11 +478,6 @@ class Hub:
         self._recent_bytes += _size(message)
         while self._recent_bytes > RECENT_BYTES or len(recent) > RECENT_MESSAGES:
             self._recent_bytes -= _size(recent.popleft())
-
-
-def answer_to(correlation_id: str) -> str:
-    """What a request waits for, as a key among the names of clients: none of them begins like this."""
-    return f"$answer:{correlation_id}"
 
 
 def _joined(frames: list[bytes]) -> list[Chunk]:

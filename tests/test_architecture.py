@@ -21,8 +21,8 @@ FLOORS: dict[int, list[str]] = {
     0: ["bus", "bus.errors", "bus.message", "bus.protocol", "bus.frames", "bus.events", "bus.settings"],
     1: [
         "bus.logs", "bus.launch", "bus.clock", "bus.threads", "bus.counters", "bus.backplane*", "bus.worker", "bus.dispatch", "bus.auth",
-        "bus.rate_limit", "bus.outbound", "bus.storage*", "bus.cursors", "bus.resume", "bus.tail", "bus.connection",
-        "bus.hub", "bus.receipts", "bus.delivery*", "bus.heartbeat", "bus.drain", "bus.extensions",
+        "bus.rate_limit", "bus.outbound", "bus.storage*", "bus.cursors", "bus.resume", "bus.tail", "bus.waiters", "bus.connection",
+        "bus.hub", "bus.presence", "bus.receipts", "bus.delivery*", "bus.heartbeat", "bus.drain", "bus.extensions",
     ],
     2: ["bus.bus"],
     3: ["bus.transports*", "bus.console*"],

@@ -15,11 +15,12 @@ import gevent
 import msgspec
 
 from bus.errors import BusError, Conflict, Malformed, NotFound
-from bus.hub import Hub, answer_to
+from bus.hub import Hub
 from bus.message import Epochs, Message, text_of
 from bus.protocol import Draft, encode
 from bus.receipts import Receipt, deliver_us
 from bus.storage import SEQ, Reader
+from bus.waiters import answer_to
 
 _ASK = """
 INSERT INTO requests VALUES (?, ?, ?, ?, ?) ON CONFLICT (asker, correlation_id) DO UPDATE

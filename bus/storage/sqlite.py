@@ -23,7 +23,8 @@ import psutil
 from bus.errors import StartRefused, StoreDamaged
 from bus.message import Epochs, new_epoch, now_us
 from bus.storage.sqlite_reader import SqliteReader
-from bus.storage.sqlite_writer import SqliteUpkeep, SqliteWriter
+from bus.storage.sqlite_upkeep import SqliteUpkeep
+from bus.storage.sqlite_writer import SqliteWriter
 
 OLDEST_ENGINE = (3, 51, 3)
 NETWORK_FILE_SYSTEMS = frozenset(

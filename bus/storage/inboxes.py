@@ -1,0 +1,235 @@
+"""Inboxes and queues as places with room: who has a row, who is known, and what is refused when too much waits.
+
+All inside the batch's transaction, so two processes can't disagree. What one batch learns of names the next may use.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgspec
+
+from bus.errors import InboxFull
+from bus.message import REQUIRES_ACK, Kind, Message
+from bus.storage import MAKE_KNOWN, Pending
+from bus.storage.deliveries import Failure
+from bus.storage.ledger import Ledger
+from bus.storage.rows import COLUMNS, message_of
+from bus.storage.sqlite_reader import WAITING
+
+NAMES_REMEMBERED = 200_000
+NAMES_REMEMBERED_SECONDS = 3600.0
+"""A name that goes on sending is seen again after so long: what is unused for a month is forgotten."""
+
+_OLDEST_PLAIN = f"""
+SELECT {COLUMNS} FROM messages m WHERE m.seq = (SELECT min(seq) FROM (
+    SELECT min(m.seq) AS seq FROM messages m
+     WHERE m.kind = 0 AND m.address = ?1 AND m.flags & 1 = 0 AND m.seq > (SELECT mark FROM clients WHERE name = ?1)
+    UNION ALL SELECT min(a.seq) FROM addressed a JOIN messages m ON m.seq = a.seq
+     WHERE a.name = ?1 AND m.flags & 1 = 0 AND a.seq > (SELECT mark FROM clients WHERE name = ?1)))"""
+_OPEN_INBOX = "INSERT OR IGNORE INTO clients VALUES (?1, 0, ?2, ?2, ?3, ?3)"
+
+
+class Names:
+    """What a writer remembers of names between its batches. One thread.
+
+    `known` and `opened`: their row needs no look-up any more. `fill`: (mark, counted through, waiting) of inboxes that were
+    written to while their client was away. All are forgotten when a transaction fails, when they are too many, and hourly.
+    """
+
+    def __init__(self) -> None:
+        self.known: set[str] = set()
+        self.opened: set[str] = set()
+        self.fill: dict[str, tuple[int, int, int]] = {}
+        self._since = time.monotonic()
+
+    def forget(self) -> None:
+        self.known.clear()
+        self.opened.clear()
+        self.fill.clear()
+        self._since = time.monotonic()
+
+    def tidy(self) -> None:
+        """Forget when it is time."""
+        many = len(self.known) + len(self.opened) + len(self.fill) > NAMES_REMEMBERED
+        if many or time.monotonic() - self._since > NAMES_REMEMBERED_SECONDS:
+            self.forget()
+
+
+class Inboxes:
+    """The room that one batch finds. `_left`: what is left in the inboxes that it wrote to."""
+
+    def __init__(
+        self,
+        execute: Callable[..., Any],
+        ledger: Ledger,
+        names: Names,
+        first: int,
+        now_us: int,
+        before_reading: Callable[[], None],
+        *,
+        inbox_limit: int,
+        queue_limit: int,
+    ) -> None:
+        """The batch's seqs begin at `first`; `now_us` is the wall's clock; `before_reading()` has it write its messages."""
+        self._execute = execute
+        self._ledger = ledger
+        self._names = names
+        self._first = first
+        self._now = now_us
+        self._before_reading = before_reading
+        self._inbox_limit = inbox_limit
+        self._queue_limit = queue_limit
+        self._head = first - 1
+        self._left: dict[str, int] = {}
+
+    def drop(self) -> None:
+        """Forget what a savepoint has taken back."""
+        self._left.clear()
+        self._names.forget()
+
+    def know_sender(self, sender: str, head: int) -> None:
+        """A client that sends is known from then on."""
+        if sender not in self._names.known and sender[0] != "$":
+            self._execute(MAKE_KNOWN, (sender, max(head - 1, 0), self._now))
+            self._names.known.add(sender)
+            self._names.opened.add(sender)
+
+    def make_room(self, item: Pending, head: int) -> bool:
+        """See that every recipient has an inbox with room, or the queue; `head` is the last seq given so far.
+
+        False: refused; `item.error` says why. Some of several refused: the message goes to the others.
+        """
+        self._head = head
+        message = item.message
+        if message.kind == Kind.QUEUE:
+            return self._make_queue_room(item)
+        tracked = message.flags & REQUIRES_ACK
+        if message.names and (tracked or not (item.present and self._names.opened.issuperset(message.names))):
+            self._open_inboxes(item)
+        return item.error is None
+
+    def _make_queue_room(self, item: Pending) -> bool:
+        owner = f"queue:{item.message.address}"
+        backlog = self._ledger.backlog(owner)
+        capacity = backlog.capacity or self._queue_limit
+        if backlog.waiting < capacity:
+            return True
+        if backlog.on_full == "dead_letter" and self._set_aside(owner, item):
+            return True
+        item.error = InboxFull(
+            f"The queue {item.message.address} is full ({capacity} items wait in it); nothing was stored. Try again when"
+            " its consumers have caught up.",
+            code="queue_full",
+            field="to",
+            retry_after_seconds=5,
+        )
+        return False
+
+    def _open_inboxes(self, item: Pending) -> None:
+        """Give each named recipient a row, and settle who is refused and who is unknown."""
+        names, message, outcome = self._names, item.message, item.outcome
+        assert outcome is not None
+        refused, unknown = [], []
+        for name in message.names:
+            if name not in names.opened:
+                self._execute(_OPEN_INBOX, (name, self._head, self._now))
+                names.opened.add(name)
+            if name not in names.known:
+                if self._execute("SELECT known FROM clients WHERE name = ?", (name,)).get:
+                    names.known.add(name)
+                else:
+                    unknown.append(name)
+            if not self._has_room(name, item):
+                refused.append(name)
+        if not refused:
+            outcome.unknown = tuple(unknown)
+            return
+        if len(refused) == len(message.names):
+            item.error = InboxFull(
+                f"The inbox of {', '.join(refused[:3])} is full ({self._inbox_limit} messages wait in it); nothing was"
+                " stored. Try again when it has been read.",
+                field="to",
+                retry_after_seconds=5,
+            )
+            return
+        left = tuple(name for name in message.names if name not in refused)
+        message.names = left
+        message.address = msgspec.json.encode(left).decode()
+        outcome.refused = tuple(refused)
+        outcome.unknown = tuple(name for name in unknown if name in left)
+
+    def _has_room(self, name: str, item: Pending) -> bool:
+        """Count what waits above the mark, and count this message.
+
+        The count is carried from batch to batch: when the mark or the log moved, only the rows in between are read. What
+        this batch itself adds (it begins at `first`) is counted one by one.
+        """
+        tracked = item.message.flags & REQUIRES_ACK
+        if item.present if not tracked else name in item.live and self._ledger.leases_at_once(name):
+            return True
+        left = self._left.get(name)
+        backlog = self._ledger.backlog(name)
+        capacity = backlog.capacity or self._inbox_limit
+        if left is None:
+            left = capacity - self._count_waiting(name, capacity) - backlog.waiting
+        if left <= 0:
+            if backlog.on_full != "dead_letter" or not self._set_aside(name, item):
+                self._left[name] = 0
+                return False
+            left = 1
+        self._left[name] = left - 1
+        if not tracked:
+            if name not in self._names.fill:
+                self._count_waiting(name, capacity)
+            mark, _, waiting = self._names.fill[name]
+            self._names.fill[name] = (mark, self._head + 1, waiting + 1)
+        return True
+
+    def _count_waiting(self, name: str, capacity: int) -> int:
+        row = self._execute("SELECT mark FROM clients WHERE name = ?", (name,)).fetchone()
+        if row is None:  # it was forgotten, elsewhere, since its row was last looked for
+            self._execute(_OPEN_INBOX, (name, self._head, self._now))
+        mark = int(row[0]) if row else self._head
+        counted_mark, through, waiting = self._names.fill.get(name, (mark, mark, 0))
+        if mark >= through:
+            through, waiting = mark, 0
+        elif mark > counted_mark:
+            waiting -= self._count(name, counted_mark, mark, capacity)
+        if through < self._first - 1:
+            waiting += self._count(name, through, self._first - 1, capacity)
+            through = self._first - 1
+        self._names.fill[name] = (mark, through, waiting)
+        return waiting
+
+    def _count(self, name: str, after: int, upto: int, capacity: int) -> int:
+        return int(self._execute(WAITING, (name, after, upto, capacity + 1)).get)
+
+    def _set_aside(self, owner: str, item: Pending) -> bool:
+        """Make room where an inbox or a queue says so: its oldest waiting message becomes a dead letter."""
+        self._before_reading()
+        tracked = self._ledger.oldest_waiting(owner)
+        plain = None if owner.startswith("queue:") else self._oldest_plain(owner)
+        failure: Failure | None
+        if plain is not None and (tracked is None or plain.seq < tracked.seq):
+            failure = self._ledger.bury(plain, owner, "overflow", None)
+            self._execute(
+                "UPDATE clients SET mark = max(mark, ?1), cursor = max(cursor, ?1) WHERE name = ?2", (plain.seq, owner)
+            )
+            self._names.fill.pop(owner, None)
+        elif tracked is not None:
+            failure = self._ledger.overflow(tracked)
+        else:
+            return False
+        assert item.outcome is not None
+        item.outcome.failures += (failure,) if failure is not None else ()
+        return True
+
+    def _oldest_plain(self, name: str) -> Message | None:
+        row = self._execute(_OLDEST_PLAIN, (name,)).fetchone()
+        return message_of(row, self._all) if row else None
+
+    def _all(self, statement: str, bindings: Sequence[Any]) -> list[Any]:
+        return self._execute(statement, bindings).fetchall()  # type: ignore[no-any-return]
