@@ -173,6 +173,8 @@ class Bus:
         self.readers.start()
         self.writer.start()
         self.hub.tail.start(self.read(lambda reader: reader.head()).seq)
+        if self._slot.alone:
+            self.delivery.recover()
         self._first_key()
         self.backplane.start(self)
         self.heartbeat.start()

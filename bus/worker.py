@@ -1,7 +1,8 @@
 """Periodic background work of an extension, in a greenlet with a clean end.
 
-A tick that fails is logged and counted, and the next one comes all the same. `exclusive` work is done by one process
-in the cluster: whoever holds the file lock; when it dies, the kernel frees the lock and a neighbour takes over.
+A tick that fails is logged and counted, and the next one comes all the same, later and later while it goes on.
+`exclusive` work is done by one process in the cluster: whoever holds the file lock; when it dies, the kernel frees the
+lock and a neighbour takes over.
 """
 
 from __future__ import annotations
@@ -15,8 +16,12 @@ import gevent
 from gevent.event import Event
 
 from bus.backplane.local import try_exclusive
+from bus.errors import BusError
 
 log = logging.getLogger("bus.worker")
+
+PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 10.0
+"""What a failed tick adds to the pause before the next, and how long that pause becomes."""
 
 
 class Worker:
@@ -57,13 +62,20 @@ class Worker:
             self._lock = None
 
     def _run(self, lock_folder: Path) -> None:
-        while not self._stopping.wait(self.interval_seconds):
+        in_a_row = 0
+        while not self._stopping.wait(max(self.interval_seconds, min(LONGEST_PAUSE_SECONDS, in_a_row * PAUSE_SECONDS))):
             if self.exclusive and self._lock is None:
                 self._lock = try_exclusive(lock_folder / f"exclusive-{self.name}.lock")
                 if self._lock is None:
                     continue
             try:
                 self.tick()
+                in_a_row = 0
+            except BusError as refusal:  # the disk is full, say: the store has told more
+                self.failures += 1
+                in_a_row += 1
+                log.warning("A tick of %s could not be done: %s", self.name, refusal.sentence, extra={"action": "tick"})
             except Exception:
                 self.failures += 1
+                in_a_row += 1
                 log.exception("A tick of %s failed; the next one comes as planned", self.name, extra={"action": "tick"})

@@ -2,7 +2,7 @@
 
 Who holds what is decided in the store, by the writer's transaction; the courier asks for it in jobs and pushes what it
 got. It is told when there may be something to carry: a message came by the tail, a connection turned live or emptied its
-queue, an ack made room, a rest or a lease ended. A hint that gets lost costs the reaper's next look, never a message.
+queue, an ack made room, a rest or a lease ended. A job that fails (the disk is full, say) is tried again a second later.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import secrets
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
+
+import msgspec
 
 from bus.backplane import Backplane
 from bus.connection import Connection
@@ -27,6 +29,18 @@ from bus.storage.log_writer import LogWriter
 from bus.threads import WorkerPool
 
 Heard = Callable[["Settled | BusError"], None]
+
+RETRY_SECONDS = 1.0
+
+
+class Greeting(msgspec.Struct):
+    """What a connection still has to get of what its client was pushed before: messages behind the seq `above`, up to
+    `upto` (0: not known yet), behind the rank `after`. `next_above`: another greeting has to follow this one."""
+
+    above: int
+    upto: int = 0
+    after: tuple[int, int] = (-1, -1)
+    next_above: int | None = None
 
 
 class Courier:
@@ -49,7 +63,7 @@ class Courier:
         self._said: list[tuple[Settle, Heard]] = []
         self._pushing: set[str] = set()  # clients with a lease job under way
         self._pushed_again: set[str] = set()  # of those, the ones stirred meanwhile
-        self._greeting: dict[Connection, tuple[int, int]] = {}  # how far each got what its client had not acked
+        self._greetings: dict[Connection, Greeting] = {}
         self.queues = Queues(self, hub, writer, readers, backplane, clock)
         self._name = secrets.token_hex(4)
         self._count = 0
@@ -68,20 +82,20 @@ class Courier:
                 continue
             if message.leased_to is None:  # read from the store: it may be leased, and nobody has pushed it here
                 for connection in room.connections():
-                    self._greet(connection)
+                    self._begin_greeting(connection, message.seq - 1)
             else:
                 self._stir_client(name)
 
     def turned_live(self, connection: Connection) -> None:
         """A connection keeps up from now on: what its client has not settled comes again, at once."""
-        self._greeting.pop(connection, None)
-        self._greet(connection)
+        self._greetings.pop(connection, None)
+        self._begin_greeting(connection, 0)
         if connection.consumer is not None:
             self.queues.freed(connection.consumer)
 
     def emptied(self, connection: Connection) -> None:
         """A slow reader has caught up with what was held for it."""
-        if connection in self._greeting:
+        if connection in self._greetings:
             self._greet(connection)
         else:
             self._stir_client(connection.client)
@@ -90,8 +104,9 @@ class Courier:
 
     def left(self, connection: Connection) -> None:
         """A connection ended. If its client said goodbye, what it held of queues goes back at once, uncounted."""
-        self._greeting.pop(connection, None)
+        self._greetings.pop(connection, None)
         if connection.consumer is not None:
+            self._writer.submit(self.turn_ended())  # what it said before it left goes first
             self.queues.leave(connection.consumer, cleanly=connection.ending)
 
     def turn_ended(self) -> list[Job]:
@@ -142,7 +157,9 @@ class Courier:
 
     def _leased(self, name: str, job: Job) -> None:
         self._pushing.discard(name)
-        if job.error is None and job.value:
+        if job.error is not None:
+            self._hub.later(RETRY_SECONDS, partial(self._stir_client, name))
+        elif job.value:
             self._push(name, job.value)
         self._stir_once_more(name)
 
@@ -157,37 +174,59 @@ class Courier:
         if self._backplane.live(name):
             self._backplane.note(["push", name, texts])
 
-    def _greet(self, connection: Connection) -> None:
+    def _begin_greeting(self, connection: Connection, above: int) -> None:
         """Give a connection what its client has open: what was pushed before, again; then what waits."""
-        if not connection.live or connection.held is not None:
+        greeting = self._greetings.get(connection)
+        if greeting is not None:  # it has its bounds already
+            greeting.next_above = above if greeting.next_above is None else min(above, greeting.next_above)
             return
-        name, after = connection.client, self._greeting.get(connection, (-1, -1))
-        upto = self._hub.tail.delivered
+        self._greetings[connection] = Greeting(above)
+        self._greet(connection)
+
+    def _end_greeting(self, connection: Connection, greeting: Greeting) -> None:
+        del self._greetings[connection]
+        if greeting.next_above is not None:
+            self._begin_greeting(connection, greeting.next_above)
+
+    def _greet(self, connection: Connection) -> None:
+        """The next page of a greeting; when the socket is full it goes on as soon as that has emptied."""
+        greeting = self._greetings.get(connection)
+        if greeting is None or not connection.live or connection.held is not None:
+            return
+        name = connection.client
+        greeting.upto = greeting.upto or self._hub.tail.delivered
 
         def look(reader: Reader) -> bool:
             row = reader.execute("SELECT waiting + leased FROM backlogs WHERE owner = ?", (name,))
             return bool(row) and row[0][0] > 0
 
         def run(transaction: Transaction) -> list[Lease]:
-            return transaction.ledger.lease_again(name, after, upto)
+            return transaction.ledger.lease_again(name, greeting.above, greeting.upto, greeting.after)
 
         def looked(waits: bool, error: BaseException | None) -> None:
-            if error is None and waits:
-                self._writer.submit([Job(run, partial(self._greeted, connection))])
+            if self._greetings.get(connection) is not greeting:
+                return
+            if error is None and not waits:
+                self._end_greeting(connection, greeting)
+            else:
+                self._writer.submit([Job(run, partial(self._greeted, connection, greeting))])
 
         self._readers.submit(look, looked)
 
-    def _greeted(self, connection: Connection, job: Job) -> None:
-        if job.error is not None or connection.descriptor < 0:
+    def _greeted(self, connection: Connection, greeting: Greeting, job: Job) -> None:
+        if connection.descriptor < 0 or self._greetings.get(connection) is not greeting:
+            return
+        if job.error is not None:
+            self._hub.later(RETRY_SECONDS, partial(self._greet, connection))
             return
         leases: list[Lease] = job.value
         if not leases:
-            self._greeting.pop(connection, None)
+            self._end_greeting(connection, greeting)
             self._stir_client(connection.client)
             return
-        self._greeting[connection] = (leases[-1].due_key, leases[-1].message.seq)
+        greeting.after = (leases[-1].due_key, leases[-1].message.seq)
         self._hub.push_to(connection, [self.text_of(lease) for lease in leases])
-        self._greet(connection)  # the next page, or, when the socket is full, as soon as it has emptied
+        self._greet(connection)
 
     # ---- what recipients say
 
@@ -197,27 +236,26 @@ class Courier:
         self._hub.kick()
 
     def _settle_job(self, said: list[tuple[Settle, Heard]]) -> Job:
-        def run(transaction: Transaction) -> list[Settled | BusError]:
-            return [_settle(transaction, settle) for settle, _ in said]
+        def run(transaction: Transaction) -> tuple[list[Settled | BusError], set[str]]:
+            answers = [_settle(transaction, settle) for settle, _ in said]
+            owners = {answer.owner for answer in answers if isinstance(answer, Settled)}
+            return answers, {owner for owner in owners if owner and transaction.ledger.backlog(owner).waiting}
 
         def settled(job: Job) -> None:
-            answers: list[Settled | BusError]
-            if job.error is None:
-                answers = job.value
-            else:
-                known = (
-                    job.error
-                    if isinstance(job.error, BusError)
-                    else Unavailable("It could not be written; say it again.")
+            if job.error is not None:
+                sure = isinstance(job.error, BusError)
+                failed = (
+                    job.error if sure else Unavailable("It could not be written; nothing was changed. Say it again.")
                 )
-                answers = [known] * len(said)
-            owners: dict[str, None] = {}
+                for _, heard in said:
+                    heard(failed)
+                return
+            answers, stirred = job.value
             for (_, heard), answer in zip(said, answers, strict=True):
-                if isinstance(answer, Settled) and answer.owner:
-                    owners[answer.owner] = None
+                if isinstance(answer, Settled):
                     self._after(answer)
                 heard(answer)
-            self.stir(owners, everywhere=self._backplane.size > 1)
+            self.stir(stirred)
 
         return Job(run, settled)
 

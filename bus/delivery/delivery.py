@@ -37,6 +37,7 @@ class Delivery:
     ) -> None:
         """All are the bus's: `read` and `write` wait for a job, `online()` names who is connected anywhere."""
         self._read = read
+        self._write = write
         self._clock = clock
         self.replays = Replays(read, write, epochs)
         self._reaper = Reaper(read, write, clock, lambda: self.courier)
@@ -67,6 +68,10 @@ class Delivery:
         """Begin to carry. The parts handed in are the process's; `send` waits for the receipts of drafts."""
         self.courier = Courier(hub, writer, readers, backplane, self._clock.now_us, emit)
         self.requests = Requests(hub, send, self._read, is_live, is_draining, self._clock.now_us)
+
+    def recover(self) -> None:
+        """Mend what a clock that was set back has left behind. Once, by the first process of a server."""
+        self._write(lambda transaction: transaction.ledger.recover())
 
     def _look_after_queues(self) -> None:
         self.courier.queues.look_after()

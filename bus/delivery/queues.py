@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 RACE_SECONDS = 0.002
 """How long one free taker waits on average before its process reaches for an item."""
 
+RETRY_SECONDS = 1.0
+
 LATE_US = 1_000_000
 """How long after a lease's end its consumer's room is looked at, in case nobody told that it ended."""
 
@@ -84,7 +86,7 @@ class Queues:
         self.unsubscribe(consumer, list(consumer.queues))
         self._consumers.pop(consumer.holder, None)
         if cleanly and consumer.in_flight:
-            self._give_back(list(consumer.in_flight), consumer.holder)
+            self.give_back(list(consumer.in_flight), consumer.holder)
 
     def freed(self, consumer: Consumer) -> None:
         """A consumer has room again."""
@@ -226,9 +228,12 @@ class Queues:
             self._hand_to_consumer(consumer, mine)
         self._hand_to_claims(claimed, job.error)
         queue.rotate(len(leases))
-        if queue.owner not in self._queues or not queue.takers:
-            if queue.owner in self._queues:
-                self._tidy(queue.owner)
+        if job.error is not None:
+            self._hub.later(RETRY_SECONDS, partial(self.stir, queue.owner))
+        if self._queues.get(queue.owner) is not queue:
+            return
+        if not queue.takers:
+            self._tidy(queue.owner)
         elif len(leases) == len(slots):
             self._hand_out(queue)  # there may be more, and there may be room
         elif queue.again:
@@ -245,7 +250,7 @@ class Queues:
     def _hand_to_consumer(self, consumer: Consumer, leases: list[Lease]) -> None:
         connection = consumer.connection
         if connection.closing or connection.descriptor < 0:
-            self._give_back([(lease.owner, lease.message.seq) for lease in leases], consumer.holder)
+            self.give_back([(lease.owner, lease.message.seq) for lease in leases], consumer.holder)
             return
         for lease in leases:
             consumer.in_flight[lease.owner, lease.message.seq] = lease.until_us
@@ -254,7 +259,7 @@ class Queues:
     def _hand_to_claims(self, claimed: dict[Claim, list[Lease]], error: BaseException | None) -> None:
         for claim, leases in claimed.items():
             if claim.result.ready():  # it gave up meanwhile
-                self._give_back([(lease.owner, lease.message.seq) for lease in leases], claim.client)
+                self.give_back([(lease.owner, lease.message.seq) for lease in leases], claim.client)
             elif error is not None:
                 claim.result.set_exception(
                     error if isinstance(error, BusError) else Unavailable("The queue could not be read; try again.")
@@ -262,7 +267,7 @@ class Queues:
             elif leases or not claim.waits:
                 claim.result.set(leases)
 
-    def _give_back(self, held: Sequence[tuple[str, int]], holder: str) -> None:
+    def give_back(self, held: Sequence[tuple[str, int]], holder: str) -> None:
         """Release what nobody will work on."""
         if not held:
             return

@@ -149,12 +149,13 @@ class Ledger:
             return []
         return self.lease(name, [Slot(name)] * room)
 
-    def lease_again(self, name: str, after: tuple[int, int], upto: int) -> list[Lease]:
+    def lease_again(self, name: str, above: int, upto: int, after: tuple[int, int]) -> list[Lease]:
         """What a client has not acked of what was pushed before: the same attempts, with fresh leases. Not counted.
 
-        A page of it: the most urgent first, behind the rank `after` (due_key, seq), of messages up to the seq `upto`.
+        A page of it: the most urgent first, behind the rank `after` (due_key, seq); of messages behind the seq `above`, up
+        to `upto`.
         """
-        rows = self._all(_AGAIN, (name, upto, *after, CLIENT_WINDOW))
+        rows = self._all(_AGAIN, (name, above, upto, *after, CLIENT_WINDOW))
         leases: list[Lease] = []
         size = 0
         for seq, attempt, ack_wait, due_key in rows:
@@ -430,7 +431,7 @@ SELECT seq, attempt, ack_wait FROM deliveries
  WHERE owner = ? AND state = 0 AND (expires_at IS NULL OR expires_at > ?) ORDER BY due_key, seq LIMIT ?"""
 _AGAIN = """
 SELECT seq, attempt, ack_wait, due_key FROM deliveries
- WHERE owner = ? AND state = 1 AND seq <= ? AND (due_key, seq) > (?, ?) ORDER BY due_key, seq LIMIT ?"""
+ WHERE owner = ? AND state = 1 AND seq > ? AND seq <= ? AND (due_key, seq) > (?, ?) ORDER BY due_key, seq LIMIT ?"""
 _LEASE = """
 UPDATE deliveries SET state = 1, until = ?, holder = ?, ack_wait = ?, attempt = attempt + 1, leased_at = ?
  WHERE owner = ? AND seq = ?"""

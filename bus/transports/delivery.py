@@ -38,7 +38,7 @@ from bus.storage.deliveries import Settled
 from bus.storage.ledger import VERBS
 from bus.transports import delivery_answers as answers
 from bus.transports import parameters
-from bus.transports.edge import body_of, json_answer
+from bus.transports.edge import body_of, caller_is_gone, json_answer
 from bus.transports.openapi import Operation, Parameter, serve
 
 if TYPE_CHECKING:
@@ -101,6 +101,8 @@ class DeliveryViews:
             leases = bus.courier.queues.claim(owner, client, body.limit, wait, ack_wait_us)
         finally:
             self._end_wait(wait)
+        if leases and caller_is_gone():
+            bus.courier.queues.give_back([(owner, lease.message.seq) for lease in leases], client)
         texts = b",".join(bus.courier.text_of(lease) for lease in leases)
         return json_answer(b'{"messages":[%b]}' % texts)
 

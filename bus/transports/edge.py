@@ -9,10 +9,12 @@ from __future__ import annotations
 import logging
 import re
 import secrets
+import select
 import zlib
 from typing import TYPE_CHECKING
 
 from flask import Flask, Response, g, request
+from gevent.monkey import get_original
 from gunicorn.http.errors import ParseException
 from werkzeug.exceptions import ClientDisconnected, HTTPException
 from werkzeug.routing.exceptions import WebsocketMismatch
@@ -92,6 +94,16 @@ def _cut_short() -> Malformed:
 
 def _too_large(max_bytes: int) -> TooLarge:
     return TooLarge(f"The body may have at most {max_bytes} bytes, inflated; send less, or raise MAX_MESSAGE_SIZE.")
+
+
+def caller_is_gone() -> bool:
+    """True when whoever made the present request has hung up: what is handed out now would reach nobody."""
+    sock = request.environ.get("gunicorn.socket")
+    if sock is None or not hasattr(select, "POLLRDHUP"):
+        return False
+    poll = get_original("select", "poll")()
+    poll.register(sock.fileno(), select.POLLRDHUP)
+    return bool(poll.poll(0))
 
 
 class Edge:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 from flask import Blueprint, Flask, Response
 
 from bus import __version__
+from bus.message import NAME_PATTERN
 from bus.transports.edge import json_answer
 
 if TYPE_CHECKING:
@@ -22,13 +23,14 @@ if TYPE_CHECKING:
 
 
 class Parameter(msgspec.Struct, frozen=True):
-    """One parameter, in the query or in a header."""
+    """One parameter, in the query or in a header. `form`: what its schema says beyond the type."""
 
     name: str
     description: str
     type: str = "string"
     required: bool = False
     place: str = "query"
+    form: Mapping[str, Any] = {}
 
 
 class Operation(msgspec.Struct, frozen=True):
@@ -54,6 +56,9 @@ class ErrorBody(msgspec.Struct):
     code: str
     request_id: str
     field: str | None = None
+
+
+_PATH_FORMS = {"client_id": {"pattern": NAME_PATTERN}, "queue": {"pattern": NAME_PATTERN}}
 
 
 def describe(operations: Sequence[Operation]) -> dict[str, Any]:
@@ -101,7 +106,7 @@ def _operation(operation: Operation, path: str, by_type: dict[int, Any]) -> dict
         "summary": operation.summary,
         "parameters": [_parameter(parameter) for parameter in operation.parameters]
         + [
-            {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+            {"name": name, "in": "path", "required": True, "schema": {"type": "string", **_PATH_FORMS.get(name, {})}}
             for name in re.findall(r"{(\w+)}", path)
         ],
         "responses": responses,
@@ -120,7 +125,7 @@ def _parameter(parameter: Parameter) -> dict[str, Any]:
         "in": parameter.place,
         "description": parameter.description,
         "required": parameter.required,
-        "schema": {"type": parameter.type},
+        "schema": {"type": parameter.type, **parameter.form},
     }
 
 
