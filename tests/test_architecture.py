@@ -20,9 +20,10 @@ MAX_LINES = 500
 FLOORS: dict[int, list[str]] = {
     0: ["bus", "bus.errors", "bus.message", "bus.protocol", "bus.frames", "bus.events", "bus.settings"],
     1: [
-        "bus.logs", "bus.launch", "bus.threads", "bus.counters", "bus.backplane*", "bus.worker", "bus.dispatch", "bus.auth",
-        "bus.rate_limit", "bus.outbound", "bus.storage*", "bus.cursors", "bus.resume", "bus.tail", "bus.connection",
-        "bus.hub", "bus.heartbeat", "bus.drain", "bus.extensions",
+        "bus.logs", "bus.launch", "bus.threads", "bus.counters", "bus.topics", "bus.backplane*", "bus.worker",
+        "bus.dispatch", "bus.auth", "bus.rate_limit", "bus.outbound", "bus.storage*", "bus.cursors",
+        "bus.resume", "bus.tail", "bus.connection", "bus.audience", "bus.recent", "bus.hub",
+        "bus.heartbeat", "bus.drain", "bus.extensions",
     ],
     2: ["bus.bus"],
     3: ["bus.transports*", "bus.console*"],
