@@ -11,13 +11,14 @@ import logging
 import resource
 import secrets
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 from gevent.event import AsyncResult
 
+from bus.audience import Audience
 from bus.auth import Auth, key_digest, new_key
 from bus.backplane import Presence
 from bus.backplane.local import LocalBackplane, Slot
@@ -29,10 +30,11 @@ from bus.drain import Drain
 from bus.errors import BusError, DiskFull, Malformed, StartRefused, Unavailable
 from bus.events import BusStarted, BusStopping, ClientConnected, ClientDisconnected, Event, MessageRefused, MessageSent
 from bus.heartbeat import Heartbeat
-from bus.hub import Hub, Room
-from bus.message import Message, Names, now_us, text_of
+from bus.hub import Hub
+from bus.message import Kind, Message, Names, now_us, text_of
 from bus.protocol import Draft
 from bus.resume import Place, place_of
+from bus.room import Room
 from bus.settings import Settings
 from bus.storage import MAKE_KNOWN, Group, Job, Pending, Reader, Row, Store, Transaction
 from bus.storage.log_writer import LogWriter
@@ -155,7 +157,8 @@ class Bus:
         self.writer.on_relief = self._relieve
         self.cursors = Cursors(self.writer)
         self.backplane = LocalBackplane(self._slot)
-        self.hub = Hub(self.epochs, self.readers, self.cursors, self)
+        self.audience = Audience(self.backplane)
+        self.hub = Hub(self.epochs, self.readers, self.cursors, self, self.audience)
         self.heartbeat = Heartbeat(self.hub, self.cursors)
         self._upkeep = UpkeepThread(self.store.upkeep, self.lock_folder / "exclusive-upkeep.lock")
         self._ephemeral_prefix = f"msg-{int(time.time() * 1000):012x}-{self._slot.number:02d}e"
@@ -318,6 +321,8 @@ class Bus:
             name = message.names[0]
             fate = b"delivered" if self.is_live(name) else b"unknown" if unknown else b"queued"
             return b'[{"client":"%b","state":"%b"}]' % (name.encode(), fate)
+        if message.kind == Kind.TOPIC:
+            return self.audience.fate(message.address)
         if not message.names:
             everybody = self.hub.rooms if self.backplane.size == 1 else self.online()
             online = len(everybody) - (message.sender in everybody)
@@ -423,6 +428,9 @@ class Bus:
 
     def snapshot(self) -> Iterable[Presence]:
         return [_presence(room) for room in self.hub.rooms.values()]
+
+    def subscriptions(self) -> Iterable[tuple[int, Collection[str]]]:
+        return self.audience.subscriptions()
 
     # ---- below
 

@@ -25,7 +25,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import gevent
 
 if TYPE_CHECKING:
-    from bus.hub import Hub, Room
+    from bus.hub import Hub
+    from bus.room import Room
+    from bus.topics import TopicSet
 
 MAX_HELD_BYTES = 1024 * 1024
 MAX_HELD_MESSAGES = 1000
@@ -95,6 +97,7 @@ class Connection:
         "read_watcher",
         "replies",
         "room",
+        "topics",
         "unsent",
         "write_watcher",
     )
@@ -109,6 +112,7 @@ class Connection:
         self.hub = hub
         self.on_data = on_data
         self.room: Room | None = None
+        self.topics: TopicSet | None = None  # what it subscribed to; set before it joins, then by the audience
         self.fragments: bytearray | None = None  # a message that comes in several frames, as far as it is there
         self.joined = False  # it was welcomed: its end is an event
         self.live = False

@@ -6,6 +6,7 @@ came as: it is never altered, escaped or filtered.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import msgspec
@@ -299,6 +300,14 @@ def sent_frame(ref: str | int, message_id: bytes, seq: int | None, recipients: b
         recipients,
         b',"duplicate":true' if duplicate else b"",
     )
+
+
+def subscribed_frame(topics: Sequence[str], queues: Sequence[str], ref: str | int | None) -> bytes:
+    """The answer to `subscribe` and `unsubscribe`: all that the connection is subscribed to now."""
+    frame: dict[str, object] = {"type": "subscribed", "topics": topics, "queues": queues}
+    if ref is not None:
+        frame["ref"] = ref
+    return encode(frame)
 
 
 def error_frame(error: BusError, ref: str | int | None = None) -> bytes:

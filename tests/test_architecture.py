@@ -22,8 +22,8 @@ FLOORS: dict[int, list[str]] = {
     1: [
         "bus.logs", "bus.launch", "bus.threads", "bus.counters", "bus.topics", "bus.backplane*", "bus.worker",
         "bus.dispatch", "bus.auth", "bus.rate_limit", "bus.outbound", "bus.storage*", "bus.cursors",
-        "bus.resume", "bus.tail", "bus.connection", "bus.audience", "bus.recent", "bus.hub",
-        "bus.heartbeat", "bus.drain", "bus.extensions",
+        "bus.resume", "bus.tail", "bus.connection", "bus.room", "bus.audience", "bus.recent",
+        "bus.hub", "bus.heartbeat", "bus.drain", "bus.extensions",
     ],
     2: ["bus.bus"],
     3: ["bus.transports*", "bus.console*"],

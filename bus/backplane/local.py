@@ -18,7 +18,7 @@ import shutil
 import socket
 import struct
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,8 @@ from gevent.monkey import get_original
 from bus.backplane import Neighbours, Presence
 from bus.counters import MAX_SLOTS
 from bus.errors import StartRefused
-from bus.message import Message
+from bus.message import Kind, Message
+from bus.topics import TopicIndex
 
 log = logging.getLogger("bus.backplane")
 
@@ -47,7 +48,7 @@ _Socket = get_original("socket", "socket")  # gevent's would wait for a greenlet
 _READ, _WRITE = 1, 2
 _LENGTH = struct.Struct("!I")
 
-HELLO, BLOCK, HINT, EPHEMERAL, PRESENCE = range(5)
+HELLO, BLOCK, HINT, EPHEMERAL, PRESENCE, TOPICS = range(6)
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder().decode
@@ -120,7 +121,10 @@ def try_exclusive(path: Path) -> int | None:
 
 
 class LocalBackplane:
-    """See `bus.backplane.Backplane`. `_links` are outgoing, by slot; `_present` is what each neighbour has connected."""
+    """See `bus.backplane.Backplane`. `_links` are outgoing, by slot.
+
+    `_present` is what each neighbour has connected, and `_topics` what those connections, by number, subscribed to.
+    """
 
     def __init__(self, slot: Slot) -> None:
         self.slot = slot.number
@@ -130,6 +134,7 @@ class LocalBackplane:
         self._links: dict[int, _Link] = {}
         self._incoming: set[_Incoming] = set()
         self._present: dict[int, dict[str, Presence]] = {}
+        self._topics: dict[int, TopicIndex[int]] = {}
         self._neighbours: Neighbours | None = None
         self._listener: Any = None
         self._watcher: Any = None
@@ -188,6 +193,12 @@ class LocalBackplane:
             for link in tuple(self._links.values()):
                 link.send(frame)
 
+    def announce_topics(self, number: int, patterns: Collection[str], *, added: bool) -> None:
+        if self._links:
+            frame = _frame([TOPICS, number, tuple(patterns), added])
+            for link in tuple(self._links.values()):
+                link.send(frame)
+
     # ---- knowing
 
     def live(self, name: str) -> bool:
@@ -196,6 +207,9 @@ class LocalBackplane:
     def elsewhere(self) -> Iterable[Presence]:
         for present in self._present.values():
             yield from present.values()
+
+    def subscribers(self, topic: str) -> int:
+        return sum(len(index.match(topic)) for index in self._topics.values())
 
     # ---- links
 
@@ -238,6 +252,8 @@ class LocalBackplane:
         assert self._neighbours is not None
         for presence in self._neighbours.snapshot():
             link.send(_frame([PRESENCE, presence]))
+        for number, patterns in self._neighbours.subscriptions():
+            link.send(_frame([TOPICS, number, tuple(patterns), True]))
 
     def _hung_up(self, incoming: _Incoming) -> None:
         """A neighbour's link to us ended: it is gone, and its connections with it."""
@@ -245,6 +261,7 @@ class LocalBackplane:
         link = self._links.get(incoming.slot)
         if link is None or link.token == incoming.token:
             self._present.pop(incoming.slot, None)
+            self._topics.pop(incoming.slot, None)
         if link is not None and link.token == incoming.token:
             del self._links[incoming.slot]
             link.close()
@@ -266,9 +283,15 @@ class LocalBackplane:
                 present[presence.name] = presence
             else:
                 present.pop(presence.name, None)
+        elif kind == TOPICS:
+            _, number, patterns, added = frame
+            index = self._topics.setdefault(incoming.slot, TopicIndex())
+            for pattern in patterns:
+                (index.add if added else index.discard)(pattern, number)
         elif kind == HELLO:
             _, incoming.slot, incoming.token = frame
             self._present[incoming.slot] = {}
+            self._topics[incoming.slot] = TopicIndex()
             self._dial(incoming.slot, incoming.token)
 
 
@@ -388,12 +411,13 @@ def _frame(content: object) -> bytes:
 
 
 def _pack(message: Message) -> tuple[Any, ...]:
-    return (message.seq, message.kind, message.names, message.sender, message.type, message.rendered)
+    address = message.address if message.kind >= Kind.TOPIC else ""  # the others' is in their names
+    return (message.seq, message.kind, address, message.names, message.sender, message.type, message.rendered)
 
 
 def _unpack(packed: list[Any]) -> Message:
-    seq, kind, names, sender, type_, rendered = packed
-    return Message(kind, "", tuple(names), sender, type_, b"", 0, seq=seq, rendered=rendered)
+    seq, kind, address, names, sender, type_, rendered = packed
+    return Message(kind, address, tuple(names), sender, type_, b"", 0, seq=seq, rendered=rendered)
 
 
 def _peer_uid(peer: Any) -> int:

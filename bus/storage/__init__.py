@@ -15,6 +15,7 @@ import msgspec
 
 from bus.errors import BusError
 from bus.message import Epochs, Message
+from bus.topics import TopicSet
 
 
 class _Seq:
@@ -94,7 +95,10 @@ class Transaction(Protocol):
 
 
 class Page(msgspec.Struct, gc=False):
-    """Some messages in seq order. `upto`: everything due up to that seq is in it. `more`: a limit ended it early."""
+    """Some messages in seq order. `upto`: everything due up to that seq is in it. `more`: a limit ended it early.
+
+    With topics, a page that looked at many messages and found few, or none, is ended early, too.
+    """
 
     messages: list[Message]
     upto: int
@@ -122,6 +126,7 @@ class Filter(msgspec.Struct, frozen=True):
     to: str | None = None
     since_us: int | None = None
     until_us: int | None = None
+    topics: TopicSet | None = None
 
 
 class Head(msgspec.Struct, frozen=True):
@@ -158,8 +163,17 @@ class Reader(Protocol):
         ...
 
     def inbox(
-        self, name: str, after: int, upto: int | None, limit: int, max_bytes: int, only: Filter | None = None
-    ) -> Page: ...
+        self,
+        name: str,
+        after: int,
+        upto: int | None,
+        limit: int,
+        max_bytes: int,
+        only: Filter | None = None,
+        topics: TopicSet | None = None,
+    ) -> Page:
+        """What is addressed to a client directly, in lists, and to all; with `topics`, also what they match."""
+        ...
 
     def log(self, after: int, upto: int | None, limit: int, max_bytes: int, only: Filter | None = None) -> Page: ...
 

@@ -13,6 +13,7 @@ import msgspec
 
 from bus.message import Kind, Message, now_us
 from bus.storage import ClientRow, Filter, Head, Page
+from bus.topics import TopicSet
 
 COLUMNS = "m.seq, m.kind, m.address, m.sender, m.type, m.stamp, m.expires_at, m.flags, m.extras, m.payload"
 
@@ -24,15 +25,34 @@ _NARROW = (
 
 # What is addressed to one client: directly, in a list, or to all but the sender. Each arm walks an index in seq
 # order, so SQLite merges them and stops at the limit.
-INBOX = f"""
+_ADDRESSED = f"""
 SELECT {COLUMNS} FROM messages m WHERE m.kind = 0 AND m.address = ?1 AND m.seq > ?2 AND m.seq <= ?3 {_NARROW}
 UNION ALL
 SELECT a.seq, {COLUMNS[7:]} FROM addressed a JOIN messages m ON m.seq = a.seq
  WHERE a.name = ?1 AND a.seq > ?2 AND a.seq <= ?3 {_NARROW}
 UNION ALL
 SELECT {COLUMNS} FROM messages m
- WHERE m.kind = 2 AND m.address = '' AND m.sender <> ?1 AND m.seq > ?2 AND m.seq <= ?3 {_NARROW}
-ORDER BY 1 LIMIT ?4"""
+ WHERE m.kind = 2 AND m.address = '' AND m.sender <> ?1 AND m.seq > ?2 AND m.seq <= ?3 {_NARROW}"""
+
+INBOX = f"{_ADDRESSED} ORDER BY 1 LIMIT ?4"
+
+# What went to topics, of which ?10 is the JSON array: whether a pattern matches is settled before, once for each topic.
+_TO_TOPICS = f"""
+SELECT {COLUMNS} FROM messages m INDEXED BY messages_to_topics
+ WHERE m.kind = 3 AND m.seq > ?2 AND m.seq <= ?3 AND m.address IN (SELECT value FROM json_each(?10)) {_NARROW}"""
+
+INBOX_AND_TOPICS = f"{_ADDRESSED} UNION ALL {_TO_TOPICS} ORDER BY 1 LIMIT ?4"
+
+LOG_OF_TOPICS = f"{_TO_TOPICS} AND ?1 = '' ORDER BY m.seq LIMIT ?4"
+
+# One row whatever it finds: a callback, or a row, for each message would have to take the interpreter's lock as often.
+TOPICS_BETWEEN = """
+SELECT json_group_array(DISTINCT address), count(*), max(seq) FROM (
+    SELECT seq, address FROM messages INDEXED BY messages_to_topics WHERE kind = 3 AND seq > ?1 AND seq <= ?2
+    ORDER BY seq LIMIT ?3)"""
+
+SCANNED_MESSAGES = 2000
+"""Messages to topics that one page may look at. Where few match, a page is short; the snapshot always is."""
 
 LOG = f"""
 SELECT {COLUMNS} FROM messages m WHERE m.seq > ?2 AND m.seq <= ?3 AND ?1 = '' {_NARROW} ORDER BY m.seq LIMIT ?4"""
@@ -67,12 +87,22 @@ class SqliteReader:
         return changed
 
     def inbox(
-        self, name: str, after: int, upto: int | None, limit: int, max_bytes: int, only: Filter | None = None
+        self,
+        name: str,
+        after: int,
+        upto: int | None,
+        limit: int,
+        max_bytes: int,
+        only: Filter | None = None,
+        topics: TopicSet | None = None,
     ) -> Page:
-        return self._page(INBOX, name, after, upto, limit, max_bytes, only or NO_FILTER)
+        statement = INBOX if topics is None else INBOX_AND_TOPICS
+        return self._page(statement, name, after, upto, limit, max_bytes, only or NO_FILTER, topics)
 
     def log(self, after: int, upto: int | None, limit: int, max_bytes: int, only: Filter | None = None) -> Page:
         only = only or NO_FILTER
+        if only.topics is not None:
+            return self._page(LOG_OF_TOPICS, "", after, upto, limit, max_bytes, only, only.topics)
         if only.to is None:
             return self._page(LOG, "", after, upto, limit, max_bytes, only)
         return self._page(INBOX, only.to, after, upto, limit, max_bytes, only)
@@ -116,8 +146,22 @@ class SqliteReader:
     def _one(self, statement: str, bindings: tuple[Any, ...] = ()) -> Any:
         return self._connection.execute(statement, bindings).fetchone()
 
+    def _topics_between(self, after: int, upto: int, topics: TopicSet) -> tuple[bytes, int]:
+        """The JSON array of the topics that match, and how far it was looked, at most up to `upto`."""
+        listed, count, last = self._one(TOPICS_BETWEEN, (after, upto, SCANNED_MESSAGES))
+        matching = [topic for topic in msgspec.json.decode(listed) if topics.matches(topic)]
+        return msgspec.json.encode(matching), upto if count < SCANNED_MESSAGES else last
+
     def _page(
-        self, statement: str, name: str, after: int, upto: int | None, limit: int, max_bytes: int, only: Filter
+        self,
+        statement: str,
+        name: str,
+        after: int,
+        upto: int | None,
+        limit: int,
+        max_bytes: int,
+        only: Filter,
+        topics: TopicSet | None = None,
     ) -> Page:
         connection = self._connection
         connection.execute("BEGIN")
@@ -126,13 +170,15 @@ class SqliteReader:
             upto = head if upto is None else min(upto, head)
             if limit <= 0 or upto <= after:
                 return Page([], min(after, head) if limit <= 0 else upto, limit <= 0 and upto > after, lost_through)
-            cursor = connection.execute(
-                statement,
-                (name, after, upto, limit + 1, only.type, only.sender, only.since_us, only.until_us, now_us()),
-            )
+            end, matching = upto, []
+            if topics is not None:
+                wanted, upto = self._topics_between(after, upto, topics)
+                matching = [wanted.decode()]
+            narrow = (only.type, only.sender, only.since_us, only.until_us, now_us())
+            cursor = connection.execute(statement, (name, after, upto, limit + 1, *narrow, *matching))
             messages, more = _take(cursor, limit, max_bytes)
             cursor.close(True)
-            return Page(messages, messages[-1].seq if more else upto, more, lost_through)
+            return Page(messages, messages[-1].seq if more else upto, more or upto < end, lost_through)
         finally:
             connection.execute("COMMIT")
 

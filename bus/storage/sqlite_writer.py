@@ -281,7 +281,7 @@ class _Work:
             {"client": name, "state": "unknown" if name in outcome.unknown else "queued"} for name in message.names
         ]
         if not message.names:
-            states = [{"client": "all", "state": "sent"}]
+            states = [{"client": f"topic:{message.address}" if message.kind == Kind.TOPIC else "all", "state": "sent"}]
         self._execute(
             "INSERT INTO idempotency VALUES (?, ?, ?, ?, ?, ?)",
             (message.sender, item.key, _hash(message), message.seq, message.stamp_us, msgspec.json.encode(states)),

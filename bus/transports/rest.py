@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import gevent
@@ -11,11 +13,12 @@ from flask import Blueprint, Flask, Response, g, request
 
 from bus import __version__
 from bus.bus import MAX_UNCOMMITTED
-from bus.errors import BusError, Forbidden, Malformed, NotBuilt, NotFound, TooLarge, Unavailable
+from bus.errors import BusError, Forbidden, Malformed, NotFound, TooLarge, Unavailable
 from bus.message import Message, iso, now_us, text_of
 from bus.protocol import Batch, Draft, Send, decode_batch, decode_send, draft_of, encode, error_body, read
 from bus.resume import Place, place_of
 from bus.storage import ClientRow, Filter, Head, Page, Reader, Transaction
+from bus.topics import TopicSet, check_pattern, patterns_of
 from bus.transports import answers
 from bus.transports.edge import body_of, caller, json_answer
 from bus.transports.openapi import Operation, Parameter
@@ -100,8 +103,10 @@ class Rest:
         name = bus.names.check_client(_required("to"), "to")
         limit, wait = _limit(100), _wait()
         type_, sender = request.args.get("type"), request.args.get("from")
+        patterns = patterns_of(request.args.get("topics", ""))
         place = bus.place(name, request.args.get("since"), at_gap_go_to_latest=_at_latest())
-        page = self._await_page(name, place, Filter(type_, sender, since_us=place.since_us), limit, wait)
+        only = Filter(type_, sender, since_us=place.since_us, topics=TopicSet(patterns) if patterns else None)
+        page = self._await_page(name, place, only, limit, wait)
         if type_ is None and sender is None and limit:
             bus.cursors.mark(name, page.upto)
         return json_answer(self._page(page, place, expired=True))
@@ -109,22 +114,23 @@ class Rest:
     def _await_page(self, name: str, place: Place, only: Filter, limit: int, wait: float) -> Page:
         bus = self._bus
 
-        def job(reader: Reader) -> Page:
-            return reader.inbox(name, place.seq, None, limit, MAX_PAGE_BYTES, only)
+        def job(after: int, reader: Reader) -> Page:
+            return reader.inbox(name, after, None, limit, MAX_PAGE_BYTES, only, only.topics)
 
         if not wait or not limit:
-            return bus.read(job)  # type: ignore[no-any-return]
+            return self._find(job, place.seq, limit)
         if self._waiting >= MAX_WAITING_REQUESTS:
             raise Unavailable(
                 "Too many requests wait already; try again, or connect a WebSocket.", retry_after_seconds=2
             )
         self._waiting += 1
-        event = bus.hub.waiter(name)
+        event = bus.hub.waiter(name, only.topics)
+        page = Page([], place.seq, more=False, lost_through=0)
         timeout = gevent.Timeout.start_new(wait)
         try:
             while True:
                 event.clear()
-                page: Page = bus.read(job)
+                page = self._find(job, page.upto, limit)
                 if page.messages or bus.draining:
                     return page
                 event.wait()
@@ -136,6 +142,14 @@ class Rest:
             timeout.close()
             bus.hub.forget(name, event)
             self._waiting -= 1
+
+    def _find(self, job: Callable[[int, Reader], Page], after: int, limit: int) -> Page:
+        """The first page with a message in it, or the last: one with topics may end early, and be empty."""
+        while True:
+            page: Page = self._bus.read(partial(job, after))
+            if page.messages or not page.more or not limit:
+                return page
+            after = page.upto
 
     def message(self, message_id: str) -> Response:
         bus = self._bus
@@ -157,21 +171,23 @@ class Rest:
     def log(self) -> Response:
         bus = self._bus
         _need_admin()
-        if request.args.get("topic"):
-            raise NotBuilt("Topics are not served by this version yet.", field="topic")
         args, limit = request.args, _limit(100)
+        topics = _topic_filter()
 
-        def job(reader: Reader) -> tuple[Place, Page]:
+        def look(reader: Reader) -> tuple[Place, Filter, int | None]:
             place = place_of(reader, bus.epochs, args.get("since", "earliest"), 0, at_gap_go_to_latest=False)
             until = args.get("until")
             end = place_of(reader, bus.epochs, until, 0, at_gap_go_to_latest=True, field="until") if until else None
-            only = Filter(
-                args.get("type"), args.get("from"), args.get("to"), place.since_us, end.since_us if end else None
-            )
-            upto = end.seq if end and end.since_us is None else None
-            return place, reader.log(place.seq, upto, limit, MAX_PAGE_BYTES, only)
+            until_us = end.since_us if end else None
+            only = Filter(args.get("type"), args.get("from"), args.get("to"), place.since_us, until_us, topics)
+            return place, only, end.seq if end and end.since_us is None else None
 
-        place, page = bus.read(job)
+        place, only, upto = bus.read(look)
+
+        def job(after: int, reader: Reader) -> Page:
+            return reader.log(after, upto, limit, MAX_PAGE_BYTES, only)
+
+        page = self._find(job, place.seq, limit)
         return json_answer(self._page(page, place, expired=False))
 
     def _page(self, page: Page, place: Place, *, expired: bool) -> bytes:
@@ -285,6 +301,19 @@ def _wait() -> float:
     return wait
 
 
+def _topic_filter() -> TopicSet | None:
+    pattern = request.args.get("topic")
+    if not pattern:
+        return None
+    if "to" in request.args:
+        raise Malformed(
+            "`topic` and `to` can't both hold: a message goes to a topic or to clients; give one of them.",
+            code="bad_field",
+            field="topic",
+        )
+    return TopicSet([check_pattern(pattern, "topic")])
+
+
 def _at_latest() -> bool:
     on_gap = request.args.get("on_gap", "oldest")
     if on_gap not in ("oldest", "latest"):
@@ -340,6 +369,7 @@ def _operations(rest: Rest) -> list[Operation]:
         Parameter("wait", f"seconds to wait for a message, 0 to {MAX_WAIT_SECONDS:.0f}", "number"),
         type_,
         sender,
+        Parameter("topics", "patterns, parted by commas: also what went to the topics that they match (a.*,b.>)"),
         on_gap,
     )
     log = (
@@ -349,6 +379,7 @@ def _operations(rest: Rest) -> list[Operation]:
         type_,
         sender,
         Parameter("to", "only what is addressed to this client"),
+        Parameter("topic", "only what went to topics that match this pattern (builds.*, builds.>)"),
     )
     key = Parameter("Idempotency-Key", "with it, a repeat is the same message for 24 hours", place="header")
     listing = (limit, Parameter("cursor", "the cursor of the page before"))
@@ -393,9 +424,7 @@ def _operations(rest: Rest) -> list[Operation]:
             (),
             (404,),
         ),
-        Operation(
-            "GET", "/api/log", rest.log, "Read the log by cursor or time.", answers.Messages, None, log, (400, 501)
-        ),
+        Operation("GET", "/api/log", rest.log, "Read the log by cursor or time.", answers.Messages, None, log, (400,)),
         Operation(
             "GET",
             "/api/clients",

@@ -21,8 +21,19 @@ from bus import __version__, frames
 from bus.connection import Connection, bound_unsent
 from bus.errors import BusError, Malformed, NotBuilt, Unauthenticated, Unavailable
 from bus.message import iso, now_us
-from bus.protocol import Frame, decode_frame, draft_of, encode, error_frame, message_frame, read, sent_frame
+from bus.protocol import (
+    Frame,
+    decode_frame,
+    draft_of,
+    encode,
+    error_frame,
+    message_frame,
+    read,
+    sent_frame,
+    subscribed_frame,
+)
 from bus.resume import Place
+from bus.topics import TopicSet, check_patterns, patterns_of
 
 if TYPE_CHECKING:
     from bus.bus import Bus, Receipt
@@ -91,8 +102,7 @@ class WebSocketTransport:
         on_gap = request.args.get("on_gap", "oldest")
         if on_gap not in ("oldest", "latest"):
             raise Malformed("`on_gap` must be oldest or latest.", code="bad_field", field="on_gap")
-        if request.args.get("topics"):
-            raise NotBuilt("Topics are not served by this version yet.", field="topics")
+        g.ws_topics = patterns_of(request.args.get("topics", ""))
         if request.headers.get("Upgrade", "").lower() == "websocket":
             _check_upgrade()
         g.ws_at_latest = on_gap == "latest"
@@ -110,6 +120,7 @@ class WebSocketTransport:
         bound_unsent(ws.sock)
         descriptor = ws.sock.detach()
         connection = Connection(descriptor, client_id, self._encoding, self._bus.hub, self._on_data)
+        connection.topics = TopicSet(g.ws_topics) if g.ws_topics else None
         if g.ws_authenticated:
             self._welcome(connection, g.ws_place)
         else:
@@ -293,12 +304,7 @@ class WebSocketTransport:
         if verb == "ping":
             connection.reply(b'{"type":"pong","timestamp":"%b"}' % iso(now_us()))
         elif verb in ("subscribe", "unsubscribe"):
-            if frame.topics or frame.queues:
-                raise NotBuilt(
-                    "Topics and queues are not served by this version yet; nothing was subscribed.",
-                    field="topics" if frame.topics else "queues",
-                )
-            connection.reply(b'{"type":"subscribed","topics":[],"queues":[]}')
+            self._subscribe(connection, frame)
         elif verb in NOT_BUILT:
             raise NotBuilt(f"`{verb}` is not served by this version yet: no message asks for an ack.", field="type")
         elif verb == "auth":
@@ -311,6 +317,18 @@ class WebSocketTransport:
             raise Malformed(
                 "`type` is unknown; this bus knows send, ping, subscribe.", code="unknown_type", field="type"
             )
+
+    def _subscribe(self, connection: Connection, frame: Frame) -> None:
+        """Change what the connection subscribed to, all of it or nothing, and say what that is now."""
+        if frame.queues:
+            raise NotBuilt("Queues are not served by this version yet; nothing was subscribed.", field="queues")
+        patterns = check_patterns(frame.topics or ())
+        if frame.type == "subscribe":
+            self._bus.audience.subscribe(connection, patterns)
+        else:
+            self._bus.audience.unsubscribe(connection, patterns)
+        topics = sorted(connection.topics.patterns) if connection.topics else []
+        connection.reply(subscribed_frame(topics, [], frame.ref))
 
 
 class _Ref(msgspec.Struct):
