@@ -19,7 +19,7 @@ from bus.testing import BusServer, eventually
 from bus.topics import MAX_PATTERNS
 from tests.follower import Follower
 from tests.integration.test_workers import only
-from tests.rawws import RawWebSocket
+from tests.rawws import TEXT, RawWebSocket, frame_bytes
 from tests.refusals import check, check_sentence
 
 Start = Callable[..., BusServer]
@@ -59,9 +59,15 @@ def online(server: BusServer, topic: str) -> int:
 
 def wait_for_online(server: BusServer, topic: str, count: int) -> None:
     """Wait until every worker counts so many subscribers."""
-    for pid in server.worker_pids():
-        with only(server, pid):
-            eventually(lambda: online(server, topic) == count, what=f"{count} subscribers of {topic}")
+
+    def counts() -> set[int]:
+        seen = set()
+        for pid in server.worker_pids():
+            with only(server, pid):
+                seen.add(online(server, topic))
+        return seen
+
+    eventually(lambda: counts() == {count}, what=f"{count} subscribers of {topic}")
 
 
 def subscribe(follower: Follower, *patterns: str, verb: str = "subscribe", **more: Any) -> dict[str, Any]:
@@ -104,11 +110,11 @@ def test_subscribers_hear_what_their_patterns_match_once_and_nothing_else(bus: B
 
 def test_who_sends_to_a_topic_hears_it_too_when_subscribed(server: BusServer) -> None:
     with Follower(server.port, "crier", "topics=self.talk") as crier:
-        send(server, "topic:self.talk", 1)
-        send(server, "all", "not for the sender")
-        send(server, "crier", 2)
-        crier.wait_for(2)
-        assert crier.payloads() == [1, 2]
+        seqs = send_all(server, ["topic:self.talk", "all", "crier", "all", "topic:self.talk"])
+        seqs += send_all(server, ["topic:self.talk", "all"])
+        seqs += send_all(server, ["all", "crier"])
+        crier.wait_for(5)
+        assert crier.seqs == [seqs[place] for place in (0, 2, 4, 5, 8)]
 
 
 def test_topics_are_of_a_connection_and_not_of_its_client(server: BusServer) -> None:
@@ -244,7 +250,8 @@ def test_who_returns_while_messages_flow_gets_each_once(bus: BusServer) -> None:
 
     def produce() -> None:
         while not enough.is_set():
-            seqs.extend(send_all(bus, [f"topic:flow.{number % 7}" for number in range(20)]))
+            addresses = [f"topic:flow.{number % 7}" for number in range(20)] + ["topic:flow", "topic:flow.1.x"]
+            seqs.extend(send_all(bus, addresses)[:20])
 
     thread = threading.Thread(target=produce)
     thread.start()
@@ -302,6 +309,37 @@ def test_ephemeral_messages_reach_who_is_subscribed_now(bus: BusServer) -> None:
             eventually(lambda follower=follower: "now" in follower.payloads(), what="the message")
             assert set(follower.seqs) == {None}
     assert bus.call("GET", f"/api/messages?to=blinker&topics=>&since={cursor}").body["messages"] == []
+
+
+def test_ephemeral_messages_that_a_slow_reader_loses_are_each_counted_once(server: BusServer) -> None:
+    count = 400
+    with (
+        RawWebSocket(server.port, "/ws/loser?topics=lose.*", receive_buffer_bytes=4096) as loser,
+        RawWebSocket(server.port, "/ws/flasher") as flasher,
+    ):
+        loser.read_json()
+        frames = [
+            {"type": "send", "to": to, "payload": "x" * 10_000, "ephemeral": True, "ref": 1}
+            for to in ("loser", "topic:lose.a")
+        ]
+        both = b"".join(frame_bytes(TEXT, json.dumps(frame).encode()) for frame in frames)
+        for _ in range(count):
+            flasher.send_bytes(both)
+        for _ in range(2 * count):
+            flasher.read_until("sent")
+        last = send(server, "loser")["seq"]
+        got, dropped = 0, 0
+        while True:
+            frame = loser.read_json()
+            if frame["type"] == "dropped":
+                dropped += frame["n"]
+            elif frame["type"] == "message" and frame["message"]["seq"] is None:
+                got += 1
+            elif frame["type"] == "message":
+                assert frame["message"]["seq"] == last
+            if dropped and got + dropped >= 2 * count:
+                break
+    assert got + dropped == 2 * count
 
 
 # ---- over REST
