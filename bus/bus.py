@@ -11,12 +11,13 @@ import logging
 import resource
 import secrets
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from gevent.event import AsyncResult
 
+from bus.audience import Audience
 from bus.auth import Auth, key_digest, new_key
 from bus.backplane import Presence
 from bus.backplane.local import LocalBackplane, Slot
@@ -30,12 +31,13 @@ from bus.drain import Drain
 from bus.errors import BusError, DiskFull, Malformed, StartRefused, Unavailable
 from bus.events import BusStarted, BusStopping, ClientConnected, ClientDisconnected, Event, MessageRefused, MessageSent
 from bus.heartbeat import Heartbeat
-from bus.hub import Hub, Room
+from bus.hub import Hub
 from bus.message import REQUIRES_ACK, Kind, Message, Names, audience_of, now_us, text_of
 from bus.presence import presence_of, together
 from bus.protocol import Draft
 from bus.receipts import Receipt, deliver_us, fate, fate_of_ephemeral
 from bus.resume import Place, place_of
+from bus.room import Room
 from bus.settings import Settings
 from bus.storage import MAKE_KNOWN, Group, Job, Pending, Reader, Row, Store, Transaction
 from bus.storage.inboxes import NAMES_REMEMBERED, NAMES_REMEMBERED_SECONDS
@@ -155,17 +157,9 @@ class Bus:
         self.writer.on_relief = self._relieve
         self.cursors = Cursors(self.writer)
         self.backplane = LocalBackplane(self._slot)
-        self.hub = Hub(self.epochs, self.readers, self.cursors, self)
-        self.delivery.start(
-            self.hub,
-            self.writer,
-            self.readers,
-            self.backplane,
-            self.emit,
-            self.send,
-            self.is_live,
-            lambda: self.draining,
-        )
+        self.audience = Audience(self.backplane)
+        self.hub = Hub(self.epochs, self.readers, self.cursors, self, self.audience)
+        self.delivery.start(self)
         self.courier = self.delivery.courier
         self.heartbeat = Heartbeat(self.hub, self.cursors)
         self._upkeep = UpkeepThread(self.store.upkeep, self.lock_folder / "exclusive-upkeep.lock")
@@ -350,6 +344,8 @@ class Bus:
         """How many hear a message that names nobody."""
         if message.kind == Kind.QUEUE:
             return self.courier.queues.takers(audience_of(message))
+        if message.kind == Kind.TOPIC:
+            return self.audience.online(message.address)
         everybody = self.hub.rooms if self.backplane.size == 1 else self.online()
         return len(everybody) - (message.sender in everybody)
 
@@ -465,6 +461,9 @@ class Bus:
 
     def left(self, slot: int) -> None:
         self.courier.queues.neighbour_left(slot)
+
+    def subscriptions(self) -> Iterable[tuple[int, Collection[str]]]:
+        return self.audience.subscriptions()
 
     # ---- below
 

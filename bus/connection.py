@@ -26,7 +26,9 @@ import gevent
 
 if TYPE_CHECKING:
     from bus.delivery.takers import Consumer
-    from bus.hub import Hub, Room
+    from bus.hub import Hub
+    from bus.room import Room
+    from bus.topics import TopicSet
 
 MAX_HELD_BYTES = 1024 * 1024
 MAX_HELD_MESSAGES = 1000
@@ -97,6 +99,7 @@ class Connection:
         "read_watcher",
         "replies",
         "room",
+        "topics",
         "unsent",
         "write_watcher",
     )
@@ -111,6 +114,7 @@ class Connection:
         self.hub = hub
         self.on_data = on_data
         self.room: Room | None = None
+        self.topics: TopicSet | None = None  # what it subscribed to; set before it joins, then by the audience
         self.fragments: bytearray | None = None  # a message that comes in several frames, as far as it is there
         self.consumer: Consumer | None = None  # its share in queues, once it asked for one
         self.joined = False  # it was welcomed: its end is an event

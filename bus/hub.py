@@ -3,37 +3,36 @@
 Messages come in seq order from the tail and wait for the end of the turn of the event loop; then each room's frames
 are joined once, and the same bytes are written to every connection of it. A connection is born lagging at its cursor,
 is fed from the store, and turns live in the turn in which it equals the tail: one path for joining, resuming and
-slow readers. A room is one client's connections; `all` reaches every room.
+slow readers. A room is one client's connections; `all` reaches every room. Topics reach connections (bus.audience).
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Set
 from functools import partial
-from itertools import chain
-from operator import attrgetter
 from typing import Any, Protocol
 
 import gevent
 from gevent.event import Event
 
+from bus.audience import Audience, by_seq
 from bus.connection import Connection, Encoding
 from bus.cursors import Cursors
 from bus.message import REQUIRES_ACK, Epochs, Kind, Message, correlation_of, text_of
+from bus.recent import Recent
+from bus.room import Room
 from bus.storage import Page, Reader
 from bus.tail import Tail
 from bus.threads import WorkerPool
+from bus.topics import TopicSet
 from bus.waiters import Waiters, answer_to
 
 CHUNK_BYTES = 256 * 1024
 """Frames are joined up to this size: what one write carries, and what a slow reader may be given at once."""
 
 PAGE_MESSAGES, PAGE_BYTES = 500, 512 * 1024
-RECENT_BYTES, RECENT_MESSAGES = 8 * 1024 * 1024, 4096
-"""What is kept of the tail, so that a connection can catch up with a busy one without another look at the store."""
 
 PING_GAP_SECONDS = 0.25
 """A message takes a ping along unless one went so shortly before: a client that reads it and leaves has confirmed it."""
@@ -41,33 +40,10 @@ PING_GAP_SECONDS = 0.25
 TAIL_WAIT_SECONDS = 0.002
 """How soon to look again whether the tail has come as far as a connection that was ahead of it."""
 
+NOBODY: Set[Connection] = frozenset()
+
 Chunk = tuple[bytes, int, int]
 """Joined frames, how many messages they are, and the place of the first among those that are due."""
-
-by_seq = attrgetter("seq")
-
-
-class Room:
-    """The connections of one client on this process. `members`: the live ones, by encoding. `due`: this turn's messages."""
-
-    __slots__ = ("due", "lagging", "last_seq", "members", "name", "size")
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.members: dict[Encoding, dict[Connection, None]] = {}
-        self.lagging: set[Connection] = set()
-        self.size = 0
-        self.due: list[Message] = []
-        self.last_seq = 0
-
-    @property
-    def live(self) -> bool:
-        """True when a connection of it keeps up."""
-        return any(self.members.values())
-
-    def connections(self) -> list[Connection]:
-        """All of them, live and lagging."""
-        return [*chain.from_iterable(self.members.values()), *self.lagging]
 
 
 class Listener(Protocol):
@@ -93,7 +69,10 @@ class Listener(Protocol):
 class Hub:
     """Event loop only. Costs grow with deliveries and bytes, never with the messages kept or the clients known."""
 
-    def __init__(self, epochs: Epochs, readers: WorkerPool, cursors: Cursors, listener: Listener) -> None:
+    def __init__(
+        self, epochs: Epochs, readers: WorkerPool, cursors: Cursors, listener: Listener, audience: Audience
+    ) -> None:
+        self._audience = audience
         self.epochs = epochs
         self._readers = readers
         self._cursors = cursors
@@ -108,8 +87,7 @@ class Hub:
         self._touched: list[Connection] = []  # connections with replies this turn, each once
         self._kicked = False
         self._last_to_all = 0
-        self._recent: deque[Message] = deque()
-        self._recent_bytes = 0
+        self._recent = Recent()
         self._waiters = Waiters()
         self._interest = 0
         self._timers: set[Any] = set()
@@ -122,10 +100,13 @@ class Hub:
         for message in messages:
             kind = message.kind
             if message.seq:
-                self._remember(message)
+                self._recent.keep(message)
             if kind == Kind.ALL:
                 self._everybody.append(message)
                 self._waiters.wake_all()
+                continue
+            if kind == Kind.TOPIC:
+                self._audience.hear(message)
                 continue
             names = message.names
             if message.flags & REQUIRES_ACK:
@@ -180,12 +161,13 @@ class Hub:
         self.now = time.monotonic()
         rooms, self._due_rooms = self._due_rooms, []
         everybody, self._everybody = self._everybody, []
+        served = self._push_topics(everybody) if self._audience.due else NOBODY
         if everybody:
-            self._push_to_all(everybody)
+            self._push_to_all(everybody, served)
         else:
             for room in rooms:
                 due, room.due = room.due, []
-                self._push(room, due, {})
+                self._push(room, due, {}, served)
         touched, self._touched = self._touched, []
         for connection in touched:
             if connection.replies is not None:
@@ -194,7 +176,20 @@ class Hub:
                 connection.write(data, 0)
         self._listener.turn_ended()
 
-    def _push_to_all(self, everybody: list[Message]) -> None:
+    def _push_topics(self, everybody: list[Message]) -> set[Connection]:
+        """Give those who hear a topic all that they are due. Returns them: they are served."""
+        served: set[Connection] = set()
+        for encoding, members, due in self._audience.shares(everybody):
+            served.update(members)
+            self._write(members, self._chunks(encoding, due), due)
+            last = _last_seq(due)
+            for room in [connection.room for connection in members if last]:
+                if room is not None:
+                    room.last_seq = max(last, room.last_seq)
+                    self._cursors.mark(room.name, room.last_seq)
+        return served
+
+    def _push_to_all(self, everybody: list[Message], served: Set[Connection]) -> None:
         """Rooms that only owe what everybody owes share their bytes; senders and rooms with mail of their own do not."""
         senders = {message.sender for message in everybody}
         self._last_to_all = max(_last_seq(everybody), self._last_to_all)
@@ -205,34 +200,40 @@ class Hub:
                 due = due + [message for message in everybody if message.sender != room.name]
                 due.sort(key=by_seq)
                 if due:
-                    self._push(room, due, {})
+                    self._push(room, due, {}, served)
             else:
-                self._push(room, everybody, shared)
+                self._push(room, everybody, shared, served)
 
-    def _push(self, room: Room, due: list[Message], shared: dict[Encoding, list[Chunk]]) -> None:
+    def _push(
+        self, room: Room, due: list[Message], shared: dict[Encoding, list[Chunk]], served: Set[Connection]
+    ) -> None:
         room.last_seq = max(_last_seq(due), room.last_seq)
         if room.lagging:
             ephemeral = sum(1 for message in due if not message.seq)
-            for connection in room.lagging if ephemeral else ():
+            for connection in room.lagging - served if ephemeral else ():
                 connection.dropped += ephemeral
         pushed = False
-        for encoding, members in room.members.items():
+        for encoding, live in room.members.items():
+            members = tuple(live) if not served else tuple(c for c in live if c not in served)
             if not members:
                 continue
             pushed = True
             chunks = shared.get(encoding)
             if chunks is None:
                 chunks = shared[encoding] = self._chunks(encoding, due)
-            if len(chunks) == 1:
-                self._write_one(tuple(members), chunks[0], due)
-            else:
-                self._write_many(tuple(members), chunks, due)
+            self._write(members, chunks, due)
         if pushed and room.last_seq:
             self._cursors.mark(room.name, room.last_seq)
 
     def _chunks(self, encoding: Encoding, due: list[Message]) -> list[Chunk]:
         epochs = self.epochs
         return _joined([encoding.message(text_of(message, epochs), message.seq) for message in due])
+
+    def _write(self, members: tuple[Connection, ...], chunks: list[Chunk], due: list[Message]) -> None:
+        if len(chunks) == 1:
+            self._write_one(members, chunks[0], due)
+        else:
+            self._write_many(members, chunks, due)
 
     def _write_one(self, members: tuple[Connection, ...], chunk: Chunk, due: list[Message]) -> None:
         """The hot path: one chunk, and mostly connections that keep up. A ping rides along now and then."""
@@ -286,6 +287,7 @@ class Hub:
         room.size += 1
         room.lagging.add(connection)
         connection.joined = True
+        self._audience.enter(connection)
         self._listener.presence_changed(room)
         if start == self.tail.delivered:
             self._turn_live(connection)
@@ -296,7 +298,8 @@ class Hub:
         """Read the next page for a lagging connection, one at a time; never past the tail, which brings the rest."""
         if connection.feeding or connection.closing or connection.descriptor < 0:
             return
-        client, after, upto = connection.client, connection.position, self.tail.delivered
+        client, topics = connection.client, connection.topics
+        after, upto = connection.position, self.tail.delivered
         if after > upto:
             # It has seen more elsewhere than this process's tail has: live now, it would see that again.
             self.tail.hint(after)
@@ -305,7 +308,7 @@ class Hub:
         connection.feeding = True
 
         def job(reader: Reader) -> Page:
-            return reader.inbox(client, after, upto, PAGE_MESSAGES, PAGE_BYTES)
+            return reader.inbox(client, after, upto, PAGE_MESSAGES, PAGE_BYTES, topics=topics)
 
         self._readers.submit(job, partial(self._fed, connection))
 
@@ -334,12 +337,9 @@ class Hub:
         self.flush()
         delivered = self.tail.delivered
         if connection.position < delivered:
-            recent = self._recent
-            if not recent or recent[0].seq > connection.position + 1:
+            missed = self._recent.missed(connection, PAGE_BYTES)
+            if missed is None:
                 return False
-            missed = [m for m in recent if m.seq > connection.position and _is_due(m, connection.client)]
-            if len(missed) > 1 and sum(map(_size, missed)) > PAGE_BYTES:
-                return False  # more than a slow reader may be given at once
             self._write_page(connection, missed, delivered)
         if connection.descriptor >= 0 and connection.held is None:
             self._turn_live(connection)
@@ -383,6 +383,7 @@ class Hub:
             connection.live = False
             del room.members[connection.encoding][connection]
         room.lagging.discard(connection)
+        self._audience.leave(connection)
         room.size -= 1
         if not room.size:
             self.rooms.pop(room.name, None)
@@ -429,13 +430,17 @@ class Hub:
 
     # ---- waiting
 
-    def waiter(self, key: str) -> Event:
-        """An event that is set when something may have come under `key` (bus.waiters). Give it back with `forget`."""
+    def waiter(self, key: str, topics: TopicSet | None = None) -> Event:
+        """An event that is set when something may have come under `key` (bus.waiters), or to `topics`. Give it back with
+        `forget`."""
         event = self._waiters.add(key)
+        if topics is not None:
+            self._audience.wait(event, topics)
         self.tail.anybody = True
         return event
 
     def forget(self, key: str, event: Event) -> None:
+        self._audience.forget(event)
         self._waiters.discard(key, event)
         self._update_interest()
 
@@ -454,7 +459,6 @@ class Hub:
     def _skipped(self) -> None:
         """The tail passed over messages that nobody waited for: what is kept of it has a hole, so it goes."""
         self._recent.clear()
-        self._recent_bytes = 0
         self._waiters.wake_all()
 
     # ---- below
@@ -472,13 +476,6 @@ class Hub:
 
         timer.start(run)
 
-    def _remember(self, message: Message) -> None:
-        recent = self._recent
-        recent.append(message)
-        self._recent_bytes += _size(message)
-        while self._recent_bytes > RECENT_BYTES or len(recent) > RECENT_MESSAGES:
-            self._recent_bytes -= _size(recent.popleft())
-
 
 def _joined(frames: list[bytes]) -> list[Chunk]:
     if sum(map(len, frames)) <= CHUNK_BYTES:
@@ -494,19 +491,6 @@ def _joined(frames: list[bytes]) -> list[Chunk]:
     return chunks
 
 
-def _is_due(message: Message, client: str) -> bool:
-    if message.flags & REQUIRES_ACK:
-        return False  # it comes by its own state; see bus.delivery
-    if message.kind == Kind.ALL:
-        return message.sender != client
-    return client in message.names
-
-
 def _last_seq(messages: list[Message]) -> int:
     """The seq of the last durable one; ephemeral messages have none."""
     return next((message.seq for message in reversed(messages) if message.seq), 0)
-
-
-def _size(message: Message) -> int:
-    """The bytes it keeps alive. A neighbour's message comes rendered, without its payload."""
-    return len(message.payload) or len(message.rendered)

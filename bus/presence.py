@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from bus.backplane import Presence
-from bus.hub import Room
+from bus.room import Room
 
 
 def presence_of(room: Room) -> Presence:

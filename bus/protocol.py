@@ -365,6 +365,14 @@ def acked_frame(ref: str | int, message_id: str, status: str, attempt: int) -> b
     return encode({"type": "acked", "ref": ref, "message_id": message_id, "status": status, "attempt": attempt})
 
 
+def subscribed_frame(topics: Sequence[str], queues: Sequence[str], ref: str | int | None) -> bytes:
+    """The answer to `subscribe` and `unsubscribe`: all that the connection is subscribed to now."""
+    frame: dict[str, object] = {"type": "subscribed", "topics": topics, "queues": queues}
+    if ref is not None:
+        frame["ref"] = ref
+    return encode(frame)
+
+
 def error_frame(error: BusError, ref: str | int | None = None) -> bytes:
     """An `error` frame, with `code`, the sentence, and what can help the sender to find the frame it is about."""
     frame: dict[str, object] = {"type": "error", "code": error.code, "error": error.sentence}

@@ -20,8 +20,9 @@ MAX_LINES = 500
 FLOORS: dict[int, list[str]] = {
     0: ["bus", "bus.errors", "bus.message", "bus.protocol", "bus.frames", "bus.events", "bus.settings"],
     1: [
-        "bus.logs", "bus.launch", "bus.clock", "bus.threads", "bus.counters", "bus.backplane*", "bus.worker", "bus.dispatch", "bus.auth",
-        "bus.rate_limit", "bus.outbound", "bus.storage*", "bus.cursors", "bus.resume", "bus.tail", "bus.waiters", "bus.connection",
+        "bus.logs", "bus.launch", "bus.clock", "bus.threads", "bus.counters", "bus.topics", "bus.backplane*", "bus.worker",
+        "bus.dispatch", "bus.auth", "bus.rate_limit", "bus.outbound", "bus.storage*", "bus.cursors",
+        "bus.resume", "bus.tail", "bus.waiters", "bus.connection", "bus.room", "bus.audience", "bus.recent",
         "bus.hub", "bus.presence", "bus.receipts", "bus.delivery*", "bus.heartbeat", "bus.drain", "bus.extensions",
     ],
     2: ["bus.bus"],

@@ -5,7 +5,7 @@ What goes over it are hints. Losing one costs a poll interval, never a message: 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any, Protocol
 
 import msgspec
@@ -52,6 +52,10 @@ class Neighbours(Protocol):
         """The neighbour in a slot is gone."""
         ...
 
+    def subscriptions(self) -> Iterable[tuple[int, Collection[str]]]:
+        """What it also has to know: this process's connections with topics, each a number with its patterns."""
+        ...
+
 
 class Backplane(Protocol):
     """Event loop only."""
@@ -81,10 +85,18 @@ class Backplane(Protocol):
         """Send something small that all neighbours should hear, in order, with everything else."""
         ...
 
+    def announce_topics(self, number: int, patterns: Collection[str], *, added: bool) -> None:
+        """A connection of this process, known by a number, subscribed to patterns, or unsubscribed."""
+        ...
+
     def live(self, name: str) -> bool:
         """True when a neighbour has a connection of `name` that keeps up."""
         ...
 
     def elsewhere(self) -> Iterable[Presence]:
         """What the neighbours have connected."""
+        ...
+
+    def subscribers(self, topic: str) -> int:
+        """How many connections of the neighbours have a pattern that matches."""
         ...

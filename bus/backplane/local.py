@@ -18,7 +18,7 @@ import shutil
 import socket
 import struct
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from bus.backplane import Neighbours, Presence
 from bus.counters import MAX_SLOTS
 from bus.errors import StartRefused
 from bus.message import Kind, Message, Terms, correlation_of
+from bus.topics import TopicIndex
 
 log = logging.getLogger("bus.backplane")
 
@@ -47,7 +48,7 @@ _Socket = get_original("socket", "socket")  # gevent's would wait for a greenlet
 _READ, _WRITE = 1, 2
 _LENGTH = struct.Struct("!I")
 
-HELLO, BLOCK, HINT, EPHEMERAL, PRESENCE, NOTE = range(6)
+HELLO, BLOCK, HINT, EPHEMERAL, PRESENCE, NOTE, TOPICS = range(7)
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder().decode
@@ -120,7 +121,10 @@ def try_exclusive(path: Path) -> int | None:
 
 
 class LocalBackplane:
-    """See `bus.backplane.Backplane`. `_links` are outgoing, by slot; `_present` is what each neighbour has connected."""
+    """See `bus.backplane.Backplane`. `_links` are outgoing, by slot.
+
+    `_present` is what each neighbour has connected, and `_topics` what those connections, by number, subscribed to.
+    """
 
     def __init__(self, slot: Slot) -> None:
         self.slot = slot.number
@@ -130,6 +134,7 @@ class LocalBackplane:
         self._links: dict[int, _Link] = {}
         self._incoming: set[_Incoming] = set()
         self._present: dict[int, dict[str, Presence]] = {}
+        self._topics: dict[int, TopicIndex[int]] = {}
         self._neighbours: Neighbours | None = None
         self._listener: Any = None
         self._watcher: Any = None
@@ -194,6 +199,12 @@ class LocalBackplane:
             for link in tuple(self._links.values()):
                 link.send(frame)
 
+    def announce_topics(self, number: int, patterns: Collection[str], *, added: bool) -> None:
+        if self._links:
+            frame = _frame([TOPICS, number, tuple(patterns), added])
+            for link in tuple(self._links.values()):
+                link.send(frame)
+
     # ---- knowing
 
     def live(self, name: str) -> bool:
@@ -202,6 +213,9 @@ class LocalBackplane:
     def elsewhere(self) -> Iterable[Presence]:
         for present in self._present.values():
             yield from present.values()
+
+    def subscribers(self, topic: str) -> int:
+        return sum(len(index.match(topic)) for index in self._topics.values())
 
     # ---- links
 
@@ -246,6 +260,8 @@ class LocalBackplane:
             link.send(_frame([PRESENCE, presence]))
         for note in self._neighbours.notes():
             link.send(_frame([NOTE, note]))
+        for number, patterns in self._neighbours.subscriptions():
+            link.send(_frame([TOPICS, number, tuple(patterns), True]))
 
     def _hung_up(self, incoming: _Incoming) -> None:
         """A neighbour's link to us ended: it is gone, and its connections with it."""
@@ -253,6 +269,7 @@ class LocalBackplane:
         link = self._links.get(incoming.slot)
         if link is None or link.token == incoming.token:
             self._present.pop(incoming.slot, None)
+            self._topics.pop(incoming.slot, None)
             assert self._neighbours is not None
             self._neighbours.left(incoming.slot)
         if link is not None and link.token == incoming.token:
@@ -278,9 +295,15 @@ class LocalBackplane:
                 present.pop(presence.name, None)
         elif kind == NOTE:
             neighbours.noted(incoming.slot, frame[1])
+        elif kind == TOPICS:
+            _, number, patterns, added = frame
+            index = self._topics.setdefault(incoming.slot, TopicIndex())
+            for pattern in patterns:
+                (index.add if added else index.discard)(pattern, number)
         elif kind == HELLO:
             _, incoming.slot, incoming.token = frame
             self._present[incoming.slot] = {}
+            self._topics[incoming.slot] = TopicIndex()
             self._dial(incoming.slot, incoming.token)
 
 

@@ -20,9 +20,10 @@ from bus.delivery.queues import Queues
 from bus.delivery.takers import Consumer
 from bus.errors import BusError, Unavailable
 from bus.events import Event, MessageFailed
-from bus.hub import Hub, Room
+from bus.hub import Hub
 from bus.message import Kind, Message, text_of
 from bus.protocol import Settle, encode
+from bus.room import Room
 from bus.storage import Job, Reader, Transaction
 from bus.storage.deliveries import CLIENT_WINDOW, Failure, Lease, Settled
 from bus.storage.log_writer import LogWriter
@@ -242,13 +243,11 @@ class Courier:
             return answers, {owner for owner in owners if owner and transaction.ledger.backlog(owner).waiting}
 
         def settled(job: Job) -> None:
-            if job.error is not None:
-                sure = isinstance(job.error, BusError)
-                failed = (
-                    job.error if sure else Unavailable("It could not be written; nothing was changed. Say it again.")
-                )
+            error = job.error
+            if error is not None:
+                unsure = Unavailable("It could not be written; nothing was changed. Say it again.")
                 for _, heard in said:
-                    heard(failed)
+                    heard(error if isinstance(error, BusError) else unsure)
                 return
             answers, stirred = job.value
             for (_, heard), answer in zip(said, answers, strict=True):

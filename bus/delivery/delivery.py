@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
-from bus.backplane import Backplane
+from bus.backplane.local import LocalBackplane
 from bus.clock import Clock
 from bus.delivery import housekeeper, reaper, replays
 from bus.delivery.courier import Courier
@@ -13,12 +13,31 @@ from bus.delivery.housekeeper import Housekeeper
 from bus.delivery.reaper import Reaper
 from bus.delivery.replays import Replays
 from bus.delivery.requests import Requests
+from bus.errors import BusError
 from bus.events import Event
 from bus.hub import Hub
 from bus.message import Epochs
+from bus.protocol import Draft
+from bus.receipts import Receipt
 from bus.storage.log_writer import LogWriter
 from bus.threads import WorkerPool
 from bus.worker import Worker
+
+
+class Host(Protocol):
+    """The process that delivers: what of the bus is needed here."""
+
+    hub: Hub
+    writer: LogWriter
+    readers: WorkerPool
+    backplane: LocalBackplane
+    draining: bool
+
+    def emit(self, event: Event) -> None: ...
+
+    def send(self, drafts: Sequence[Draft]) -> list[Receipt | BusError]: ...
+
+    def is_live(self, name: str) -> bool: ...
 
 
 class Delivery:
@@ -54,20 +73,11 @@ class Delivery:
             Worker("queues", self._look_after_queues, interval_seconds=1.0),
         ]
 
-    def start(
-        self,
-        hub: Hub,
-        writer: LogWriter,
-        readers: WorkerPool,
-        backplane: Backplane,
-        emit: Callable[[Event], None],
-        send: Callable[[Any], Any],
-        is_live: Callable[[str], bool],
-        is_draining: Callable[[], bool],
-    ) -> None:
-        """Begin to carry. The parts handed in are the process's; `send` waits for the receipts of drafts."""
-        self.courier = Courier(hub, writer, readers, backplane, self._clock.now_us, emit)
-        self.requests = Requests(hub, send, self._read, is_live, is_draining, self._clock.now_us)
+    def start(self, host: Host) -> None:
+        """Begin to carry."""
+        clock = self._clock.now_us
+        self.courier = Courier(host.hub, host.writer, host.readers, host.backplane, clock, host.emit)
+        self.requests = Requests(host.hub, host.send, self._read, host.is_live, lambda: host.draining, clock)
 
     def recover(self) -> None:
         """Mend what a clock that was set back has left behind. Once, by the first process of a server."""

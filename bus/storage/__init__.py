@@ -16,6 +16,7 @@ import msgspec
 from bus.errors import BusError
 from bus.message import Epochs, Message
 from bus.storage.deliveries import Failure, Lease
+from bus.topics import TopicSet
 
 if TYPE_CHECKING:
     from bus.storage.ledger import Ledger
@@ -116,7 +117,8 @@ class Transaction(Protocol):
 class Page(msgspec.Struct, gc=False):
     """Some messages in seq order. `upto`: everything due up to that seq is in it. `more`: a limit ended it early.
 
-    `expired`: how many more there would be, had their ttl not ended.
+    `expired`: how many more there would be, had their ttl not ended. With topics, a page that looked at many messages and
+    found few, or none, is ended early, too.
     """
 
     messages: list[Message]
@@ -146,6 +148,7 @@ class Filter(msgspec.Struct, frozen=True):
     to: str | None = None
     since_us: int | None = None
     until_us: int | None = None
+    topics: TopicSet | None = None
 
 
 class Head(msgspec.Struct, frozen=True):
@@ -182,8 +185,17 @@ class Reader(Protocol):
         ...
 
     def inbox(
-        self, name: str, after: int, upto: int | None, limit: int, max_bytes: int, only: Filter | None = None
-    ) -> Page: ...
+        self,
+        name: str,
+        after: int,
+        upto: int | None,
+        limit: int,
+        max_bytes: int,
+        only: Filter | None = None,
+        topics: TopicSet | None = None,
+    ) -> Page:
+        """What is addressed to a client directly, in lists, and to all; with `topics`, also what they match."""
+        ...
 
     def open_deliveries(self, name: str, limit: int, max_bytes: int, only: Filter | None = None) -> list[Lease]:
         """What needs an ack of a client and is not settled, the most urgent first; nobody gets a lease by this."""

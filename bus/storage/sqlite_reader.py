@@ -9,30 +9,56 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import apsw
+import msgspec
 
 from bus.message import Message
 from bus.storage import ClientRow, Filter, Head, Page
 from bus.storage.deliveries import LEASED, RESTING, Lease
 from bus.storage.deliveries import WAITING as WAITING_STATE
 from bus.storage.rows import COLUMNS, message_of
+from bus.topics import TopicSet
 
 _NARROW = (
     " AND (?5 IS NULL OR m.type = ?5) AND (?6 IS NULL OR m.sender = ?6)"
     " AND (?7 IS NULL OR m.stamp > ?7) AND (?8 IS NULL OR m.stamp <= ?8)"
-    " AND (?9 OR m.flags & 1 = 0)"
 )
 
-# What is addressed to one client: directly, in a list, or to all but the sender; what needs an ack only if ?9 says so.
-# Each arm walks an index in seq order, so SQLite merges them and stops at the limit.
-INBOX = f"""
-SELECT {COLUMNS} FROM messages m WHERE m.kind = 0 AND m.address = ?1 AND m.seq > ?2 AND m.seq <= ?3 {_NARROW}
+
+def _addressed(narrow: str) -> str:
+    """What is addressed to one client: directly, in a list, or to all but the sender. Each arm walks an index in seq
+    order, so SQLite merges them and stops at the limit."""
+    return f"""
+SELECT {COLUMNS} FROM messages m WHERE m.kind = 0 AND m.address = ?1 AND m.seq > ?2 AND m.seq <= ?3 {narrow}
 UNION ALL
 SELECT a.seq, {COLUMNS[7:]} FROM addressed a JOIN messages m ON m.seq = a.seq
- WHERE a.name = ?1 AND a.seq > ?2 AND a.seq <= ?3 {_NARROW}
+ WHERE a.name = ?1 AND a.seq > ?2 AND a.seq <= ?3 {narrow}
 UNION ALL
 SELECT {COLUMNS} FROM messages m
- WHERE m.kind = 2 AND m.address = '' AND m.sender <> ?1 AND m.seq > ?2 AND m.seq <= ?3 {_NARROW}
-ORDER BY 1 LIMIT ?4"""
+ WHERE m.kind = 2 AND m.address = '' AND m.sender <> ?1 AND m.seq > ?2 AND m.seq <= ?3 {narrow}"""
+
+
+# An inbox's plain messages; what needs an ack comes by its own state.
+_PLAIN = _addressed(f"{_NARROW} AND m.flags & 1 = 0")
+INBOX = f"{_PLAIN} ORDER BY 1 LIMIT ?4"
+LOG_OF_CLIENT = f"{_addressed(_NARROW)} ORDER BY 1 LIMIT ?4"
+
+# What went to topics, of which ?9 is the JSON array: whether a pattern matches is settled before, once for each topic.
+_TO_TOPICS = f"""
+SELECT {COLUMNS} FROM messages m INDEXED BY messages_to_topics
+ WHERE m.kind = 3 AND m.seq > ?2 AND m.seq <= ?3 AND m.address IN (SELECT value FROM json_each(?9)) {_NARROW}"""
+
+INBOX_AND_TOPICS = f"{_PLAIN} UNION ALL {_TO_TOPICS} ORDER BY 1 LIMIT ?4"
+
+LOG_OF_TOPICS = f"{_TO_TOPICS} AND ?1 = '' ORDER BY m.seq LIMIT ?4"
+
+# One row whatever it finds: a callback, or a row, for each message would have to take the interpreter's lock as often.
+TOPICS_BETWEEN = """
+SELECT json_group_array(DISTINCT address), count(*), max(seq) FROM (
+    SELECT seq, address FROM messages INDEXED BY messages_to_topics WHERE kind = 3 AND seq > ?1 AND seq <= ?2
+    ORDER BY seq LIMIT ?3)"""
+
+SCANNED_MESSAGES = 2000
+"""Messages to topics that one page may look at. Where few match, a page is short; the snapshot always is."""
 
 LOG = f"""
 SELECT {COLUMNS} FROM messages m WHERE m.seq > ?2 AND m.seq <= ?3 AND ?1 = '' {_NARROW} ORDER BY m.seq LIMIT ?4"""
@@ -81,15 +107,25 @@ class SqliteReader:
         return changed
 
     def inbox(
-        self, name: str, after: int, upto: int | None, limit: int, max_bytes: int, only: Filter | None = None
+        self,
+        name: str,
+        after: int,
+        upto: int | None,
+        limit: int,
+        max_bytes: int,
+        only: Filter | None = None,
+        topics: TopicSet | None = None,
     ) -> Page:
-        return self._page(INBOX, name, after, upto, limit, max_bytes, only or NO_FILTER, tracked=False)
+        statement = INBOX if topics is None else INBOX_AND_TOPICS
+        return self._page(statement, name, after, upto, limit, max_bytes, only or NO_FILTER, topics)
 
     def log(self, after: int, upto: int | None, limit: int, max_bytes: int, only: Filter | None = None) -> Page:
         only = only or NO_FILTER
+        if only.topics is not None:
+            return self._page(LOG_OF_TOPICS, "", after, upto, limit, max_bytes, only, only.topics)
         if only.to is None:
-            return self._page(LOG, "", after, upto, limit, max_bytes, only, tracked=True)
-        return self._page(INBOX, only.to, after, upto, limit, max_bytes, only, tracked=True)
+            return self._page(LOG, "", after, upto, limit, max_bytes, only)
+        return self._page(LOG_OF_CLIENT, only.to, after, upto, limit, max_bytes, only)
 
     def open_deliveries(self, name: str, limit: int, max_bytes: int, only: Filter | None = None) -> list[Lease]:
         only = only or NO_FILTER
@@ -146,6 +182,12 @@ class SqliteReader:
     def _one(self, statement: str, bindings: tuple[Any, ...] = ()) -> Any:
         return self._connection.execute(statement, bindings).fetchone()
 
+    def _topics_between(self, after: int, upto: int, topics: TopicSet) -> tuple[bytes, int]:
+        """The JSON array of the topics that match, and how far it was looked, at most up to `upto`."""
+        listed, count, last = self._one(TOPICS_BETWEEN, (after, upto, SCANNED_MESSAGES))
+        matching = [topic for topic in msgspec.json.decode(listed) if topics.matches(topic)]
+        return msgspec.json.encode(matching), upto if count < SCANNED_MESSAGES else last
+
     def _page(
         self,
         statement: str,
@@ -155,8 +197,7 @@ class SqliteReader:
         limit: int,
         max_bytes: int,
         only: Filter,
-        *,
-        tracked: bool,
+        topics: TopicSet | None = None,
     ) -> Page:
         connection = self._connection
         connection.execute("BEGIN")
@@ -165,13 +206,15 @@ class SqliteReader:
             upto = head if upto is None else min(upto, head)
             if limit <= 0 or upto <= after:
                 return Page([], min(after, head) if limit <= 0 else upto, limit <= 0 and upto > after, lost_through)
-            cursor = connection.execute(
-                statement,
-                (name, after, upto, limit + 1, only.type, only.sender, only.since_us, only.until_us, tracked),
-            )
+            end, matching = upto, []
+            if topics is not None:
+                wanted, upto = self._topics_between(after, upto, topics)
+                matching = [wanted.decode()]
+            narrow = (only.type, only.sender, only.since_us, only.until_us)
+            cursor = connection.execute(statement, (name, after, upto, limit + 1, *narrow, *matching))
             messages, expired, last = self._take(cursor, limit, max_bytes)
             cursor.close(True)
-            return Page(messages, upto if last is None else last, last is not None, lost_through, expired)
+            return Page(messages, upto if last is None else last, last is not None or upto < end, lost_through, expired)
         finally:
             connection.execute("COMMIT")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 import gevent
@@ -12,7 +14,7 @@ from bus import __version__
 from bus.bus import MAX_UNCOMMITTED
 from bus.delivery import whereabouts
 from bus.delivery.whereabouts import Whereabouts
-from bus.errors import BusError, Malformed, NotBuilt, NotFound, TooLarge, Unavailable
+from bus.errors import BusError, Malformed, NotFound, TooLarge, Unavailable
 from bus.message import iso, now_us, text_of
 from bus.protocol import (
     MAX_WAIT_SECONDS,
@@ -29,6 +31,7 @@ from bus.protocol import (
 from bus.resume import Place, place_of
 from bus.storage import ClientRow, Filter, Head, Page, Reader, Transaction
 from bus.storage.deliveries import Lease
+from bus.topics import TopicSet, check_pattern, patterns_of
 from bus.transports import answers, parameters
 from bus.transports.edge import body_of, json_answer
 from bus.transports.openapi import Operation, Parameter, serve
@@ -43,6 +46,9 @@ BATCH_BODY_FACTOR = 16
 MAX_PAGE_BYTES = 4 * 1024 * 1024
 MAX_WAITING_REQUESTS = 4000
 """Long polls of one process; beyond, 503. Well below gunicorn's worker_connections, so that probes always get in."""
+
+Found = tuple[Page, list[Lease]]
+"""Plain messages, and what needs an ack."""
 
 CLEARED = (
     "messages",
@@ -126,37 +132,41 @@ class Rest:
         name = bus.names.check_client(parameters.required("to"), "to")
         limit, wait = parameters.limit(100), parameters.wait()
         type_, sender = request.args.get("type"), request.args.get("from")
+        patterns = patterns_of(request.args.get("topics", ""))
         place = bus.place(name, request.args.get("since"), at_gap_go_to_latest=parameters.at_latest())
-        page, leases = self._await_page(name, place, Filter(type_, sender, since_us=place.since_us), limit, wait)
+        only = Filter(type_, sender, since_us=place.since_us, topics=TopicSet(patterns) if patterns else None)
+        page, leases = self._await_page(name, place, only, limit, wait)
         if type_ is None and sender is None and limit:
             bus.cursors.mark(name, page.upto)
         return json_answer(self._page(page, place, leases))
 
-    def _await_page(self, name: str, place: Place, only: Filter, limit: int, wait: float) -> tuple[Page, list[Lease]]:
+    def _await_page(self, name: str, place: Place, only: Filter, limit: int, wait: float) -> Found:
         """What is there, or comes within `wait` seconds: plain messages after the cursor, and whatever is not acked yet.
 
         What needs an ack comes first, and leaves half of the page to plain messages if there are that many.
         """
         bus = self._bus
 
-        def job(reader: Reader) -> tuple[Page, list[Lease]]:
+        def job(after: int, reader: Reader) -> Found:
             leases = reader.open_deliveries(name, limit, MAX_PAGE_BYTES // 2, only) if limit else []
-            page = reader.inbox(name, place.seq, None, limit - min(len(leases), limit // 2), MAX_PAGE_BYTES // 2, only)
+            room = limit - min(len(leases), limit // 2)
+            page = reader.inbox(name, after, None, room, MAX_PAGE_BYTES // 2, only, only.topics)
             return page, leases[: limit - len(page.messages)]
 
         if not wait or not limit:
-            return bus.read(job)  # type: ignore[no-any-return]
+            return self._find(job, place.seq, limit)
         if self._waiting >= MAX_WAITING_REQUESTS:
             raise Unavailable(
                 "Too many requests wait already; try again, or connect a WebSocket.", retry_after_seconds=2
             )
         self._waiting += 1
-        event = bus.hub.waiter(name)
+        event = bus.hub.waiter(name, only.topics)
+        found: Found = Page([], place.seq, more=False, lost_through=0), []
         timeout = gevent.Timeout.start_new(wait)
         try:
             while True:
                 event.clear()
-                found: tuple[Page, list[Lease]] = bus.read(job)
+                found = self._find(job, found[0].upto, limit)
                 if found[0].messages or found[1] or bus.draining:
                     return found
                 event.wait()
@@ -168,6 +178,15 @@ class Rest:
             timeout.close()
             bus.hub.forget(name, event)
             self._waiting -= 1
+
+    def _find(self, job: Callable[[int, Reader], Found], after: int, limit: int) -> Found:
+        """The first page with a message in it, or the last: one with topics may end early, and be empty."""
+        while True:
+            found: Found = self._bus.read(partial(job, after))
+            page, leases = found
+            if page.messages or leases or not page.more or not limit:
+                return found
+            after = page.upto
 
     def message(self, message_id: str) -> Response:
         bus = self._bus
@@ -185,21 +204,23 @@ class Rest:
     def log(self) -> Response:
         bus = self._bus
         parameters.need_admin()
-        if request.args.get("topic"):
-            raise NotBuilt("Topics are not served by this version yet.", field="topic")
         args, limit = request.args, parameters.limit(100)
+        topics = _topic_filter()
 
-        def job(reader: Reader) -> tuple[Place, Page]:
+        def look(reader: Reader) -> tuple[Place, Filter, int | None]:
             place = place_of(reader, bus.epochs, args.get("since", "earliest"), 0, at_gap_go_to_latest=False)
             until = args.get("until")
             end = place_of(reader, bus.epochs, until, 0, at_gap_go_to_latest=True, field="until") if until else None
-            only = Filter(
-                args.get("type"), args.get("from"), args.get("to"), place.since_us, end.since_us if end else None
-            )
-            upto = end.seq if end and end.since_us is None else None
-            return place, reader.log(place.seq, upto, limit, MAX_PAGE_BYTES, only)
+            until_us = end.since_us if end else None
+            only = Filter(args.get("type"), args.get("from"), args.get("to"), place.since_us, until_us, topics)
+            return place, only, end.seq if end and end.since_us is None else None
 
-        place, page = bus.read(job)
+        place, only, upto = bus.read(look)
+
+        def job(after: int, reader: Reader) -> Found:
+            return reader.log(after, upto, limit, MAX_PAGE_BYTES, only), []
+
+        page, _ = self._find(job, place.seq, limit)
         return json_answer(self._page(page, place))
 
     def _page(self, page: Page, place: Place, leases: list[Lease] | None = None) -> bytes:
@@ -286,6 +307,19 @@ class Rest:
         return json_answer(answers.Health("healthy"))
 
 
+def _topic_filter() -> TopicSet | None:
+    pattern = request.args.get("topic")
+    if not pattern:
+        return None
+    if "to" in request.args:
+        raise Malformed(
+            "`topic` and `to` can't both hold: a message goes to a topic or to clients; give one of them.",
+            code="bad_field",
+            field="topic",
+        )
+    return TopicSet([check_pattern(pattern, "topic")])
+
+
 # ---- answers
 
 
@@ -323,6 +357,7 @@ def _operations(rest: Rest) -> list[Operation]:
         Parameter("wait", f"seconds to wait for a message, 0 to {MAX_WAIT_SECONDS:.0f}", "number"),
         type_,
         sender,
+        Parameter("topics", "patterns, parted by commas: also what went to the topics that they match (a.*,b.>)"),
         on_gap,
     )
     log = (
@@ -332,6 +367,7 @@ def _operations(rest: Rest) -> list[Operation]:
         type_,
         sender,
         Parameter("to", "only what is addressed to this client"),
+        Parameter("topic", "only what went to topics that match this pattern (builds.*, builds.>)"),
     )
     key = Parameter("Idempotency-Key", "with it, a repeat is the same message for 24 hours", place="header")
     listing = (limit, Parameter("cursor", "the cursor of the page before"))
@@ -376,9 +412,7 @@ def _operations(rest: Rest) -> list[Operation]:
             (),
             (404,),
         ),
-        Operation(
-            "GET", "/api/log", rest.log, "Read the log by cursor or time.", answers.Messages, None, log, (400, 501)
-        ),
+        Operation("GET", "/api/log", rest.log, "Read the log by cursor or time.", answers.Messages, None, log, (400,)),
         Operation(
             "GET",
             "/api/clients",

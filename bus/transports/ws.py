@@ -19,27 +19,12 @@ from flask_sock import Sock
 
 from bus import __version__, frames
 from bus.connection import Connection, bound_unsent
-from bus.delivery.requests import new_correlation
-from bus.errors import BusError, Malformed, NotBuilt, Unauthenticated, Unavailable
+from bus.errors import BusError, Malformed, Unauthenticated, Unavailable
 from bus.message import iso, now_us
-from bus.protocol import (
-    DEFAULT_REQUEST_WAIT,
-    Draft,
-    Frame,
-    acked_frame,
-    decode_frame,
-    draft_of,
-    encode,
-    error_frame,
-    message_frame,
-    read,
-    sent_frame,
-    settle_of,
-    wait_of,
-)
+from bus.protocol import Frame, decode_frame, draft_of, encode, error_frame, message_frame, read, sent_frame
 from bus.resume import Place
-from bus.storage.deliveries import Settled
-from bus.storage.ledger import VERBS as VERDICTS
+from bus.topics import TopicSet, patterns_of
+from bus.transports.ws_verbs import VERBS, Verbs
 
 if TYPE_CHECKING:
     from bus.bus import Bus
@@ -52,10 +37,6 @@ AUTH_BYTES = 4096
 """Without a credential in the handshake, the first frame must be `auth`, within so many seconds and bytes."""
 
 _KEY = re.compile(r"[A-Za-z0-9+/]{22}==\Z")
-DEFAULT_IN_FLIGHT, MAX_IN_FLIGHT = 10, 1000
-MAX_QUEUES = 1000
-MAX_ASKING = 4000
-"""Requests over sockets that wait for their answers, on one process; beyond, an error that says so."""
 
 
 class WebSocketEncoding:
@@ -93,7 +74,7 @@ class WebSocketTransport:
         self._bus = bus
         self._encoding = WebSocketEncoding()
         self._max_bytes = bus.settings.max_message_size
-        self._asking = 0
+        self._verbs = Verbs(bus)
 
     # ---- the handshake, in the request's greenlet
 
@@ -113,8 +94,7 @@ class WebSocketTransport:
         on_gap = request.args.get("on_gap", "oldest")
         if on_gap not in ("oldest", "latest"):
             raise Malformed("`on_gap` must be oldest or latest.", code="bad_field", field="on_gap")
-        if request.args.get("topics"):
-            raise NotBuilt("Topics are not served by this version yet.", field="topics")
+        g.ws_topics = patterns_of(request.args.get("topics", ""))
         if request.headers.get("Upgrade", "").lower() == "websocket":
             _check_upgrade()
         g.ws_at_latest = on_gap == "latest"
@@ -132,6 +112,7 @@ class WebSocketTransport:
         bound_unsent(ws.sock)
         descriptor = ws.sock.detach()
         connection = Connection(descriptor, client_id, self._encoding, self._bus.hub, self._on_data)
+        connection.topics = TopicSet(g.ws_topics) if g.ws_topics else None
         if g.ws_authenticated:
             self._welcome(connection, g.ws_place)
         else:
@@ -314,15 +295,8 @@ class WebSocketTransport:
         verb = frame.type
         if verb == "ping":
             connection.reply(b'{"type":"pong","timestamp":"%b"}' % iso(now_us()))
-        elif verb in ("subscribe", "unsubscribe"):
-            if frame.topics:
-                raise NotBuilt("Topics are not served by this version yet; nothing was subscribed.", field="topics")
-            self._consume(connection, frame)
-            connection.reply(_subscribed(connection, frame.ref))
-        elif verb in VERDICTS:
-            self._settle(connection, frame)
-        elif verb == "request":
-            self._request(connection, frame, now_us())
+        elif verb in VERBS:
+            VERBS[verb](self._verbs, connection, frame)
         elif verb == "auth":
             raise Malformed("This connection is authenticated already.", code="already_authenticated", field="type")
         elif not verb:
@@ -336,72 +310,6 @@ class WebSocketTransport:
                 code="unknown_type",
                 field="type",
             )
-
-    # ---- what needs an ack
-
-    def _settle(self, connection: Connection, frame: Frame) -> None:
-        if not frame.message_id:
-            raise Malformed("`message_id` is missing; say which message.", code="missing_field", field="message_id")
-        said = settle_of(frame.type, frame, frame.message_id, connection.client)
-        self._bus.courier.settle(said, partial(self._settled, connection, frame.ref, frame.message_id))
-
-    def _settled(
-        self, connection: Connection, ref: str | int | None, message_id: str, answer: Settled | BusError
-    ) -> None:
-        if isinstance(answer, BusError):
-            self._bus.counters.add("errors")
-            connection.reply(error_frame(answer, ref))
-        elif ref is not None:
-            connection.reply(acked_frame(ref, message_id, answer.status, answer.attempt))
-
-    def _consume(self, connection: Connection, frame: Frame) -> None:
-        """Take items of queues, or take them no longer."""
-        names = [self._bus.names.check(name, "queues") for name in frame.queues or ()]
-        if not names and frame.max_in_flight is None:
-            return
-        limit = DEFAULT_IN_FLIGHT if frame.max_in_flight is None else frame.max_in_flight
-        if not 1 <= limit <= MAX_IN_FLIGHT:
-            raise Malformed(f"`max_in_flight` must be 1 to {MAX_IN_FLIGHT}.", code="bad_field", field="max_in_flight")
-        consumer = self._bus.courier.consumer_of(connection)
-        if len(consumer.queues) + len(names) > MAX_QUEUES:
-            raise Malformed(f"A connection may take from {MAX_QUEUES} queues.", code="too_many_queues", field="queues")
-        owners = [f"queue:{name}" for name in names]
-        if frame.type == "subscribe":
-            self._bus.courier.queues.subscribe(consumer, owners, limit)
-        else:
-            self._bus.courier.queues.unsubscribe(consumer, owners)
-
-    def _request(self, connection: Connection, frame: Frame, stamp_us: int) -> None:
-        frame.correlation_id = frame.correlation_id or new_correlation()
-        wait = wait_of(frame.wait, DEFAULT_REQUEST_WAIT)
-        draft = draft_of(frame, connection.client, frame.msg_type, names=self._bus.names, stamp_us=stamp_us)
-        if self._asking >= MAX_ASKING:
-            raise Unavailable("Too many requests of this process wait already; try again.", retry_after_seconds=2)
-        self._asking += 1
-        gevent.spawn(self._ask, connection, frame, draft, wait)
-
-    def _ask(self, connection: Connection, frame: Frame, draft: Draft, wait: float) -> None:
-        requests = self._bus.delivery.requests
-        try:
-            answer = requests.ask(draft, wait, require_online=frame.require_online)
-        except BusError as refusal:
-            connection.reply(error_frame(refusal, frame.ref))
-        else:
-            ref = b"" if frame.ref is None else b'"ref":%b,' % encode(frame.ref)
-            connection.reply(b'{"type":"reply",%b%b' % (ref, answer.text(self._bus.epochs)[1:]))
-        finally:
-            self._asking -= 1
-
-
-def _subscribed(connection: Connection, ref: str | int | None) -> bytes:
-    """What a connection is subscribed to now."""
-    consumer = connection.consumer
-    frame: dict[str, object] = {"type": "subscribed", "topics": [], "queues": []}
-    if consumer is not None:
-        frame["queues"] = sorted(owner.removeprefix("queue:") for owner in consumer.queues)
-    if ref is not None:
-        frame["ref"] = ref
-    return encode(frame)
 
 
 class _Ref(msgspec.Struct):

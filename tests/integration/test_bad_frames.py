@@ -201,8 +201,9 @@ BAD_FRAMES: dict[str, tuple[str, str, str | None, Any]] = {
     "an ack (not built)": ('{"type": "ack", "message_id": "m", "ref": 1}', "not_built", "type", 1),
     "a request (not built)": ('{"type": "request", "to": "x", "ref": 1}', "not_built", "type", 1),
     "a ttl (not built)": ('{"type": "send", "to": "x", "ttl": 5, "ref": 1}', "not_built", "ttl", 1),
-    "a topic (not built)": ('{"type": "send", "to": "topic:a", "ref": 1}', "not_built", "to", 1),
-    "a subscription (not built)": ('{"type": "subscribe", "topics": ["a"], "ref": 1}', "not_built", "topics", 1),
+    "a pattern with half a star": ('{"type": "subscribe", "topics": ["a.b*"], "ref": 1}', "bad_pattern", "topics", 1),
+    "a pattern that is a number": ('{"type": "subscribe", "topics": [1], "ref": 1}', "bad_field", "topics", 1),
+    "an unsubscribe from nothing": ('{"type": "unsubscribe", "topics": [""], "ref": 1}', "bad_pattern", "topics", 1),
     "a queue (not built)": ('{"type": "subscribe", "queues": ["a"], "ref": 1}', "not_built", "queues", 1),
 }
 

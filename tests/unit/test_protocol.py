@@ -218,8 +218,6 @@ def test_what_the_form_can_not_say_is_refused(fields: dict[str, Any], code: str,
     ("fields", "field"),
     [
         ({"require_ack": True}, "require_ack"),
-        ({"to": "topic:t"}, "to"),
-        ({"to": "topic:t", "ephemeral": True}, "to"),
         ({"to": "queue:q", "require_ack": True}, "require_ack"),
         ({"to": "queue:q"}, "to"),
         ({"ttl": 0}, "ttl"),

@@ -1,0 +1,56 @@
+"""The end of the log as this process saw it, so that a connection can catch up with a busy tail without the store."""
+
+from __future__ import annotations
+
+from collections import deque
+
+from bus.connection import Connection
+from bus.message import REQUIRES_ACK, Kind, Message
+
+RECENT_BYTES, RECENT_MESSAGES = 8 * 1024 * 1024, 4096
+
+
+class Recent:
+    """Event loop only. `_messages` are the last ones, without a hole; RECENT_BYTES or RECENT_MESSAGES of them."""
+
+    def __init__(self) -> None:
+        self._messages: deque[Message] = deque()
+        self._bytes = 0
+
+    def keep(self, message: Message) -> None:
+        """The log's next message came."""
+        messages = self._messages
+        messages.append(message)
+        self._bytes += _size(message)
+        while self._bytes > RECENT_BYTES or len(messages) > RECENT_MESSAGES:
+            self._bytes -= _size(messages.popleft())
+
+    def clear(self) -> None:
+        """Messages were passed over: what is kept would have a hole."""
+        self._messages.clear()
+        self._bytes = 0
+
+    def missed(self, connection: Connection, max_bytes: int) -> list[Message] | None:
+        """What a connection is due behind its position. None when that is not all here, or more than `max_bytes`."""
+        messages, position = self._messages, connection.position
+        if not messages or messages[0].seq > position + 1:
+            return None
+        missed = [m for m in messages if m.seq > position and _is_due(m, connection)]
+        if len(missed) > 1 and sum(map(_size, missed)) > max_bytes:
+            return None
+        return missed
+
+
+def _is_due(message: Message, connection: Connection) -> bool:
+    if message.flags & REQUIRES_ACK:
+        return False  # it comes by its own state; see bus.delivery
+    if message.kind == Kind.ALL:
+        return message.sender != connection.client
+    if message.kind == Kind.TOPIC:
+        return connection.topics is not None and connection.topics.matches(message.address)
+    return connection.client in message.names
+
+
+def _size(message: Message) -> int:
+    """The bytes it keeps alive. A neighbour's message comes rendered, without its payload."""
+    return len(message.payload) or len(message.rendered)
