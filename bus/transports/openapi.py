@@ -8,29 +8,31 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 from flask import Blueprint, Flask, Response
 
 from bus import __version__
-from bus.message import NAME_PATTERN
+from bus.delivery.dead_letters import REASONS
+from bus.message import MAX_NAME_LENGTH
+from bus.protocol import MAX_WAIT_SECONDS
 from bus.transports.edge import json_answer
+from bus.transports.parameters import MAX_LIMIT
 
 if TYPE_CHECKING:
     from bus.bus import Bus
 
 
 class Parameter(msgspec.Struct, frozen=True):
-    """One parameter, in the query or in a header. `form`: what its schema says beyond the type."""
+    """One parameter, in the query or in a header."""
 
     name: str
     description: str
     type: str = "string"
     required: bool = False
     place: str = "query"
-    form: Mapping[str, Any] = {}
 
 
 class Operation(msgspec.Struct, frozen=True):
@@ -58,7 +60,16 @@ class ErrorBody(msgspec.Struct):
     field: str | None = None
 
 
-_PATH_FORMS = {"client_id": {"pattern": NAME_PATTERN}, "queue": {"pattern": NAME_PATTERN}}
+_NAME = {"pattern": f"^[A-Za-z0-9._:@-]{{1,{MAX_NAME_LENGTH}}}$"}
+FORMS: dict[str, dict[str, Any]] = {
+    "client_id": _NAME,
+    "queue": _NAME,
+    "limit": {"minimum": 0, "maximum": MAX_LIMIT},
+    "wait": {"minimum": 0, "maximum": MAX_WAIT_SECONDS},
+    "on_gap": {"enum": ["oldest", "latest"]},
+    "reason": {"enum": list(REASONS)},
+}
+"""What a parameter of this name may be, beyond its type."""
 
 
 def describe(operations: Sequence[Operation]) -> dict[str, Any]:
@@ -106,7 +117,7 @@ def _operation(operation: Operation, path: str, by_type: dict[int, Any]) -> dict
         "summary": operation.summary,
         "parameters": [_parameter(parameter) for parameter in operation.parameters]
         + [
-            {"name": name, "in": "path", "required": True, "schema": {"type": "string", **_PATH_FORMS.get(name, {})}}
+            {"name": name, "in": "path", "required": True, "schema": {"type": "string", **FORMS.get(name, {})}}
             for name in re.findall(r"{(\w+)}", path)
         ],
         "responses": responses,
@@ -125,7 +136,7 @@ def _parameter(parameter: Parameter) -> dict[str, Any]:
         "in": parameter.place,
         "description": parameter.description,
         "required": parameter.required,
-        "schema": {"type": parameter.type, **parameter.form},
+        "schema": {"type": parameter.type, **FORMS.get(parameter.name, {})},
     }
 
 
