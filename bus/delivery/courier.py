@@ -109,6 +109,7 @@ class Courier:
         if connection.consumer is not None:
             self._writer.submit(self.turn_ended())  # what it said before it left goes first
             self.queues.leave(connection.consumer, cleanly=connection.ending)
+            connection.consumer = None
 
     def turn_ended(self) -> list[Job]:
         """What was said this turn, as one job for the writer."""

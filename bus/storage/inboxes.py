@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
@@ -58,6 +58,16 @@ class Names:
             self.forget()
 
 
+class Batch(Protocol):
+    """What is being written: `head` is the last seq given so far."""
+
+    head: int
+
+    def insert(self) -> None:
+        """Write the messages that were taken in and are not yet rows."""
+        ...
+
+
 class Inboxes:
     """The room that one batch finds. `_left`: what is left in the inboxes that it wrote to."""
 
@@ -68,21 +78,18 @@ class Inboxes:
         names: Names,
         first: int,
         now_us: int,
-        before_reading: Callable[[], None],
         *,
         inbox_limit: int,
         queue_limit: int,
     ) -> None:
-        """The batch's seqs begin at `first`; `now_us` is the wall's clock; `before_reading()` has it write its messages."""
+        """The batch's seqs begin at `first`; `now_us` is the wall's clock."""
         self._execute = execute
         self._ledger = ledger
         self._names = names
         self._first = first
         self._now = now_us
-        self._before_reading = before_reading
         self._inbox_limit = inbox_limit
         self._queue_limit = queue_limit
-        self._head = first - 1
         self._left: dict[str, int] = {}
 
     def drop(self) -> None:
@@ -97,27 +104,26 @@ class Inboxes:
             self._names.known.add(sender)
             self._names.opened.add(sender)
 
-    def make_room(self, item: Pending, head: int) -> bool:
-        """See that every recipient has an inbox with room, or the queue; `head` is the last seq given so far.
+    def make_room(self, item: Pending, batch: Batch) -> bool:
+        """See that every recipient has an inbox with room, or the queue.
 
         False: refused; `item.error` says why. Some of several refused: the message goes to the others.
         """
-        self._head = head
         message = item.message
         if message.kind == Kind.QUEUE:
-            return self._make_queue_room(item)
+            return self._make_queue_room(item, batch)
         tracked = message.flags & REQUIRES_ACK
         if message.names and (tracked or not (item.present and self._names.opened.issuperset(message.names))):
-            self._open_inboxes(item)
+            self._open_inboxes(item, batch)
         return item.error is None
 
-    def _make_queue_room(self, item: Pending) -> bool:
+    def _make_queue_room(self, item: Pending, batch: Batch) -> bool:
         owner = f"queue:{item.message.address}"
         backlog = self._ledger.backlog(owner)
         capacity = backlog.capacity or self._queue_limit
         if backlog.waiting < capacity:
             return True
-        if backlog.on_full == "dead_letter" and self._set_aside(owner, item):
+        if backlog.on_full == "dead_letter" and self._set_aside(owner, item, batch):
             return True
         item.error = InboxFull(
             f"The queue {item.message.address} is full ({capacity} items wait in it); nothing was stored. Try again when"
@@ -128,21 +134,21 @@ class Inboxes:
         )
         return False
 
-    def _open_inboxes(self, item: Pending) -> None:
+    def _open_inboxes(self, item: Pending, batch: Batch) -> None:
         """Give each named recipient a row, and settle who is refused and who is unknown."""
         names, message, outcome = self._names, item.message, item.outcome
         assert outcome is not None
         refused, unknown = [], []
         for name in message.names:
             if name not in names.opened:
-                self._execute(_OPEN_INBOX, (name, self._head, self._now))
+                self._execute(_OPEN_INBOX, (name, batch.head, self._now))
                 names.opened.add(name)
             if name not in names.known:
                 if self._execute("SELECT known FROM clients WHERE name = ?", (name,)).get:
                     names.known.add(name)
                 else:
                     unknown.append(name)
-            if not self._has_room(name, item):
+            if not self._has_room(name, item, batch):
                 refused.append(name)
         if not refused:
             outcome.unknown = tuple(unknown)
@@ -161,7 +167,7 @@ class Inboxes:
         outcome.refused = tuple(refused)
         outcome.unknown = tuple(name for name in unknown if name in left)
 
-    def _has_room(self, name: str, item: Pending) -> bool:
+    def _has_room(self, name: str, item: Pending, batch: Batch) -> bool:
         """Count what waits above the mark, and count this message.
 
         The count is carried from batch to batch: when the mark or the log moved, only the rows in between are read. What
@@ -174,25 +180,25 @@ class Inboxes:
         backlog = self._ledger.backlog(name)
         capacity = backlog.capacity or self._inbox_limit
         if left is None:
-            left = capacity - self._count_waiting(name, capacity) - backlog.waiting
+            left = capacity - self._count_waiting(name, capacity, batch) - backlog.waiting
         if left <= 0:
-            if backlog.on_full != "dead_letter" or not self._set_aside(name, item):
+            if backlog.on_full != "dead_letter" or not self._set_aside(name, item, batch):
                 self._left[name] = 0
                 return False
             left = 1
         self._left[name] = left - 1
         if not tracked:
             if name not in self._names.fill:
-                self._count_waiting(name, capacity)
+                self._count_waiting(name, capacity, batch)
             mark, _, waiting = self._names.fill[name]
-            self._names.fill[name] = (mark, self._head + 1, waiting + 1)
+            self._names.fill[name] = (mark, batch.head + 1, waiting + 1)
         return True
 
-    def _count_waiting(self, name: str, capacity: int) -> int:
+    def _count_waiting(self, name: str, capacity: int, batch: Batch) -> int:
         row = self._execute("SELECT mark FROM clients WHERE name = ?", (name,)).fetchone()
         if row is None:  # it was forgotten, elsewhere, since its row was last looked for
-            self._execute(_OPEN_INBOX, (name, self._head, self._now))
-        mark = int(row[0]) if row else self._head
+            self._execute(_OPEN_INBOX, (name, batch.head, self._now))
+        mark = int(row[0]) if row else batch.head
         counted_mark, through, waiting = self._names.fill.get(name, (mark, mark, 0))
         if mark >= through:
             through, waiting = mark, 0
@@ -207,9 +213,9 @@ class Inboxes:
     def _count(self, name: str, after: int, upto: int, capacity: int) -> int:
         return int(self._execute(WAITING, (name, after, upto, capacity + 1)).get)
 
-    def _set_aside(self, owner: str, item: Pending) -> bool:
+    def _set_aside(self, owner: str, item: Pending, batch: Batch) -> bool:
         """Make room where an inbox or a queue says so: its oldest waiting message becomes a dead letter."""
-        self._before_reading()
+        batch.insert()
         tracked = self._ledger.oldest_waiting(owner)
         plain = None if owner.startswith("queue:") else self._oldest_plain(owner)
         failure: Failure | None

@@ -110,7 +110,6 @@ class _Work:
             writer._names,
             self.first,
             now_us(),
-            self._insert,
             inbox_limit=writer._inbox_limit,
             queue_limit=writer._queue_limit,
         )
@@ -124,7 +123,7 @@ class _Work:
                 self._admit_group(item.members)
             else:
                 self._run(item)
-        self._insert()
+        self.insert()
         self.ledger.flush()
         if self.written:
             self._execute(
@@ -140,11 +139,11 @@ class _Work:
     def append(self, message: Message, rows: Sequence[Row] = ()) -> Outcome | BusError:
         item = Pending(message, _unheard, rows=rows)
         self._admit(item)
-        self._insert()
+        self.insert()
         return item.error or item.outcome or Outcome()
 
     def _run(self, job: Job) -> None:
-        self._insert()
+        self.insert()
         self.ledger.flush()
         head, written = self.head, len(self.written)
         self._execute("SAVEPOINT job")
@@ -202,7 +201,7 @@ class _Work:
             if terms.ttl_us is not None:
                 message.expires_us = self.ledger.now + terms.ttl_us
         item.outcome = Outcome()
-        if not self._inboxes.make_room(item, self.head):
+        if not self._inboxes.make_room(item, self):
             item.outcome = None
             return
         self.head += 1
@@ -327,7 +326,7 @@ class _Work:
 
     # ---- rows
 
-    def _insert(self) -> None:
+    def insert(self) -> None:
         """Write the admitted messages that are not yet rows."""
         rows = [
             (m.seq, m.kind, m.address, m.sender, m.type, m.stamp_us, m.expires_us, m.flags, m.extras, m.payload)
