@@ -246,7 +246,8 @@ def _terms(send: Content, stamp_us: int) -> Terms:
     deliver_us = None
     if send.deliver_at is not None:
         deliver_us = parse_time(send.deliver_at, "deliver_at")
-        _within("deliver_at", max(deliver_us - stamp_us, 0) / 1e6, 0.0, MAX_DELAY_SECONDS)
+        if deliver_us - stamp_us > MAX_DELAY_SECONDS * 1e6:
+            raise _wrong("deliver_at", f"may be at most {MAX_DELAY_SECONDS / 86400:.0f} days from now")
     return Terms(
         NORMAL if send.priority is None else priority_of(send.priority),
         ACK_WAIT_US if send.ack_wait is None else ack_wait_of(send.ack_wait),

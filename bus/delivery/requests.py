@@ -7,6 +7,7 @@ worker, after any restart.
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -60,9 +61,10 @@ class Answer(msgspec.Struct):
         )
 
 
-def new_correlation() -> str:
-    """A correlation id for who brings none."""
-    return f"req-{secrets.token_hex(12)}"
+def new_correlation(key: str | None = None) -> str:
+    """A correlation id for who brings none. Of an idempotency key it is always the same: a repeat is the same send."""
+    name = secrets.token_hex(12) if key is None else hashlib.blake2b(key.encode(), digest_size=12).hexdigest()
+    return f"req-{name}"
 
 
 class Requests:

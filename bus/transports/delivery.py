@@ -235,8 +235,8 @@ class DeliveryViews:
         body: Question = read(decode_question, body_of(bus.settings.max_message_size), "body")
         if body.sender is None:
             raise Malformed("`from` is missing; say who asks.", code="missing_field", field="from")
-        body.correlation_id = body.correlation_id or new_correlation()
         body.idempotency_key = request.headers.get("Idempotency-Key") or body.idempotency_key
+        body.correlation_id = body.correlation_id or new_correlation(body.idempotency_key)
         sender = bus.names.check_client(body.sender, "from")
         draft = draft_of(body, sender, body.type, names=bus.names, stamp_us=now_us())
         wait = self._begin_wait(wait_of(body.wait, DEFAULT_REQUEST_WAIT))

@@ -19,6 +19,7 @@ THIRD_PARTY = "tests.contract.third_party"
 EXTENSIONS = (
     "bus.transports.edge",
     "bus.transports.rest",
+    "bus.transports.delivery",
     "bus.transports.ws",
     "bus.transports.openapi",
     "extensions.log_cap",
@@ -80,7 +81,7 @@ def test_register_is_the_last_function_and_a_table_of_contents(name: str) -> Non
     assert [argument.arg for argument in last.args.args] == ["app", "bus"]
 
 
-@pytest.mark.parametrize("name", ["rest", "ws", "openapi", "log_cap"])
+@pytest.mark.parametrize("name", ["rest", "delivery", "ws", "openapi", "log_cap"])
 def test_any_extension_can_be_left_out(tmp_path, name: str) -> None:
     assert name not in probe(tmp_path, DISABLED_EXTENSIONS=name)["extensions"]
 

@@ -19,10 +19,11 @@ import pytest
 
 from bus.backplane.local import MAX_UNSENT_BYTES
 from bus.tail import POLL_SECONDS
-from bus.testing import Answer, BusServer, eventually, processes
+from bus.testing import Answer, BusServer, eventually
 from tests.conftest import can_not_run
 from tests.follower import Follower
 from tests.rawws import RawWebSocket
+from tests.workers import only
 
 IDLE_SOCKETS = 5000
 MIB = 1024 * 1024
@@ -43,22 +44,6 @@ class Sender(NamedTuple):
         self.socket.send_json({"type": "send", "to": to, "payload": payload, "ref": 0, **more})
         receipt: dict[str, Any] = self.socket.read_until("sent")
         return receipt
-
-
-@contextmanager
-def only(server: BusServer, pid: int) -> Iterator[None]:
-    """Have one worker take all new connections: the others are stopped meanwhile, by a signal."""
-    others = [other for other in server.worker_pids() if other != pid]
-    try:
-        for other in others:
-            os.kill(other, signal.SIGSTOP)
-        eventually(
-            lambda: len([each for each in processes() if each.pid in others and each.state == "T"]) == len(others)
-        )
-        yield
-    finally:
-        for other in others:
-            os.kill(other, signal.SIGCONT)
 
 
 class Crowd:

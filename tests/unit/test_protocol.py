@@ -11,13 +11,16 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from bus.errors import BusError, Malformed, NotBuilt
-from bus.message import Kind, Names
+from bus.errors import BusError, Malformed
+from bus.message import REQUIRES_ACK, Kind, Names, Terms
 from bus.protocol import (
     PRIORITIES,
     Draft,
     Frame,
     Send,
+    Settle,
+    Verdict,
+    acked_frame,
     body_key,
     decode_batch,
     decode_frame,
@@ -29,6 +32,8 @@ from bus.protocol import (
     priority_of,
     read,
     sent_frame,
+    settle_of,
+    wait_of,
 )
 
 
@@ -215,20 +220,67 @@ def test_what_the_form_can_not_say_is_refused(fields: dict[str, Any], code: str,
 
 
 @pytest.mark.parametrize(
-    ("fields", "field"),
+    ("fields", "expected"),
     [
-        ({"require_ack": True}, "require_ack"),
-        ({"to": "queue:q", "require_ack": True}, "require_ack"),
-        ({"to": "queue:q"}, "to"),
-        ({"ttl": 0}, "ttl"),
-        ({"delay": 0}, "delay"),
-        ({"deliver_at": "2030-01-01T00:00:00Z"}, "deliver_at"),
-        ({"ack_wait": 0}, "ack_wait"),
+        ({}, None),
+        ({"require_ack": True}, Terms()),
+        ({"to": "queue:q"}, Terms()),
+        ({"to": "queue:q", "require_ack": True, "priority": "critical"}, Terms(priority=1)),
+        ({"ack_wait": 0.1}, Terms(ack_wait_us=100_000)),
+        ({"ack_wait": 86400}, Terms(ack_wait_us=86_400_000_000)),
+        ({"ttl": 1.5}, Terms(ttl_us=1_500_000)),
+        ({"delay": 0}, Terms(delay_us=0)),
+        ({"delay": 366 * 86400}, Terms(delay_us=366 * 86_400_000_000)),
+        ({"deliver_at": "1970-01-01T00:00:02+00:00"}, Terms(deliver_us=2_000_000)),
+        ({"correlation_id": "c", "thread_id": "t"}, Terms(correlation_id="c", thread_id="t")),
     ],
 )
-def test_what_is_not_built_yet_is_said_rather_than_dropped(fields: dict[str, Any], field: str) -> None:
-    refusal = refused(**fields)
-    assert (type(refusal), refusal.status, refusal.field) == (NotBuilt, 501, field)
+def test_a_send_asks_for_terms_beyond_plain_delivery(fields: dict[str, Any], expected: Terms | None) -> None:
+    assert draft(**fields).message.terms == expected
+
+
+def test_what_is_for_a_queue_always_needs_an_ack() -> None:
+    assert [draft(to=to).message.flags for to in ("queue:q", "b")] == [REQUIRES_ACK, 0]
+    assert draft(require_ack=True).message.flags == REQUIRES_ACK
+
+
+@pytest.mark.parametrize(
+    ("field", "values"),
+    [
+        ("ack_wait", [0, 0.09, 86401, -1]),
+        ("ttl", [0, -1, 3661 * 86400]),
+        ("delay", [-0.001, 367 * 86400]),
+        ("deliver_at", ["", "soon", "9999-01-01T00:00:00Z"]),
+    ],
+)
+def test_durations_and_dates_out_of_bounds_are_refused(field: str, values: list[Any]) -> None:
+    assert {refused(**{field: value}).field for value in values} == {field}
+
+
+def test_a_delay_and_a_date_are_too_much() -> None:
+    assert refused(delay=1, deliver_at="2030-01-01T00:00:00Z").field == "deliver_at"
+
+
+def test_a_verdict_is_checked_and_in_microseconds() -> None:
+    said = Verdict(client="b", attempt=2, delay=1.5, reason="r", ack_wait=10)
+    assert settle_of("nack", said, "m", "b") == Settle("nack", "m", "b", 2, 1_500_000, 10_000_000, "r")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("attempt", 0), ("attempt", -1), ("delay", -1), ("delay", 1e12), ("reason", "x" * 1001), ("ack_wait", 0)],
+)
+def test_a_wrong_verdict_is_refused_and_its_field_named(field: str, value: Any) -> None:
+    with pytest.raises(Malformed) as refusal:
+        settle_of("nack", Verdict(client="b", **{field: value}), "m", "b")
+    assert (refusal.value.code, refusal.value.field) == ("bad_field", field)
+
+
+def test_a_wait_is_0_to_50_seconds() -> None:
+    assert [wait_of(given, 25.0) for given in (None, 0, 50)] == [25.0, 0, 50]
+    for bad in (-0.1, 50.1, float("inf")):
+        with pytest.raises(Malformed):
+            wait_of(bad, 25.0)
 
 
 def test_a_wrong_type_is_blamed_on_the_field_it_came_in() -> None:
@@ -249,6 +301,12 @@ OTHERS = [
     {"correlation_id": "d"},
     {"correlation_id": None, "thread_id": "c"},
     {"priority": "low"},
+    {"require_ack": True},
+    {"ack_wait": 5},
+    {"ttl": 5},
+    {"delay": 5},
+    {"delay": 6},
+    {"deliver_at": "1970-01-02T00:00:00Z"},
 ]
 
 
@@ -265,15 +323,16 @@ def test_two_sends_are_the_same_when_the_sender_chose_the_same() -> None:
 
 @pytest.mark.parametrize("ref", [7, "seven", 'a"b', "ש", 10**30])
 def test_a_receipt_is_json_with_the_ref_as_it_was_given(ref: str | int) -> None:
-    fate = b'[{"client":"b","state":"queued"}]'
-    assert json.loads(sent_frame(ref, b"msg-1", 5, fate, duplicate=False)) == {
+    members = b'"message_id":"msg-1","seq":5,"recipients":[{"client":"b","state":"queued"}]'
+    assert json.loads(sent_frame(ref, members)) == {
         "type": "sent",
         "ref": ref,
         "message_id": "msg-1",
         "seq": 5,
         "recipients": [{"client": "b", "state": "queued"}],
     }
-    assert json.loads(sent_frame(ref, b"msg-1", None, fate, duplicate=True))["duplicate"] is True
+    told = {"type": "acked", "ref": ref, "message_id": "msg-1", "status": "acked", "attempt": 2}
+    assert json.loads(acked_frame(ref, "msg-1", "acked", 2)) == told
 
 
 def test_a_message_travels_as_it_was_rendered() -> None:
