@@ -71,7 +71,7 @@ class Queues:
                 consumer.queues[owner] = None
                 self._open(owner).consumers.append(consumer)
                 self._announce(owner)
-            self.stir(owner)
+        self.freed(consumer)
 
     def unsubscribe(self, consumer: Consumer, owners: Iterable[str]) -> None:
         """Have it take no more. What it holds, it holds."""

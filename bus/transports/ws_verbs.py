@@ -69,7 +69,9 @@ class Verbs:
         bus = self._bus
         patterns = check_patterns(frame.topics or ())
         owners = [f"queue:{bus.names.check(name, 'queues')}" for name in frame.queues or ()]
-        limit = DEFAULT_IN_FLIGHT if frame.max_in_flight is None else frame.max_in_flight
+        limit = frame.max_in_flight
+        if limit is None:  # as it was
+            limit = (connection.consumer and connection.consumer.max_in_flight) or DEFAULT_IN_FLIGHT
         if not 1 <= limit <= MAX_IN_FLIGHT:
             raise Malformed(f"`max_in_flight` must be 1 to {MAX_IN_FLIGHT}.", code="bad_field", field="max_in_flight")
         taking = connection.consumer.queues if connection.consumer else {}
