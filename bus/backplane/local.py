@@ -304,6 +304,7 @@ class LocalBackplane:
             _, incoming.slot, incoming.token = frame
             self._present[incoming.slot] = {}
             self._topics[incoming.slot] = TopicIndex()
+            neighbours.left(incoming.slot)  # whoever had the slot before, if its end was not heard yet
             self._dial(incoming.slot, incoming.token)
 
 

@@ -181,9 +181,11 @@ class Rest:
 
     def _find(self, job: Callable[[int, Reader], Found], after: int, limit: int) -> Found:
         """The first page with a message in it, or the last: one with topics may end early, and be empty."""
+        expired = 0
         while True:
             found: Found = self._bus.read(partial(job, after))
             page, leases = found
+            page.expired = expired = expired + page.expired
             if page.messages or leases or not page.more or not limit:
                 return found
             after = page.upto
@@ -227,7 +229,7 @@ class Rest:
         epochs = self._bus.epochs
         texts = [self._bus.courier.text_of(lease) for lease in leases or ()]
         texts += [text_of(message, epochs) for message in page.messages]
-        upto = max(page.upto, place.seq) if page.messages or not page.more else place.seq
+        upto = max(page.upto, place.seq)
         tail = b',"gap":%b' % encode(place.gap) if place.gap else b""
         tail += b"" if leases is None else b',"expired":%d' % page.expired
         return b'{"count":%d,"messages":[%b],"cursor":"%b","more":%b%b}' % (

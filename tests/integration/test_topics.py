@@ -381,6 +381,21 @@ def test_a_page_looks_past_any_number_of_messages_to_other_topics(server: BusSer
     assert (body["count"], body["more"], body["cursor"].split(":")[1]) == (0, False, str(seq))
 
 
+def test_a_page_with_what_needs_an_ack_and_nothing_else_takes_the_cursor_on(server: BusServer) -> None:
+    cursor = server.call("GET", "/api/status").body["cursor"]
+    send(server, "owing", "to be acked", require_ack=True)
+    send_all(server, ["topic:crowd"] * (2 * SCANNED_MESSAGES))
+    seq = send(server, "topic:beyond.x")["seq"]
+    got: list[int] = []
+    for _ in range(5):
+        body = server.call("GET", f"/api/messages?to=owing&since={cursor}&topics=beyond.*").body
+        cursor = body["cursor"]
+        got += [message["seq"] for message in body["messages"] if not message["requires_ack"]]
+        if not body["more"]:
+            break
+    assert (got, body["more"]) == ([seq], False)
+
+
 def test_a_long_poll_wakes_for_its_topics_on_any_worker(bus: BusServer) -> None:
     def poll() -> list[dict[str, Any]]:
         path = "/api/messages?to=poller&since=latest&topics=poll.*&wait=40"
