@@ -17,6 +17,7 @@ from bus.errors import Conflict, NotFound
 from bus.message import Epochs, Kind, Message, now_us
 from bus.protocol import encode
 from bus.storage import Filter, Outcome, Page, Reader, Transaction
+from bus.topics import TopicSet
 
 INTERVAL_SECONDS = 0.1
 MAX_RUNNING = 100
@@ -68,7 +69,7 @@ class Replays:
                 )
             row = msgspec.structs.astuple(replay)
             transaction.execute(
-                "INSERT INTO replays VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", (*row[:5], encode(narrow), *row[6:])
+                "INSERT INTO replays VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", (*row[:5], _narrow_text(narrow), *row[6:])
             )
 
         self._write(job)
@@ -144,4 +145,16 @@ def _copy(message: Message, recipient: str, epochs: Epochs) -> Message:
 
 def _select(reader: Reader | Transaction, where: str, bindings: tuple[Any, ...]) -> list[Replay]:
     rows = reader.execute(f"SELECT {_COLUMNS} FROM replays WHERE {where}", bindings)
-    return [Replay(*row[:5], msgspec.json.decode(row[5], type=Filter), *row[6:]) for row in rows]  # type: ignore[call-arg]
+    return [Replay(*row[:5], _narrow_of(row[5]), *row[6:]) for row in rows]  # type: ignore[call-arg]
+
+
+def _narrow_text(narrow: Filter) -> bytes:
+    fields = msgspec.structs.asdict(narrow)
+    fields["topics"] = sorted(narrow.topics.patterns) if narrow.topics is not None else None
+    return encode(fields)
+
+
+def _narrow_of(text: bytes) -> Filter:
+    fields = msgspec.json.decode(text)
+    patterns = fields.pop("topics")
+    return Filter(**fields, topics=TopicSet(patterns) if patterns is not None else None)

@@ -36,6 +36,7 @@ from bus.resume import Place, place_of
 from bus.storage import Filter, Reader, Transaction
 from bus.storage.deliveries import Settled
 from bus.storage.ledger import VERBS
+from bus.topics import TopicSet, check_pattern
 from bus.transports import delivery_answers as answers
 from bus.transports import parameters
 from bus.transports.edge import body_of, caller_is_gone, json_answer
@@ -263,6 +264,9 @@ class DeliveryViews:
         bus = self._bus
         body: answers.ReplayBody = read(_decode_replay, body_of(BODY_BYTES), "body")
         recipient = bus.names.check_client(body.to, "to")
+        if body.topic is not None and body.source is not None:
+            raise Malformed("`topic` says where it comes from; leave `source` out.", code="bad_field", field="source")
+        topics = TopicSet([check_pattern(body.topic, "topic")]) if body.topic is not None else None
         if not 0.1 <= body.rate <= MAX_RATE:
             raise Malformed(f"`rate` must be 0.1 to {MAX_RATE:.0f} messages a second.", code="bad_field", field="rate")
 
@@ -273,8 +277,8 @@ class DeliveryViews:
 
         start, end, head = bus.read(places)
         upto = end.seq if end is not None and end.since_us is None else head
-        to = recipient if body.source == "inbox" else None
-        narrow = Filter(body.type, body.sender, to, start.since_us, end.since_us if end is not None else None)
+        to = recipient if body.source in (None, "inbox") and topics is None else None
+        narrow = Filter(body.type, body.sender, to, start.since_us, end.since_us if end is not None else None, topics)
         replay = bus.delivery.replays.begin(recipient, start.seq, upto, narrow, body.rate)
         return json_answer(self._replay(replay), 202)
 

@@ -143,7 +143,8 @@ class Answer(msgspec.Struct):
 class ReplayBody(msgspec.Struct):
     """Into whose inbox, from where (a cursor, an ISO time, earliest) to where (now, if not said), and how fast a second.
 
-    `source`: inbox, what was addressed to that client (default), or log, everything.
+    `source`: inbox, what was addressed to that client (default), or log, everything. `topic`: what went to topics that
+    match a pattern; it needs no source.
     """
 
     to: str
@@ -151,7 +152,8 @@ class ReplayBody(msgspec.Struct):
     until: str | None = None
     type: str | None = None
     sender: str | None = msgspec.field(default=None, name="from")
-    source: Literal["inbox", "log"] = "inbox"
+    source: Literal["inbox", "log"] | None = None
+    topic: str | None = None
     rate: float = 500.0
 
 
