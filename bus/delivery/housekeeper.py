@@ -30,6 +30,10 @@ _AGED = (
     "DELETE FROM requests WHERE seq IN (SELECT seq FROM requests WHERE asked_at < ? LIMIT ?)",
 )
 _ORPHANS = "DELETE FROM replies WHERE request NOT IN (SELECT seq FROM requests)"
+_EMPTY = """
+DELETE FROM backlogs WHERE owner IN (
+    SELECT owner FROM backlogs WHERE waiting = 0 AND leased = 0 AND capacity IS NULL AND on_full IS NULL LIMIT ?)
+ RETURNING 1"""
 _UNUSED = "SELECT name, mark FROM clients WHERE last_seen < ? AND name > ? ORDER BY name LIMIT ?"
 
 
@@ -54,7 +58,9 @@ class Housekeeper:
             self.forget_clients()
 
     def forget_clients(self) -> None:
-        """Forget the clients that nobody used for a month, and for whom nothing waits."""
+        """Forget the clients that nobody used for a month, and for whom nothing waits; and backlogs of nothing."""
+        while len(self._write(lambda transaction: transaction.execute(_EMPTY, (BATCH,)))) == BATCH:
+            continue
         after: str | None = ""
         while after is not None:
             after = self._write(_forget(self._clock.now_us() - CLIENT_AGE_US, after, set(self._online())))
