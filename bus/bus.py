@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from gevent.event import AsyncResult
 
 from bus.audience import Audience
@@ -392,7 +393,8 @@ class Bus:
         def job(reader: Reader) -> Place:
             kept = reader.client(name) if since is None else None
             cursor = kept.cursor if kept else reader.head().seq
-            return place_of(reader, self.epochs, since, cursor, at_gap_go_to_latest=at_gap_go_to_latest)
+            place = place_of(reader, self.epochs, since, cursor, at_gap_go_to_latest=at_gap_go_to_latest)
+            return msgspec.structs.replace(place, expired=reader.expired(name, place.seq))
 
         place: Place = self.read(job)
         return place

@@ -18,11 +18,13 @@ class Gap(msgspec.Struct, frozen=True):
 
 
 class Place(msgspec.Struct, frozen=True):
-    """A reader has everything up to `seq`. `since_us` narrows further when it named a time."""
+    """A reader has everything up to `seq`. `since_us` narrows further when it named a time. `expired`: how many messages
+    behind it went by their ttl."""
 
     seq: int
     gap: Gap | None = None
     since_us: int | None = None
+    expired: int = 0
 
 
 def place_of(

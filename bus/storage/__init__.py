@@ -197,6 +197,10 @@ class Reader(Protocol):
         """What is addressed to a client directly, in lists, and to all; with `topics`, also what they match."""
         ...
 
+    def expired(self, name: str, after: int) -> int:
+        """How many plain messages to a client behind the seq `after` are still there, but for their ttl, which has ended."""
+        ...
+
     def open_deliveries(self, name: str, limit: int, max_bytes: int, only: Filter | None = None) -> list[Lease]:
         """What needs an ack of a client and is not settled, the most urgent first; nobody gets a lease by this."""
         ...

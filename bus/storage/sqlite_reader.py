@@ -42,6 +42,8 @@ _PLAIN = _addressed(f"{_NARROW} AND m.flags & 1 = 0")
 INBOX = f"{_PLAIN} ORDER BY 1 LIMIT ?4"
 LOG_OF_CLIENT = f"{_addressed(_NARROW)} ORDER BY 1 LIMIT ?4"
 
+_EXPIRED = f"SELECT count(*) FROM ({_addressed(' AND m.expires_at <= ?4 AND m.flags & 1 = 0')})"
+
 # What went to topics, of which ?9 is the JSON array: whether a pattern matches is settled before, once for each topic.
 _TO_TOPICS = f"""
 SELECT {COLUMNS} FROM messages m INDEXED BY messages_to_topics
@@ -126,6 +128,12 @@ class SqliteReader:
         if only.to is None:
             return self._page(LOG, "", after, upto, limit, max_bytes, only)
         return self._page(LOG_OF_CLIENT, only.to, after, upto, limit, max_bytes, only)
+
+    def expired(self, name: str, after: int) -> int:
+        if self._one("SELECT 1 FROM messages WHERE expires_at IS NOT NULL LIMIT 1") is None:
+            return 0
+        head = self._one("SELECT seq FROM log_head")[0]
+        return int(self._one(_EXPIRED, (name, after, head, self._clock()))[0])
 
     def open_deliveries(self, name: str, limit: int, max_bytes: int, only: Filter | None = None) -> list[Lease]:
         only = only or NO_FILTER

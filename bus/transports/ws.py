@@ -124,7 +124,7 @@ class WebSocketTransport:
         resumed: dict[str, object] = {
             "from": bus.epochs.cursor(place.seq),
             "to": bus.epochs.cursor(max(bus.hub.tail.delivered, place.seq)),
-            "expired": 0,
+            "expired": place.expired,
         }
         if place.gap is not None:
             resumed["gap"] = place.gap
