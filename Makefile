@@ -11,7 +11,7 @@ PYTEST := $(PY) -m pytest
 ROUNDS ?= 300
 .DEFAULT_GOAL := help
 
-.PHONY: help setup run test test-all check format docs bench crash-test lock clean
+.PHONY: help setup run test test-all conformance check format docs bench crash-test lock clean
 
 help: ## Say what there is to make
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' Makefile | awk -F'|' '{ printf "%-16s %s\n", $$1, $$2 }'
@@ -20,13 +20,16 @@ setup: $(TOOLS) ## Install everything that running and testing need, into .venv
 
 # The greeter is in a subshell so that it is no child of the server, which would take it for a worker.
 run: $(RUNTIME) ## Start the server on http://127.0.0.1:5001, and send it a first message
-	@( $(PY) -m examples.hello & ); exec $(PY) server_ws.py
+	@( $(PY) -m examples.hello $$$$ & ); exec $(PY) server_ws.py
 
 test: $(TOOLS) ## Run the quick tests: a few minutes
 	$(PYTEST) -m "not slow and not full"
 
 test-all: $(TOOLS) ## Run every test, the slow ones and those that need other programs included
 	$(PYTEST)
+
+conformance: $(TOOLS) ## See whether the bus at URL, asked with KEY, keeps the protocol; without URL, one that is started
+	BUS_URL='$(URL)' BUS_KEY='$(KEY)' $(PYTEST) tests/conformance
 
 check: $(TOOLS) ## Lint, formatting, types
 	$(PY) -m ruff check .
@@ -45,6 +48,7 @@ bench: $(TOOLS) ## Run the benchmarks; see benchmarks/README.md
 
 crash-test: $(TOOLS) ## Kill the server ROUNDS times (300) under load and look for what was lost
 	$(PY) -m tests.faults.crash --rounds $(ROUNDS)
+	$(PY) -m tests.faults.crash_delivery --rounds $(ROUNDS)
 
 lock: $(TOOLS) ## Compile the requirements anew from the .in files (needs uv)
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \

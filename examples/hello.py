@@ -1,10 +1,14 @@
 """What `make run` shows: the server answers a send, and the message arrives.
 
-Waits for the server at MESSAGE_BUS_HOST:MESSAGE_BUS_PORT, sends one message to itself, and prints both ends.
+    python -m examples.hello [PID]
+
+Waits for the server at MESSAGE_BUS_HOST:MESSAGE_BUS_PORT, sends one message to itself, and prints both ends. With the
+server's process id it does not wait for one that has ended already.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 import urllib.error
@@ -17,23 +21,36 @@ from bus.settings import Settings, load
 WAIT_SECONDS = 20.0
 
 
-def wait_for(url: str) -> bool:
-    """True once the server answers its health check, False when it does not within WAIT_SECONDS."""
+def wait_for(url: str, server_pid: int | None = None) -> str | None:
+    """Wait until the server answers its health check; None then, else what happened instead, in a sentence."""
     deadline = time.monotonic() + WAIT_SECONDS
     while time.monotonic() < deadline:
         try:
             with urllib.request.urlopen(f"{url}/health", timeout=1):
-                return True
+                return None
         except (OSError, urllib.error.URLError):
+            if server_pid is not None and not _lives(server_pid):
+                return "The server ended before it answered; what it printed says why."
             time.sleep(0.1)
-    return False
+    return f"The server at {url} did not answer within {WAIT_SECONDS:.0f} s."
 
 
-def main(settings: Settings) -> int:
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # It lives, as somebody else's.
+    return True
+
+
+def main(settings: Settings, server_pid: int | None = None) -> int:
     """Say hello; 0 when the message came back."""
     url = f"http://{settings.message_bus_host}:{settings.message_bus_port}"
-    if not wait_for(url):
-        print(f"The server at {url} did not answer within {WAIT_SECONDS:.0f} s.", file=sys.stderr)
+    problem = wait_for(url, server_pid)
+    if problem is not None:
+        print(problem, file=sys.stderr)
         return 1
     try:
         with Client("hello", url, api_key=settings.api_key) as client:
@@ -49,4 +66,4 @@ def main(settings: Settings) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(load()))
+    sys.exit(main(load(), int(sys.argv[1]) if sys.argv[1:] else None))

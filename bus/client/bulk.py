@@ -8,11 +8,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from bus.client.errors import Offline
+from bus.client.errors import passes
 from bus.client.received import Receipt
 from bus.client.reconnection import Backoff, Ending
 from bus.client.rest import Rest
-from bus.errors import BusError, DiskFull, InboxFull, TooLarge, Unavailable
+from bus.errors import BusError, TooLarge
 
 MAX_BATCH = 500
 
@@ -81,10 +81,3 @@ class GivenUp(BusError):
     def __init__(self, problem: BusError, outcomes: list[Receipt | BusError]) -> None:
         super().__init__(problem.sentence, code=problem.code)
         self.outcomes = outcomes
-
-
-def passes(error: BusError) -> bool:
-    """True for a refusal that may be gone in a moment."""
-    if isinstance(error, Offline | Unavailable | InboxFull | DiskFull):
-        return True
-    return error.code == "internal" or error.code.startswith("http_5")

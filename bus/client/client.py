@@ -1,54 +1,54 @@
 """`Client`: one named party of the bus, on one connection that comes back by itself.
 
-A reader thread holds the connection: it connects, reads, and connects again, in one loop. What it reads waits in a
-bounded mailbox for `receive` or for the handlers, which run one after another on a thread of their own and so may
-send and wait for receipts. Sends stay in the outbox until the server has answered them.
+The reader's thread holds the connection (bus.client.link). What it reads waits in a bounded mailbox for `receive` or
+for the handlers, which run one after another on a thread of their own and so may send and wait for receipts. Sends
+stay in the outbox until the server has answered them.
 """
 
 from __future__ import annotations
 
-import logging
+import contextlib
+import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, Literal, Self, Unpack, overload
 
-import msgspec
-
-from bus.client.errors import Offline, refusal
+from bus.client.calls import Calls
+from bus.client.errors import Offline, ReceiptTimeout
 from bus.client.handlers import Handler, Handlers
-from bus.client.mailbox import Mailbox, Seen
-from bus.client.outbox import Outbox, Pending, SendOptions, closed_before_receipt, lost_before_receipt, too_late
-from bus.client.received import Fate, Gap, Message, Receipt, ServerFrame, message_of, receipt_of
-from bus.client.reconnection import Backoff, Ending
-from bus.client.rest import Rest
-from bus.client.session import Session, SessionEnded
-from bus.errors import BusError, TooLarge, Unavailable
-from bus.message import Names
+from bus.client.link import Link
+from bus.client.mailbox import Mailbox
+from bus.client.outbox import Outbox, Pending, SendOptions, too_late
+from bus.client.received import Failed, Gap, Message, Receipt, ServerFrame, Verb
+from bus.client.reports import Reply
+from bus.client.subscriptions import subscribe_frame, unsubscribe_frame
+from bus.client.worker import Worker
 
-log = logging.getLogger("bus.client")
-
-GRACE_SECONDS = 0.005
-"""How long the reader, with receipts behind a full mailbox, waits for room before it asks for them over REST."""
-SETTLE_AT_ONCE = 100
-AGAIN_SECONDS = 1.0
-IDLE_SECONDS = 60.0
+REPLY_TYPE = "reply"
+"""The type of replies, unless another is given; `on_request` never answers it, so two clients can't go on for ever."""
 
 
-class Client:
+class Client(Calls):
     """A client of the bus. Every method is thread-safe.
 
     Building one opens nothing. `connect`, or the first send or receive, starts the reader; `close` ends it, and a
-    closed client stays closed. As a context manager it connects on entering and closes on leaving.
+    closed client stays closed. As a context manager it connects on entering and closes on leaving. What `Calls` and
+    `Operations` bring needs no connection and starts no reader.
 
     What comes is held in memory up to `max_received` messages; then reading stops until some are taken, and the
     server keeps the rest. A message whose type has a handler goes to the handlers, all others to `receive`.
 
     The bus counts a plain message as received when this process has read it from the socket, which may be before it
-    was taken out here. A program that must not lose what it had read when it crashed keeps `cursor` itself, and
-    gives it as `since`.
+    was taken out here. A program that must not lose what it had read when it crashed keeps `cursor` itself, and gives
+    it as `since`, or has it sent with `require_ack`.
+
+    A message that needs an ack is delivered until it is settled: at least once. Here its lease is kept alive while it
+    waits its turn (an hour at most) and while its handler, or the body of a `for` over the client, runs; after
+    `receive` that is the program's business, by `Message.progress` or `holding`. Repeats are dropped, and what
+    was acked is acked again. What is said without a connection is said on the next one.
     """
 
     def __init__(  # noqa: PLR0913 - one keyword for each thing that can be chosen
@@ -59,6 +59,7 @@ class Client:
         api_key: str | None = None,
         since: str | None = None,
         offline: Literal["queue", "raise"] = "queue",
+        auto_ack: bool = True,
         max_queued: int = 1000,
         max_received: int = 1000,
         on_gap: Callable[[Gap], object] | None = None,
@@ -70,6 +71,7 @@ class Client:
         It counts for the first connection; afterwards the client resumes where it stands.
         `offline`: what a send does while there is no connection: `queue` keeps it, and whatever has no receipt, and
         sends it again in order; `raise` raises Offline, and fails what is on its way when the connection is lost.
+        `auto_ack`: ack what handlers and iteration have dealt with; False to do it by hand, as after `receive`.
         `max_queued`: sends without a receipt; one more raises QueueFull.
         `on_gap(gap)`: messages were missed that the server no longer has. `on_dropped(n)`: so many ephemeral messages
         were left out because this client was slow. Both are logged anyway; they run on the reader's thread and must
@@ -77,29 +79,25 @@ class Client:
 
         Raises Malformed for a name or URL that can't be one.
         """
-        self.client_id = Names().check_client(client_id, "client_id")
-        self._rest = Rest(url, api_key=api_key)
-        self._api_key = api_key
-        self._since = since
-        self._offline = offline
-        self._on_gap = on_gap
-        self._on_dropped = on_dropped
+        super().__init__(client_id, url, api_key=api_key)
+        self._auto_ack = auto_ack
         self._outbox = Outbox(max_queued)
         self._mailbox = Mailbox(max_received)
-        self._seen = Seen()
-        self._handlers = Handlers(client_id, self._mailbox, self._seen, self.ack)
-        # Held while frames are written: the order in the outbox is the order on the wire. Taken before `_state`.
-        self._writing = threading.RLock()
-        # Guards what follows, and tells who waits for it.
-        self._state = threading.Condition()
-        self._session: Session | None = None
-        self._failure: BusError | None = None
-        self._problem = "no attempt was made yet"
-        self._closed = False
-        self._reader: threading.Thread | None = None
-        # Set once: no more connections.
-        self._ending = threading.Event()
-        self._settle_again_at = 0.0
+        self._link = Link(
+            self.client_id,
+            self._rest,
+            api_key=api_key,
+            since=since,
+            offline=offline,
+            outbox=self._outbox,
+            mailbox=self._mailbox,
+            settler=self,
+        )
+        self._link.callbacks.gap, self._link.callbacks.dropped = on_gap, on_dropped
+        self._handlers = Handlers(self.client_id, self._mailbox, self._link.deliveries, auto_ack=auto_ack)
+        # The workers, for `close` to stop. Guarded by the lock; those that have ended go when one is added.
+        self._workers: list[Worker] = []
+        self._adding = threading.Lock()
 
     # ---- life
 
@@ -109,18 +107,12 @@ class Client:
         Raises Offline when that takes longer (the client goes on trying until it is closed); Unauthenticated,
         Forbidden or Malformed when trying again is no use.
         """
-        self._start()
-        with self._state:
-            self._state.wait_for(lambda: self._session or self._failure or self._closed, timeout)
-            self._raise_if_over()
-            if self._session is None:
-                raise Offline(f"Not connected within {timeout} s: {self._problem}.")
+        self._link.connect(timeout)
 
     @property
     def is_connected(self) -> bool:
         """True while a confirmed connection is open."""
-        with self._state:
-            return self._session is not None
+        return self._link.is_connected
 
     @property
     def cursor(self) -> str | None:
@@ -136,31 +128,24 @@ class Client:
         return self._outbox.wait_empty(timeout)
 
     def close(self, timeout: float = 5.0) -> int:
-        """End: let the handler that runs finish, wait for receipts, shake hands for closing; do not come back.
+        """End: let handlers and workers that run finish, wait for receipts, shake hands for closing; do not come back.
 
-        `timeout` bounds the first two, in seconds. Returns how many sends were given up; their futures raise Offline.
-        What was received and not taken can still be received, and lies behind `cursor`. Closing twice is fine.
+        `timeout` bounds all but the handshake, in seconds. Returns how many sends were given up; their futures raise
+        Offline. What was received and not taken can still be received, and lies behind `cursor`; items of queues go
+        back to the bus at once, uncounted. Closing twice is fine.
         """
         deadline = time.monotonic() + timeout
         self._mailbox.close()
+        with self._adding:
+            workers = list(self._workers)
+        for worker in workers:
+            worker.stop()
         self._handlers.join(timeout)
-        me = threading.current_thread()
-        if self._reader is not None and self._reader is not me and self._failure is None:
+        for worker in filter(lambda worker: worker.is_running, workers):
+            worker.join(max(0.0, deadline - time.monotonic()))
+        if not self._link.is_readers_thread and not self._link.has_failed:
             self.flush(max(0.0, deadline - time.monotonic()))
-        with self._writing:
-            with self._state:
-                self._closed = True
-                session = self._session
-                self._state.notify_all()
-            self._ending.set()
-            given_up = self._outbox.fail_where(lambda _: True, closed_before_receipt)
-        if given_up:
-            log.warning("Closed with %d sends unanswered", given_up, extra=self._about("given_up"))
-        if session is not None:
-            session.close()
-        if self._reader is not None and self._reader is not me:
-            self._reader.join(timeout)
-        return given_up
+        return self._link.close(timeout)
 
     def __enter__(self) -> Self:
         try:
@@ -182,14 +167,15 @@ class Client:
     ) -> Receipt:
         """Send a message and wait up to `timeout` seconds (None: for ever) for the receipt.
 
-        `payload` is anything that msgspec encodes as JSON (NaN becomes null). A durable send carries an
-        idempotency key, one of its own unless `idempotency_key` is given, so that it is stored once however often the
-        connection breaks. An ephemeral one is not repeated: offline, its fate is `dropped`.
+        `to` is a client, a list of them, `all`, `topic:<topic>` or `queue:<queue>`. `payload` is anything that
+        msgspec encodes as JSON (NaN becomes null). A durable send carries an idempotency key, one of its own unless
+        `idempotency_key` is given, so that it is stored once however often the connection breaks. An ephemeral one
+        is not repeated: offline, its fate is `dropped`. The other options are those of `SendOptions`.
 
         Raises Offline (see `offline`), QueueFull, ReceiptTimeout, what the server refused (InboxFull, TooLarge,
         Malformed, …), TypeError for a payload that is no JSON, RuntimeError in a callback of the reader's thread.
         """
-        if threading.current_thread() is self._reader:
+        if self._link.is_readers_thread:
             raise RuntimeError("send() would wait for its own thread here; use send_nowait()")
         pending = self._submit(to, payload, options)
         try:
@@ -198,7 +184,7 @@ class Client:
             self._outbox.withdraw(pending)
             if pending.future.done():
                 return pending.future.result()
-            raise too_late(pending, timeout, self._problem) from None
+            raise too_late(pending, timeout, self._link.problem) from None
 
     def send_nowait(self, to: str | list[str], payload: Any, **options: Unpack[SendOptions]) -> Future[Receipt]:
         """Send a message and return at once; the future brings the receipt, or raises as `send` does.
@@ -208,21 +194,42 @@ class Client:
         """
         return self._submit(to, payload, options).future
 
-    def ack(self, message: Message) -> None:
-        """Tell the bus that a message with `requires_ack` was dealt with; it does not come again. Others need none.
+    def reply(
+        self, message: Message, payload: Any, *, timeout: float | None = 30.0, **options: Unpack[SendOptions]
+    ) -> Receipt:
+        """Answer a request, or any message: to its sender, with its correlation id, in its thread. Like `send` else."""
+        options.setdefault("type", REPLY_TYPE)
+        options.setdefault("correlation_id", message.correlation_id or message.id)
+        options.setdefault("thread_id", message.thread_id)
+        return self.send(message.sender, payload, timeout=timeout, **options)
 
-        Offline it is remembered: the message comes again on reconnecting, and is acked then, not received twice.
+    def request(
+        self,
+        to: str | list[str],
+        payload: Any,
+        *,
+        wait: float = 25.0,
+        require_online: bool = False,
+        **options: Unpack[SendOptions],
+    ) -> Reply:
+        """As `Calls.request`; and the replies that it returns do not come by `receive` and handlers, too.
+
+        It does not wait for the sends of `send_nowait` before it; `flush` does.
         """
-        if not message.requires_ack:
-            return
-        self._seen.mark_acked(message)
-        frame: dict[str, object] = {"type": "ack", "message_id": message.id}
-        if message.attempt > 1:
-            frame["attempt"] = message.attempt
-        with self._writing:
-            session = self._session
-            if session is not None:
-                _write(session, msgspec.json.encode(frame))
+        correlation_id = options.get("correlation_id") or secrets.token_hex(12)
+        options["correlation_id"] = correlation_id
+        had: set[str] = set()
+        self._mailbox.reserve(correlation_id)
+        try:
+            reply = super().request(to, payload, wait=wait, require_online=require_online, **options)
+            had.update(message.id for message in reply.replies)
+            for message in reply.replies:
+                self._link.deliveries.is_repeat(message)
+                if message.requires_ack:
+                    self.settle(message, "ack", {})
+        finally:
+            self._mailbox.unreserve(correlation_id, had)
+        return reply
 
     # ---- receiving
 
@@ -235,262 +242,177 @@ class Client:
         """Have `handler(message)` called for each message of a type (None: of every type). Also a decorator.
 
         Handlers run one at a time, in order, on one thread; first those of the type, then those of all. When all
-        have returned, a message that needs an ack is acked. When one raises, that is logged, there is no ack, and the
-        bus delivers the message again when its lease has run out; a plain message does not come again.
+        have returned, a message that needs an ack is acked. When one raises, that is logged and the message nacked, so
+        the bus delivers it again after a while; a plain message does not come again. A handler may settle it by hand,
+        or raise Nack, Reject or Release. With `auto_ack=False` all is by hand.
         """
         if handler is None:
             return lambda function: self.on(type, function)
         self._handlers.add(type, handler)
         return handler
 
+    @overload
+    def on_request(self, type: str | None, handler: Handler) -> Handler: ...
+    @overload
+    def on_request(self, type: str | None = None) -> Callable[[Handler], Handler]: ...
+
+    def on_request(
+        self, type: str | None = None, handler: Handler | None = None
+    ) -> Handler | Callable[[Handler], Handler]:
+        """As `on`, and what `handler(message)` returns is sent as the reply. For messages with a correlation id.
+
+        When the handler raises there is no reply. What is a reply itself (of the type `reply`) is passed over.
+        """
+        if handler is None:
+            return lambda function: self.on_request(type, function)
+
+        def answer(message: Message) -> None:
+            if message.correlation_id is not None and message.type != REPLY_TYPE:
+                self.reply(message, handler(message))
+
+        self._handlers.add(type, answer)
+        return handler
+
+    def on_failed(self, handler: Callable[[Failed], object]) -> Callable[[Failed], object]:
+        """Have `handler(failed)` called when a message that this client sent becomes a dead letter. Also a decorator.
+
+        The bus tells who is connected then. It runs on the reader's thread and must not wait: use `send_nowait` in it.
+        """
+        self._link.callbacks.failed = handler
+        return handler
+
     def receive(self, timeout: float | None = None, type: str | None = None) -> Message:
         """Return the next message, or the next of a type; the others stay where they are, in order.
 
-        Waits up to `timeout` seconds (None: for ever). A message that needs an ack wants `ack` afterwards.
+        Waits up to `timeout` seconds (None: for ever). A message that needs an ack wants `message.ack()` (or one of
+        its sisters) afterwards; else it comes again when its lease has run out.
 
         Raises TimeoutError; BacklogFull when others fill the local queue so that none of this type can come; Offline
         when the client was closed and nothing is left; what made the connection fail for good; ValueError for a
         type that has a handler.
         """
-        if type is not None and self._handlers.of(type):
-            raise ValueError(f"messages of type {type} go to their handler")
-        self._start()
-        entry = self._mailbox.take(
-            lambda message: (type is None or message.type == type) and not self._handlers.take(message),
-            timeout=timeout,
-            others_take=self._handlers.take,
-        )
-        if entry is None:
-            with self._state:
-                self._raise_if_over()
-            raise TimeoutError(f"no message within {timeout} s")
-        self._mailbox.done(entry)
-        return entry.message
+        message = self._next(timeout, type)
+        self._link.deliveries.let_go(message)
+        return message
 
     def __iter__(self) -> Iterator[Message]:
-        """The messages as they come, until the client is closed. Raises what made the connection fail for good."""
+        """The messages as they come, until the client is closed. Raises what made the connection fail for good.
+
+        A message that needs an ack is acked when the next one is asked for, unless it was settled by hand; leaving
+        the loop, by `break` or by an exception, acks nothing. With `auto_ack=False` all is by hand.
+        """
         while True:
             try:
-                message = self.receive()
+                message = self._next(None, None)
             except Offline:
-                if self._failure is None:
+                if not self._link.has_failed:
                     return
                 raise
-            yield message
+            deliveries = self._link.deliveries
+            (deliveries.hold if self._auto_ack else deliveries.let_go)(message)
+            try:
+                yield message
+                if self._auto_ack and not message.is_settled:
+                    message.ack()
+            finally:
+                deliveries.let_go(message)
 
-    # ---- inside: sending
+    @contextlib.contextmanager
+    def holding(self, message: Message) -> Iterator[Message]:
+        """Keep the lease of a message that was received alive while the `with` body runs; it settles nothing."""
+        self._link.deliveries.hold(message)
+        try:
+            yield message
+        finally:
+            self._link.deliveries.let_go(message)
+
+    def ack(self, message: Message) -> None:
+        """The same as `message.ack()`."""
+        message.ack()
+
+    def settle(self, message: Message, verb: Verb, fields: dict[str, object]) -> None:
+        """Carry what is said about a message that was pushed; `Message.ack` and its sisters call it."""
+        self._link.say(self._link.deliveries.settle(message, verb, fields))
+
+    # ---- topics and queues
+
+    def subscribe(
+        self,
+        *,
+        topics: Sequence[str] = (),
+        queues: Sequence[str] = (),
+        max_in_flight: int = 10,
+        timeout: float | None = 10.0,
+    ) -> None:
+        """Follow topics (patterns: `builds.*` one level, `builds.>` all below) and take items of queues, too.
+
+        At most `max_in_flight` items (1 to 1,000) of all the queues together come here at a time without having been
+        settled; the number given last counts. It stays in force over reconnects. Waits up to `timeout` seconds (None:
+        for ever) for the bus to confirm; without a connection it is remembered for the next one, and not waited for.
+
+        Raises what the bus refused, Offline, and ReceiptTimeout (which leaves it in force).
+        """
+        self._link.subscriptions.add(topics, queues, max_in_flight)
+        try:
+            self._ask(lambda ref: subscribe_frame(topics, queues, max_in_flight, ref), timeout)
+        except (Offline, ReceiptTimeout):
+            raise
+        except Exception:
+            self._link.subscriptions.remove(topics, queues)
+            raise
+
+    def unsubscribe(
+        self, *, topics: Sequence[str] = (), queues: Sequence[str] = (), timeout: float | None = 10.0
+    ) -> None:
+        """Undo `subscribe`, and wait as it does. Items of queues that are here stay, to be settled."""
+        self._link.subscriptions.remove(topics, queues)
+        self._ask(lambda ref: unsubscribe_frame(topics, queues, ref), timeout)
+
+    def worker(
+        self, queue: str, handler: Handler, *, max_in_flight: int = 1, ack_wait: float = 30.0, count: int | None = None
+    ) -> Worker:
+        """As `Calls.worker`; `close` stops it."""
+        made = super().worker(queue, handler, max_in_flight=max_in_flight, ack_wait=ack_wait, count=count)
+        with self._adding:
+            self._workers = [worker for worker in self._workers if not worker.has_ended]
+            self._workers.append(made)
+        return made
+
+    # ---- inside
 
     def _submit(self, to: str | list[str], payload: Any, options: SendOptions) -> Pending:
         pending = self._outbox.draft(to, payload, options)
-        self._start()
-        with self._writing:
-            with self._state:
-                self._raise_if_over()
-                session, problem = self._session, self._problem
-            if session is None and self._offline == "raise":
-                raise Offline(f"There is no connection, and nothing was sent: {problem}.")
-            if session is None and pending.ephemeral:
-                names = [to] if isinstance(to, str) else to
-                pending.future.set_result(Receipt(None, None, tuple(Fate(name, "dropped") for name in names)))
-                return pending
-            self._outbox.add(pending)
-            if session is not None:
-                pending.attempted = True
-                _write(session, pending.frame())
-        if self._mailbox.is_full:
-            self._mailbox.wake()
+        self._link.submit(pending)
         return pending
 
-    def _write_again(self) -> None:
-        now = time.monotonic()
-        with self._writing:
-            session = self._session
-            for pending in self._outbox.unsettled():
-                if session is not None and pending.again_at is not None and pending.again_at <= now:
-                    pending.again_at = None
-                    _write(session, pending.frame())
-
-    def _must_settle(self) -> bool:
-        return bool(self._outbox.awaiting_receipts()) and time.monotonic() >= self._settle_again_at
-
-    def _settle_over_rest(self) -> None:
-        """Ask REST for receipts: they are in the socket, behind messages that wait for the application.
-
-        An application that sends on each message it handles would wait for ever otherwise. The keys are those that
-        were sent over the socket, so the answer is that of the first, whichever arrives first.
-        """
-        batch = self._outbox.awaiting_receipts()[:SETTLE_AT_ONCE]
-        try:
-            outcomes = self._rest.send_batch([pending.body(self.client_id) for pending in batch])
-        except BusError as error:
-            log.info("Receipts could not be had over REST: %s", error, extra=self._about("settle_failed"))
-            self._settle_again_at = time.monotonic() + AGAIN_SECONDS
+    def _ask(self, frame_with: Callable[[str], bytes], timeout: float | None) -> None:
+        if self._link.is_readers_thread:
+            raise RuntimeError("this would wait for its own thread; call it from another one")
+        self._link.raise_if_over()
+        answer: Future[ServerFrame] | None = self._link.ask(frame_with)
+        if answer is None:
             return
-        for pending, outcome in zip(batch, outcomes, strict=True):
-            if isinstance(outcome, Receipt):
-                self._outbox.settle(pending.ref, outcome)
-            elif not isinstance(outcome, Unavailable):
-                self._outbox.fail(pending.ref, outcome)
-
-    # ---- inside: the reader's thread
-
-    def _start(self) -> None:
-        with self._state:
-            if self._reader is None and not self._closed:
-                self._reader = threading.Thread(target=self._run, name=f"bus-client-{self.client_id}", daemon=True)
-                self._reader.start()
-
-    def _raise_if_over(self) -> None:
-        if self._failure is not None:
-            raise self._failure
-        if self._closed:
-            raise Offline("The client was closed.")
-
-    def _about(self, action: str) -> dict[str, object]:
-        return {"action": action, "client": self.client_id}
-
-    def _run(self) -> None:
         try:
-            failure = self._stay_connected()
-        except Exception:
-            log.exception("The client failed", extra=self._about("client_failed"))
-            if self._session is not None:
-                self._session.close(1011)
-            failure = BusError("The client failed by a fault of its own; its log has the details.")
-        if failure is None:
-            return
-        self._mailbox.close()
-        with self._writing:
-            with self._state:
-                self._failure = failure
-                self._state.notify_all()
-            self._outbox.fail_where(lambda _: True, lambda _: failure)
+            answer.result(timeout)
+        except TimeoutError:
+            raise ReceiptTimeout(f"The bus did not confirm within {timeout} s.") from None
 
-    def _stay_connected(self) -> BusError | None:
-        """Connect, read, and come back until the client is closed (None), or until that is no use (why)."""
-        backoff = Backoff()
-        while not self._ending.is_set():
-            ending = self._live()
-            if self._ending.is_set():
-                break
-            failure = ending.refusal()
-            if failure is not None:
-                return failure
-            pause = backoff.pause(ending)
-            log.warning("Not connected: %s; again in %.1f s", ending.reason, pause, extra=self._about("disconnected"))
-            self._ending.wait(pause)
-        return None
-
-    def _live(self) -> Ending:
-        """One connection, from its beginning to its end."""
-        began: float | None = None
-        asked: float | None = None
-        try:
-            session = Session.open(
-                self._rest.address, self.client_id, self._mailbox.received or self._since, self._api_key
+    def _next(self, timeout: float | None, type: str | None) -> Message:
+        if type is not None and self._handlers.of(type):
+            raise ValueError(f"messages of type {type} go to their handler")
+        self._link.start()
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            entry = self._mailbox.take(
+                lambda message: (type is None or message.type == type) and not self._handlers.take(message),
+                timeout=None if deadline is None else deadline - time.monotonic(),
+                others_take=self._handlers.take,
             )
-            began = time.monotonic()
-            self._begin(session)
-            while True:
-                frame = session.read(self._idle_seconds())
-                if frame is None:
-                    self._write_again()
-                elif frame.type == "goaway":
-                    asked = (frame.reconnect_after_ms or 0.0) / 1000
-                else:
-                    self._take_in(frame, session.confirmed.epoch)
-        except SessionEnded as end:
-            ending = end.ending
-        lasted = time.monotonic() - began if began is not None else 0.0
-        after = ending.after_seconds if asked is None else asked
-        self._disconnect(ending)
-        return msgspec.structs.replace(ending, lasted_seconds=lasted, after_seconds=after)
-
-    def _idle_seconds(self) -> float:
-        again_at = self._outbox.next_again()
-        return IDLE_SECONDS if again_at is None else max(0.0, again_at - time.monotonic())
-
-    def _begin(self, session: Session) -> None:
-        confirmed = session.confirmed
-        self._mailbox.stand_at(confirmed.cursor or self._mailbox.received)
-        gap = confirmed.resumed.gap if confirmed.resumed else None
-        if gap is not None:
-            log.warning(gap.sentence(), extra=self._about("gap"))
-            self._call_back(self._on_gap, gap)
-        with self._writing:
-            for pending in self._outbox.unsettled():
-                pending.attempted, pending.again_at = True, None
-                session.write(pending.frame())
-            with self._state:
-                self._session = session
-                self._state.notify_all()
-                over = self._closed
-        log.info("Connected", extra=self._about("connected"))
-        if over:
-            session.close()
-
-    def _disconnect(self, ending: Ending) -> None:
-        with self._writing:
-            with self._state:
-                self._session, self._problem = None, ending.reason.rstrip(".")
-            self._outbox.fail_where(lambda pending: pending.ephemeral or self._offline == "raise", lost_before_receipt)
-        if ending.close_code == 1009:
-            self._outbox.fail_largest(TooLarge(f"The message is larger than the server takes: {ending.reason}"))
-
-    def _take_in(self, frame: ServerFrame, epoch: str) -> None:
-        match frame.type:
-            case "message":
-                self._take_in_message(frame, epoch)
-            case "sent":
-                self._outbox.settle(frame.ref, receipt_of(frame))
-            case "error":
-                self._refused(frame)
-            case "dropped":
-                log.warning("%d ephemeral messages were dropped", frame.n, extra=self._about("dropped"))
-                self._call_back(self._on_dropped, frame.n)
-            case "failed":
-                about = {**self._about("message_failed"), "message_id": frame.message_id}
-                log.warning("A message that was sent could not be delivered: %s", frame.reason, extra=about)
-
-    def _take_in_message(self, frame: ServerFrame, epoch: str) -> None:
-        try:
-            message = message_of(bytes(frame.message))
-        except msgspec.DecodeError as error:
-            log.error("A message has not the promised form: %s", error, extra=self._about("bad_message"))
-            return
-        if self._seen.is_repeat(message):
-            if self._seen.was_acked(message):
-                self.ack(message)
-            return
-        while not self._mailbox.put(message, epoch, timeout=AGAIN_SECONDS, unless=self._must_settle):
-            if self._mailbox.put(message, epoch, timeout=GRACE_SECONDS):
-                return
-            if self._must_settle():
-                self._settle_over_rest()
-
-    def _refused(self, frame: ServerFrame) -> None:
-        after = frame.retry_after_seconds
-        error = refusal(frame.code, frame.error, field=frame.field, retry_after_seconds=after)
-        if isinstance(error, Unavailable) and self._offline == "queue":
-            if self._outbox.postpone(frame.ref, time.monotonic() + (AGAIN_SECONDS if after is None else after)):
-                return
-        elif self._outbox.fail(frame.ref, error):
-            return
-        if frame.ref is not None or frame.code != "too_large" or not self._outbox.fail_largest(error):
-            log.warning("The server refused a frame: %s", frame.error, extra=self._about("refused"))
-
-    def _call_back(self, function: Callable[[Any], object] | None, value: object) -> None:
-        if function is None:
-            return
-        try:
-            function(value)
-        except Exception:
-            log.exception("A callback failed", extra=self._about("callback_failed"))
-
-
-def _write(session: Session, text: bytes) -> None:
-    """Write, and leave it to the reader to notice that the connection is gone: what matters stays in the outbox."""
-    try:
-        session.write(text)
-    except SessionEnded as end:
-        log.debug("A write failed: %s", end)
+            if entry is None:
+                self._link.raise_if_over()
+                raise TimeoutError(f"no message within {timeout} s")
+            self._mailbox.done(entry)
+            message = entry.message
+            if not (message.requires_ack and self._link.deliveries.is_done(message)):
+                return message
+            message.ack()  # An older attempt of it was acked while this one waited.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from bus.errors import (
     BusError,
+    Conflict,
     DiskFull,
     Forbidden,
     InboxFull,
@@ -70,6 +71,7 @@ _TREE: tuple[type[BusError], ...] = (
     Unauthenticated,
     Forbidden,
     NotFound,
+    Conflict,
     TooLarge,
     UnsupportedMedia,
     KeyReused,
@@ -78,7 +80,7 @@ _TREE: tuple[type[BusError], ...] = (
     Unavailable,
     DiskFull,
 )
-_BY_CODE = {kind.code: kind for kind in _TREE}
+_BY_CODE: dict[str, type[BusError]] = {**{kind.code: kind for kind in _TREE}, "queue_full": InboxFull}
 _BY_STATUS = {kind.status: kind for kind in _TREE}
 _BY_CLOSE_CODE = {4400: Malformed, 4401: Unauthenticated, 4403: Forbidden, 4404: NotFound}
 
@@ -96,7 +98,10 @@ def refusal(
     Where neither is known (a frame has no status), one that blames a field is Malformed, and the rest the tree's root.
     """
     kind = _BY_CODE.get(code) or _BY_STATUS.get(status or 0) or (Malformed if field else BusError)
-    return kind(sentence, code=code, field=field, retry_after_seconds=retry_after_seconds)
+    error = kind(sentence, code=code, field=field, retry_after_seconds=retry_after_seconds)
+    if status is not None:
+        error.status = status
+    return error
 
 
 def refusal_of_status(status: int, sentence: str) -> BusError:
@@ -108,3 +113,10 @@ def refusal_of_close(code: int, reason: str) -> BusError:
     """The error for a close code that says that coming back is no use (44xx)."""
     kind = _BY_CLOSE_CODE.get(code, Malformed)
     return kind(reason or f"The server closed the connection with {code} and does not want this client back.")
+
+
+def passes(error: BusError) -> bool:
+    """True for a refusal that may be gone in a moment."""
+    if isinstance(error, Offline | Unavailable | InboxFull | DiskFull):
+        return True
+    return error.code == "internal" or error.code.startswith("http_5")

@@ -6,8 +6,10 @@ import logging
 import threading
 from collections.abc import Callable
 
-from bus.client.mailbox import Entry, Mailbox, Seen
+from bus.client.deliveries import Deliveries
+from bus.client.mailbox import Entry, Mailbox
 from bus.client.received import Message
+from bus.client.verdicts import Verdict
 
 log = logging.getLogger("bus.client")
 
@@ -15,13 +17,14 @@ Handler = Callable[[Message], object]
 
 
 class Handlers:
-    """Takes from the mailbox what has a handler, calls it, and acks what needs an ack once that went well."""
+    """Takes from the mailbox what has a handler, calls it, and settles what needs an ack by how that went."""
 
-    def __init__(self, name: str, mailbox: Mailbox, seen: Seen, ack: Callable[[Message], object]) -> None:
+    def __init__(self, name: str, mailbox: Mailbox, deliveries: Deliveries, *, auto_ack: bool) -> None:
+        """With `auto_ack`, a message is acked when its handlers returned, and nacked when one raised."""
         self._name = name
         self._mailbox = mailbox
-        self._seen = seen
-        self._ack = ack
+        self._deliveries = deliveries
+        self._auto_ack = auto_ack
         # Replaced whole, never changed, so it is read without a lock; None stands for every type.
         self._by_type: dict[str | None, tuple[Handler, ...]] = {}
         # Held while a handler is added, so that the thread is started once.
@@ -58,13 +61,22 @@ class Handlers:
     def _handle(self, entry: Entry) -> None:
         message = entry.message
         try:
+            if message.requires_ack and self._deliveries.is_done(message):
+                message.ack()
+                return
+            self._deliveries.hold(message)
             for handler in self.of(message.type):
                 handler(message)
-        except Exception:
+        except Verdict as verdict:
+            verdict.settle(message)
+        except Exception as error:
             about = {"action": "handler_failed", "client": self._name, "message_id": message.id, "type": message.type}
             log.exception("A handler failed on a message", extra=about)
-            self._seen.forget(message)
+            if self._auto_ack and not message.is_settled:
+                message.nack(reason=type(error).__name__)
         else:
-            self._ack(message)
+            if self._auto_ack and not message.is_settled:
+                message.ack()
         finally:
+            self._deliveries.let_go(message)
             self._mailbox.done(entry)

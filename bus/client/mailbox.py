@@ -1,4 +1,4 @@
-"""The client's local queue: bounded, taken from by type, free of repeats, and the place that the cursor is made of.
+"""The client's local queue: bounded, taken from by type, and the place that the cursor is made of.
 
 The reader puts messages in, in the order of the wire; handlers and `receive` take them out. When it is full, `put`
 waits: the reader stops reading, the socket fills, and the server holds the rest in the log. Nothing is dropped.
@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections import Counter, deque
+from collections.abc import Callable, Container
 
 import msgspec
 
@@ -51,7 +51,10 @@ class Mailbox:
         self._entries: deque[Entry] = deque()
         self._bytes = 0
         self._arrivals = 0
+        # By arrival: what was taken and is not done. As many as there are threads that take.
         self._in_hand: dict[int, Entry] = {}
+        # Correlation ids whose messages stay inside, with the number of requests that wait for them.
+        self._reserved: Counter[str] = Counter()
         self._received: str | None = None
         self._closed = False
 
@@ -142,6 +145,22 @@ class Mailbox:
         with self._changed:
             self._in_hand.pop(entry.arrival, None)
 
+    def reserve(self, correlation_id: str) -> None:
+        """Keep messages with this correlation id inside: a request waits for them. `unreserve` ends it."""
+        with self._changed:
+            self._reserved[correlation_id] += 1
+
+    def unreserve(self, correlation_id: str, taken: Container[str]) -> None:
+        """End what `reserve` began. Messages whose ids are in `taken` were had otherwise; the others can be taken now."""
+        with self._changed:
+            self._reserved[correlation_id] -= 1
+            if self._reserved[correlation_id] <= 0:
+                del self._reserved[correlation_id]
+            left = [e for e in self._entries if e.message.correlation_id != correlation_id or e.message.id not in taken]
+            self._entries = deque(left)
+            self._bytes = sum(len(entry.message.raw) for entry in left)
+            self._changed.notify_all()
+
     def wake(self) -> None:
         """Let everybody who waits look again, because what is wanted has changed."""
         with self._changed:
@@ -156,8 +175,12 @@ class Mailbox:
     def _has_no_room(self) -> bool:
         return len(self._entries) >= self._limit or (bool(self._entries) and self._bytes >= MAX_BYTES)
 
+    def _is_reserved(self, entry: Entry) -> bool:
+        return bool(self._reserved) and entry.message.correlation_id in self._reserved
+
     def _check_flow(self, others_take: Callable[[Message], bool]) -> None:
-        if self._has_no_room() and not any(others_take(entry.message) for entry in self._entries):
+        will_go = any(self._is_reserved(entry) or others_take(entry.message) for entry in self._entries)
+        if self._has_no_room() and not will_go:
             raise BacklogFull(
                 f"{len(self._entries)} messages of other types fill the local queue, so nothing more is read; receive"
                 " those, or register handlers for them."
@@ -165,51 +188,10 @@ class Mailbox:
 
     def _pop(self, wanted: Callable[[Message], bool]) -> Entry | None:
         for index, entry in enumerate(self._entries):
-            if wanted(entry.message):
+            if not self._is_reserved(entry) and wanted(entry.message):
                 del self._entries[index]
                 self._bytes -= len(entry.message.raw)
                 self._in_hand[entry.arrival] = entry
                 self._changed.notify_all()
                 return entry
         return None
-
-
-class Seen:
-    """Remembers which deliveries came already, by (id, attempt), and which of them were acked.
-
-    Bounded: the oldest is forgotten past `limit`. Thread-safe.
-    """
-
-    def __init__(self, limit: int = 10_000) -> None:
-        self._limit = limit
-        self._lock = threading.Lock()
-        self._acked: OrderedDict[tuple[str, int], bool] = OrderedDict()
-
-    def is_repeat(self, message: Message) -> bool:
-        """Remember `message`; True when this delivery of it came before. What was replayed or redriven never is."""
-        if message.replayed or message.redriven:
-            return False
-        key = (message.id, message.attempt)
-        with self._lock:
-            if key in self._acked:
-                return True
-            self._acked[key] = False
-            if len(self._acked) > self._limit:
-                self._acked.popitem(last=False)
-            return False
-
-    def was_acked(self, message: Message) -> bool:
-        """True when this delivery was acked by us, so that a repeat of it only wants its ack again."""
-        with self._lock:
-            return self._acked.get((message.id, message.attempt), False)
-
-    def mark_acked(self, message: Message) -> None:
-        """The application acked this delivery."""
-        with self._lock:
-            if (message.id, message.attempt) in self._acked:
-                self._acked[(message.id, message.attempt)] = True
-
-    def forget(self, message: Message) -> None:
-        """Its handler failed: let a redelivery of it through."""
-        with self._lock:
-            self._acked.pop((message.id, message.attempt), None)

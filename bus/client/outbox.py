@@ -11,6 +11,7 @@ import secrets
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from datetime import datetime
 from typing import Any, TypedDict
 
 import msgspec
@@ -21,10 +22,20 @@ from bus.errors import BusError
 
 
 class SendOptions(TypedDict, total=False):
-    """What a send may say beside `to` and the payload. None is as if not given."""
+    """What a send may say beside `to` and the payload. None is as if not given.
+
+    `require_ack`: the recipient has to ack, within `ack_wait` seconds (30) at a time; else it is delivered again.
+    `ttl`: after so many seconds it is of no use. `delay` (seconds) or `deliver_at` (a datetime, or ISO 8601 with an
+    offset): not before. `priority`: critical, high, normal, low, bulk, or 1, 3, 5, 7, 9, for what waits and needs an ack.
+    """
 
     type: str | None
     ephemeral: bool | None
+    require_ack: bool | None
+    ack_wait: float | None
+    ttl: float | None
+    delay: float | None
+    deliver_at: datetime | str | None
     priority: str | int | None
     correlation_id: str | None
     reply_to: str | None
@@ -49,6 +60,12 @@ class Pending(msgspec.Struct, eq=False):
     future: Future[Receipt]
     attempted: bool = False
     again_at: float | None = None
+
+    @property
+    def recipients(self) -> list[str]:
+        """The names it is addressed to."""
+        to = self.fields["to"]
+        return [to] if isinstance(to, str) else list(to)
 
     @property
     def idempotency_key(self) -> str | None:
@@ -84,10 +101,7 @@ class Outbox:
 
     def draft(self, to: str | list[str], payload: Any, options: SendOptions) -> Pending:
         """Make a send, with a key of its own unless one is given or it is ephemeral. Raises TypeError."""
-        unknown = options.keys() - SendOptions.__annotations__.keys()
-        if unknown:
-            raise TypeError(f"a send has no option {', '.join(sorted(unknown))}")
-        fields = {name: value for name, value in options.items() if value is not None and value is not False}
+        fields = fields_of(options)
         type_ = str(fields.pop("type", "message"))
         ref = next(self._refs)
         is_ephemeral = "ephemeral" in fields
@@ -173,6 +187,14 @@ class Outbox:
             if pending is not None:
                 self._changed.notify_all()
             return pending
+
+
+def fields_of(options: SendOptions) -> dict[str, object]:
+    """The options that are set, as they go over the wire. Raises TypeError for one that a send does not have."""
+    unknown = options.keys() - SendOptions.__annotations__.keys()
+    if unknown:
+        raise TypeError(f"a send has no option {', '.join(sorted(unknown))}")
+    return {name: value for name, value in options.items() if value is not None and value is not False}
 
 
 # ---- what is said to the sender of what has no receipt

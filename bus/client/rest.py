@@ -6,6 +6,7 @@ The command line reads and sends with it; the client settles sends with it while
 from __future__ import annotations
 
 import http.client
+import ipaddress
 import socket
 import urllib.error
 import urllib.parse
@@ -23,7 +24,8 @@ from bus.errors import BusError, Malformed
 USER_AGENT = f"multi-agent-bridge/{__version__} (python)"
 T = TypeVar("T")
 
-_LOOPBACK = ("localhost", "127.", "::1")
+ANSWER_SECONDS = 10.0
+"""How long an answer may take beyond the time for which the bus was asked to wait."""
 
 
 class Address(msgspec.Struct, frozen=True):
@@ -34,12 +36,19 @@ class Address(msgspec.Struct, frozen=True):
 
     @property
     def is_loopback(self) -> bool:
-        """True for this machine, which is never reached through a proxy."""
-        return (urllib.parse.urlsplit(self.base).hostname or "").startswith(_LOOPBACK)
+        """True for this machine, which is never reached through a proxy; `127.example.com` is another one."""
+        host = urllib.parse.urlsplit(self.base).hostname or ""
+        if host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(host).is_loopback
+        except ValueError:
+            return False
 
-    def websocket(self, client_id: str, since: str | None) -> str:
+    def websocket(self, client_id: str, since: str | None, topics: Sequence[str] = ()) -> str:
         """The URL of the client's WebSocket."""
-        query = f"?{urllib.parse.urlencode({'since': since})}" if since else ""
+        given = {name: value for name, value in (("since", since), ("topics", ",".join(topics))) if value}
+        query = f"?{urllib.parse.urlencode(given, safe='*,')}" if given else ""
         return f"ws{self.base[4:]}/ws/{urllib.parse.quote(client_id, safe='@:')}{query}"
 
     def http(self, path: str, query: Mapping[str, object]) -> str:
@@ -74,15 +83,20 @@ class Rest:
         proxies = urllib.request.ProxyHandler({} if self.address.is_loopback else None)
         self._open = urllib.request.build_opener(proxies, _NoRedirect).open
 
-    def get(self, path: str, query: Mapping[str, object], into: type[T]) -> T:
-        """GET `path`; returns the answer as an `into`. Raises Offline, or the BusError that the server answered with."""
-        return self._call(urllib.request.Request(self.address.http(path, query), headers=self._headers), into)
+    def get(self, path: str, query: Mapping[str, object], into: type[T], *, wait: float = 0.0) -> T:
+        """GET `path`; returns the answer as an `into`. Raises Offline, or the BusError that the server answered with.
 
-    def post(self, path: str, body: object, into: type[T]) -> T:
-        """POST `body` as JSON; returns the answer as an `into`. Raises as `get` does."""
-        headers = {**self._headers, "Content-Type": "application/json"}
-        url, data = self.address.http(path, {}), msgspec.json.encode(body)
-        return self._call(urllib.request.Request(url, data=data, headers=headers, method="POST"), into)
+        `wait`: for how many seconds the bus was asked to wait before it answers.
+        """
+        return self._call("GET", path, query, None, into, wait)
+
+    def post(self, path: str, body: object, into: type[T], *, wait: float = 0.0) -> T:
+        """POST `body` as JSON; returns the answer as an `into`. `wait` and what it raises are as of `get`."""
+        return self._call("POST", path, {}, body, into, wait)
+
+    def delete(self, path: str, query: Mapping[str, object], into: type[T]) -> T:
+        """DELETE `path`; returns the answer as an `into`. Raises as `get` does."""
+        return self._call("DELETE", path, query, None, into, 0.0)
 
     def send_batch(self, bodies: Sequence[Mapping[str, object]]) -> list[Receipt | BusError]:
         """Send up to 1,000 messages in one commit; returns a receipt or a refusal for each. Raises as `get` does."""
@@ -91,9 +105,14 @@ class Rest:
             raise Offline(f"The bus answered {len(answer.results)} of {len(bodies)} messages of a batch.")
         return [result.outcome() for result in answer.results]
 
-    def _call(self, request: urllib.request.Request, into: type[T]) -> T:
+    def _call(self, method: str, path: str, query: Mapping[str, object], body: object, into: type[T], wait: float) -> T:
+        url, headers, data = self.address.http(path, query), self._headers, None
+        if body is not None:
+            headers, data = {**headers, "Content-Type": "application/json"}, msgspec.json.encode(body)
+        request = urllib.request.Request(url, data=data, headers=headers, method=method)
+        timeout = max(self._timeout_seconds, wait + ANSWER_SECONDS)
         try:
-            with self._open(request, timeout=self._timeout_seconds) as answer:
+            with self._open(request, timeout=timeout) as answer:
                 return msgspec.json.decode(answer.read(), type=into)
         except urllib.error.HTTPError as error:
             with error:
@@ -104,6 +123,11 @@ class Rest:
             raise Offline(f"What answers at {self.address.base} is not a bus: {error}.") from error
 
 
+def segment(name: str) -> str:
+    """A name or an id as one segment of a path."""
+    return urllib.parse.quote(name, safe="@:")
+
+
 class _Result(msgspec.Struct):
     """An item of a batch's answer: a receipt, or an error."""
 
@@ -111,6 +135,7 @@ class _Result(msgspec.Struct):
     seq: int | None = None
     recipients: tuple[Fate, ...] = ()
     duplicate: bool = False
+    deliver_at: str | None = None
     error: str | None = None
     code: str = "internal"
     field: str | None = None
@@ -118,7 +143,7 @@ class _Result(msgspec.Struct):
     def outcome(self) -> Receipt | BusError:
         if self.error is not None:
             return refusal(self.code, self.error, field=self.field)
-        return Receipt(self.message_id, self.seq, self.recipients, self.duplicate)
+        return Receipt(self.message_id, self.seq, self.recipients, self.duplicate, self.deliver_at)
 
 
 class _BatchAnswer(msgspec.Struct):

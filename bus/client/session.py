@@ -50,11 +50,14 @@ class Session:
         """The `connection_confirmed` that began it."""
 
     @classmethod
-    def open(cls, address: Address, client_id: str, since: str | None, api_key: str | None) -> Session:
-        """Connect, and wait for the server's confirmation. Raises SessionEnded within about twice OPEN_SECONDS."""
+    def open(cls, address: Address, url: str, api_key: str | None) -> Session:
+        """Connect to `url`, a socket of the bus at `address`, and wait for the server's confirmation.
+
+        Raises SessionEnded within about twice OPEN_SECONDS.
+        """
         try:
             connection = connect(
-                address.websocket(client_id, since),
+                url,
                 legacy=True,
                 additional_headers={"X-API-Key": api_key} if api_key else None,
                 user_agent_header=USER_AGENT,

@@ -200,10 +200,8 @@ class Inboxes:
             self._execute(_OPEN_INBOX, (name, batch.head, self._now))
         mark = int(row[0]) if row else batch.head
         counted_mark, through, waiting = self._names.fill.get(name, (mark, mark, 0))
-        if mark >= through:
+        if mark > counted_mark:  # counted anew: what the mark has passed may have been evicted, and can't be subtracted
             through, waiting = mark, 0
-        elif mark > counted_mark:
-            waiting -= self._count(name, counted_mark, mark, capacity)
         if through < self._first - 1:
             waiting += self._count(name, through, self._first - 1, capacity)
             through = self._first - 1

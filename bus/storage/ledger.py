@@ -313,11 +313,10 @@ class Ledger:
         return swept
 
     def recover(self) -> None:
-        """Mend leases that begin in the future: the clock was set back while nobody ran. They keep their length."""
-        self._execute(
-            "UPDATE deliveries SET until = ? + (until - leased_at), leased_at = ? WHERE state = 1 AND leased_at > ?",
-            (self.now, self.now, self.now),
-        )
+        """Mend what begins in the future: the clock was set back while nobody ran. Leases and rests keep their length, and
+        what waits since then goes behind nothing that comes more than two minutes from now."""
+        for statement in _MEND:
+            self._execute(statement, (self.now,))
 
     def evict(self, through: int) -> list[Failure]:
         """Messages up to the seq `through` are about to go: what is still open of them becomes a dead letter."""
@@ -339,7 +338,8 @@ class Ledger:
 
     def overflow(self, delivery: Delivery) -> Failure | None:
         """Set one aside because there is no room for it."""
-        return self._die(delivery, "overflow", None, _history(delivery, None, None, self.now))
+        outcome = "evicted" if delivery.state == LEASED else None
+        return self._die(delivery, "overflow", None, _history(delivery, outcome, None, self.now))
 
     def bury(self, message: Message, owner: str, reason: str, detail: str | None, attempts: bytes = b"[]") -> Failure:
         """Write the dead letter of a message to one owner."""
@@ -439,6 +439,12 @@ _REST = """
 UPDATE deliveries SET state = ?, until = ?, holder = NULL, leased_at = NULL, failures = ?, history = ?
  WHERE owner = ? AND seq = ?"""
 _WAKE = "UPDATE deliveries SET state = 0, until = NULL WHERE owner = ? AND seq = ?"
+_RESTS_SINCE = "json_extract(CAST(history AS TEXT), '$[#-1].ended_us')"
+_MEND = (
+    "UPDATE deliveries SET until = ?1 + (until - leased_at), leased_at = ?1 WHERE state = 1 AND leased_at > ?1",
+    f"UPDATE deliveries SET until = ?1 + (until - {_RESTS_SINCE}) WHERE state = 2 AND {_RESTS_SINCE} > ?1",
+    f"UPDATE deliveries SET due_key = ?1 + {4 * AGING_US} WHERE due_key > ?1 + {4 * AGING_US}",
+)
 _OUTLIVED = f"SELECT {_DELIVERY} FROM deliveries WHERE expires_at <= ? AND state <> 1 ORDER BY expires_at LIMIT ?"
 _BURY = """
 INSERT INTO dead_letters VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)

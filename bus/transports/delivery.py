@@ -237,7 +237,8 @@ class DeliveryViews:
         if body.sender is None:
             raise Malformed("`from` is missing; say who asks.", code="missing_field", field="from")
         body.idempotency_key = request.headers.get("Idempotency-Key") or body.idempotency_key
-        body.correlation_id = body.correlation_id or new_correlation(body.idempotency_key)
+        if body.correlation_id is None:
+            body.correlation_id = new_correlation(body.idempotency_key)
         sender = bus.names.check_client(body.sender, "from")
         draft = draft_of(body, sender, body.type, names=bus.names, stamp_us=now_us())
         wait = self._begin_wait(wait_of(body.wait, DEFAULT_REQUEST_WAIT))
@@ -446,7 +447,7 @@ def _operations(views: DeliveryViews) -> list[Operation]:
                   (limit,), (400,)),
         Operation(get, replay, views.replay_state, "One replay.", answers.Replay, None, (), (404,)),
         Operation(delete, replay, views.replay_cancel, "Stop a replay where it is.", answers.Replay, None, (), (404, 507)),
-        Operation(get, "/api/threads/<thread_id>", views.thread, "The messages of a thread, in order.", answers.Thread, None,
+        Operation(get, "/api/threads/<path:thread_id>", views.thread, "The messages of a thread, in order.", answers.Thread, None,
                   (limit, cursor), (400, 404)),
     ]  # fmt: skip
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import gevent
 import msgspec
@@ -162,14 +162,16 @@ class Rest:
         self._waiting += 1
         event = bus.hub.waiter(name, only.topics)
         found: Found = Page([], place.seq, more=False, lost_through=0), []
-        timeout = gevent.Timeout.start_new(wait)
+        timeout = gevent.Timeout(wait)
         try:
-            while True:
+            # Before the clock runs: however short the wait, what is there comes.
+            found = self._find(job, place.seq, limit)
+            timeout.start()
+            while not (found[0].messages or found[1] or bus.draining):
+                event.wait()
                 event.clear()
                 found = self._find(job, found[0].upto, limit)
-                if found[0].messages or found[1] or bus.draining:
-                    return found
-                event.wait()
+            return found
         except gevent.Timeout as expired:
             if expired is not timeout:
                 raise
@@ -291,19 +293,23 @@ class Rest:
     def clear(self) -> Response:
         parameters.need_admin()
 
-        def job(transaction: Transaction) -> int:
+        def job(transaction: Transaction) -> tuple[int, list[Any]]:
             head = transaction.head
             (cleared,) = transaction.execute("SELECT count(*) FROM messages")[0]
+            held = transaction.execute(
+                "SELECT owner, holder, seq FROM deliveries WHERE state = 1 AND holder LIKE '%/%'"
+            )
             for table in CLEARED:
                 transaction.execute(f"DELETE FROM {table}")
             transaction.execute("UPDATE backlogs SET waiting = 0, leased = 0")
+            transaction.ledger.drop()
             transaction.execute("UPDATE clients SET mark = ?", (head,))
             transaction.execute("UPDATE log_head SET kept_bytes = 0, lost_through = seq")
-            return int(cleared)
+            return int(cleared), held
 
-        return json_answer(
-            answers.Cleared("cleared", self._bus.write(job), self._bus.epochs.cursor(self._bus.hub.tail.delivered))
-        )
+        cleared, held = self._bus.write(job)
+        self._bus.courier.queues.settled(held, None)
+        return json_answer(answers.Cleared("cleared", cleared, self._bus.epochs.cursor(self._bus.hub.tail.delivered)))
 
     def health(self) -> Response:
         return json_answer(answers.Health("healthy"))

@@ -97,7 +97,8 @@ class Verbs:
 
     def request(self, connection: Connection, frame: Frame) -> None:
         """Ask, and answer with one `reply` frame."""
-        frame.correlation_id = frame.correlation_id or new_correlation()
+        if frame.correlation_id is None:
+            frame.correlation_id = new_correlation(frame.idempotency_key)
         wait = wait_of(frame.wait, DEFAULT_REQUEST_WAIT)
         draft = draft_of(frame, connection.client, frame.msg_type, names=self._bus.names, stamp_us=now_us())
         if self._asking >= MAX_ASKING:

@@ -199,7 +199,7 @@ def test_exec_runs_once_a_message_with_its_json_on_stdin(server: BusServer, tmp_
     assert [json.loads(line)["payload"] for line in done.stdout.splitlines()] == [0, 1, 2]
     assert done.returncode == 1
     assert "ended with 3" in done.stderr
-    assert "failed on 1 messages" in done.stderr
+    assert "failed on 1 message" in done.stderr
 
 
 def test_exec_of_nothing_is_refused_before_anything_is_received(server: BusServer) -> None:

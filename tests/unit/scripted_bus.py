@@ -1,4 +1,6 @@
-"""A bus whose every word is written by the test: a WebSocket server on loopback that hands its connections over.
+"""A bus whose every word is written by the test: servers on loopback that hand over what arrives.
+
+`ScriptedBus` is its WebSocket, `ScriptedRest` its REST.
 
 with ScriptedBus() as bus:
     client = Client("reader", bus.url)
@@ -11,11 +13,12 @@ with ScriptedBus() as bus:
 from __future__ import annotations
 
 import http
+import http.server
 import queue
 import threading
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import msgspec
 from websockets.exceptions import ConnectionClosed
@@ -188,3 +191,72 @@ class Gathered:
     def is_empty(self) -> bool:
         """True when nothing is left."""
         return self._values.empty()
+
+
+class Exchange:
+    """A request that waits for its answer."""
+
+    def __init__(self, method: str, path: str, body: Any) -> None:
+        self.method = method
+        self.path = path
+        self.body = body
+        self._answer: queue.Queue[tuple[int, bytes, dict[str, str]]] = queue.Queue()
+
+    def answer(self, body: object, status: int = 200, **headers: str) -> None:
+        """Answer it with JSON; `Retry_After` is the header Retry-After."""
+        given = {name.replace("_", "-"): value for name, value in headers.items()}
+        self._answer.put((status, msgspec.json.encode(body), given))
+
+    def refuse(self, status: int, code: str, sentence: str = "No.", **headers: str) -> None:
+        """Answer it with an error of the bus."""
+        self.answer({"error": sentence, "code": code}, status, **headers)
+
+    def wait(self) -> tuple[int, bytes, dict[str, str]]:
+        """What the test answered; waits for it."""
+        return self._answer.get(timeout=PATIENCE_SECONDS)
+
+
+class ScriptedRest:
+    """Listens on a free loopback port. `accept` gives the next request, to be answered by the test."""
+
+    def __init__(self) -> None:
+        arrived: queue.Queue[Exchange] = queue.Queue()
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            timeout: ClassVar[float] = PATIENCE_SECONDS
+
+            def do(self) -> None:
+                data = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                exchange = Exchange(self.command, self.path, msgspec.json.decode(data) if data else None)
+                arrived.put(exchange)
+                status, body, headers = exchange.wait()
+                self.send_response(status)
+                for name, value in {"Content-Length": str(len(body)), **headers}.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(body)
+
+            do_GET = do_POST = do_DELETE = do
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        self._arrived = arrived
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
+
+    def accept(self) -> Exchange:
+        """The next request; waits for it."""
+        return self._arrived.get(timeout=PATIENCE_SECONDS)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join(PATIENCE_SECONDS)

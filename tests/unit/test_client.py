@@ -218,67 +218,7 @@ def test_a_message_keeps_its_own_spelling_and_stays_one_line(bus: ScriptedBus, s
     assert message.json_line().count(b"\n") == 1
 
 
-# ---- handlers and acks
-
-
-def test_a_message_is_acked_only_after_its_handler_succeeded(bus: ScriptedBus, start: Start) -> None:
-    client = start()
-    entered, leave = threading.Event(), threading.Event()
-
-    @client.on("task")
-    def work(message: Message) -> None:
-        entered.set()
-        assert leave.wait(PATIENCE_SECONDS)
-        if message.payload == "bad":
-            raise ValueError
-
-    peer = bus.accept_confirmed()
-    peer.push(1, type="task", requires_ack=True)
-    assert entered.wait(PATIENCE_SECONDS)
-    client.send_nowait("writer", "while it works")
-    assert peer.hear()["type"] == "send"
-    leave.set()
-    assert peer.hear() == {"type": "ack", "message_id": "msg-1"}
-    peer.push(2, type="task", requires_ack=True, payload="bad")
-    peer.push(3, type="task")
-    peer.push(4, type="task", requires_ack=True, attempt=3)
-    assert peer.hear() == {"type": "ack", "message_id": "msg-4", "attempt": 3}
-
-
-def test_what_was_acked_is_acked_again_and_what_failed_is_handled_again(bus: ScriptedBus, start: Start) -> None:
-    client = start()
-    handled = Gathered()
-    failures = iter([True, False])
-
-    def work(message: Message) -> None:
-        handled(message.seq)
-        if message.seq == 2 and next(failures):
-            raise ValueError
-
-    client.on("task", work)
-    first = bus.accept_confirmed()
-    first.push(1, type="task", requires_ack=True)
-    assert first.hear()["message_id"] == "msg-1"
-    first.push(2, type="task", requires_ack=True)
-    assert [handled.next(), handled.next()] == [1, 2]
-    first.push(3, type="task", requires_ack=True)
-    assert first.hear()["message_id"] == "msg-3"
-    first.cut()
-    second = bus.accept_confirmed()
-    for seq in (1, 2):
-        second.push(seq, type="task", requires_ack=True, redelivered=True)
-    assert [second.hear()["message_id"] for _ in range(2)] == ["msg-1", "msg-2"]
-    assert [handled.next(), handled.next()] == [3, 2]
-    assert handled.is_empty
-
-
-def test_plain_messages_are_never_acked(bus: ScriptedBus, start: Start) -> None:
-    client = start()
-    peer = bus.accept_confirmed()
-    peer.push(1)
-    client.ack(client.receive(PATIENCE_SECONDS))
-    client.send_nowait("writer", "next")
-    assert peer.hear()["type"] == "send"
+# ---- handlers
 
 
 def test_handlers_and_receive_share_by_type(bus: ScriptedBus, start: Start) -> None:

@@ -1,0 +1,62 @@
+"""The commands, and the process that runs one: refusals, signals and closed pipes become exit codes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+
+import click
+
+from bus import __version__
+from bus.cli.claim import claim
+from bus.cli.dead_letters import dead_letters
+from bus.cli.look import clients, log, queues, status, thread
+from bus.cli.process import Ended
+from bus.cli.replay import replay, replays
+from bus.cli.send import request, send
+from bus.cli.tail import tail
+from bus.client import Offline
+from bus.errors import BusError
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="multi-agent-bridge")
+def cli() -> None:
+    """Talk to a message bus from the shell.
+
+    \b
+    python -m bus send --to browser "hello"             one message
+    python -m bus tail --client browser                 follow what comes for a client
+    python -m bus claim builds --exec ./build.sh        work on the jobs of a queue
+    python -m bus request --to reviewer "is it good?"   ask, and wait for the answer
+    """
+
+
+for command in (send, request, tail, claim, log, thread, clients, queues, status, dead_letters, replay, replays):
+    cli.add_command(command)
+
+
+def main() -> None:
+    """Run the command line, and exit."""
+    try:
+        with cli.make_context("python -m bus", sys.argv[1:]) as context:
+            cli.invoke(context)
+        code = 0
+    except click.exceptions.Exit as end:
+        code = end.exit_code
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        code = 128 + signal.SIGINT
+    except Ended as end:
+        code = end.exit_code
+    except BusError as error:
+        click.echo(error.sentence, err=True)
+        code = 2 if isinstance(error, Offline) or error.field == "url" else 1
+    except BrokenPipeError:
+        # Nobody reads any more. What is left in the buffer must not fail again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 128 + signal.SIGPIPE
+    sys.exit(code)
