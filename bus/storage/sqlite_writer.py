@@ -198,6 +198,8 @@ class _Work:
             if (due_us := self._due(message)) > self.ledger.now:
                 self._schedule(item, due_us)
                 return
+            if not message.flags & OWN_ID:
+                message.own_id = ""  # it is due already: its seq names it
             if terms.ttl_us is not None:
                 message.expires_us = self.ledger.now + terms.ttl_us
         item.outcome = Outcome()

@@ -13,6 +13,7 @@ or the whole server is killed at a random moment and comes back. Then:
 * a seq that does not rise.
 
 A producer never sends a number twice: what was under way at a kill may be in the log or not, but only once.
+Acks, queues, delays and requests have a crash test of their own, tests.faults.crash_delivery.
 """
 
 from __future__ import annotations
