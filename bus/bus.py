@@ -317,12 +317,12 @@ class Bus:
             self.emit(MessageSent(message))
         if outcome.failures:
             self.courier.tell_failures(outcome.failures)
-        recipients = fate(message, outcome, self.is_live, self._online)
+        recipients = fate(message, outcome, self.is_live, self.audience_size)
         if not outcome.scheduled:
             message_id = message.own_id.encode() or self.epochs.id_of(message.seq)
             settled(Receipt(message_id, message.seq, message.stamp_us, recipients, outcome.duplicate))
             return
-        due_us = None if outcome.duplicate else deliver_us(message)
+        due_us = deliver_us(message)
         own_id = message.own_id.encode()
         settled(
             Receipt(own_id, None, message.stamp_us, recipients, outcome.duplicate, scheduled=True, deliver_us=due_us)
@@ -338,10 +338,10 @@ class Bus:
         text_of(message, self.epochs)
         self.backplane.share_ephemeral(message)
         self.hub.deliver([message])
-        recipients = fate_of_ephemeral(message, self.is_live, self._online)
+        recipients = fate_of_ephemeral(message, self.is_live, self.audience_size)
         settled(Receipt(message.own_id.encode(), None, message.stamp_us, recipients))
 
-    def _online(self, message: Message) -> int:
+    def audience_size(self, message: Message) -> int:
         """How many hear a message that names nobody."""
         if message.kind == Kind.QUEUE:
             return self.courier.queues.takers(audience_of(message))

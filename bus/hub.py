@@ -409,7 +409,7 @@ class Hub:
             return False
         if not connection.live:
             return connection.position > connection.pinged
-        return max(room.last_seq, self._last_to_all) > connection.pinged
+        return max(room.last_seq, self._last_to_all, connection.position) > connection.pinged
 
     def ping(self, connection: Connection) -> None:
         """Ask the peer to confirm what was written to it so far."""

@@ -13,8 +13,8 @@ from bus.storage import Outcome
 class Receipt(msgspec.Struct, gc=False):
     """The answer to a send. `message_id` is ASCII; `recipients` is JSON: what happens, for each named recipient.
 
-    `seq` is None for an ephemeral message and for one that waits for its time; that one has `deliver_us`, unless it is
-    the repeat of an earlier send. Times in microseconds since 1970.
+    `seq` is None for an ephemeral message and for one that waits for its time; that one has `deliver_us`. Times in
+    microseconds since 1970.
     """
 
     message_id: bytes

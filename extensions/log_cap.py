@@ -11,7 +11,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from bus.storage import Transaction
-from bus.storage.deliveries import Failure
+from bus.storage.deliveries import Swept
 from bus.storage.eviction import evict
 from bus.worker import Worker
 
@@ -39,18 +39,19 @@ class LogCap:
         evicted = 0
         taken = -1
         while taken:
-            taken, failures = self._bus.write(self._step)
-            self._bus.courier.tell_failures(failures)
+            taken, swept = self._bus.write(self._step)
+            if swept is not None:
+                self._bus.courier.tell_swept(swept)
             evicted += taken
         if evicted:
             log.info(
                 "The log reached its cap; the oldest messages went", extra={"action": "evicted", "messages": evicted}
             )
 
-    def _step(self, transaction: Transaction) -> tuple[int, list[Failure]]:
+    def _step(self, transaction: Transaction) -> tuple[int, Swept | None]:
         (kept_bytes,) = transaction.execute("SELECT kept_bytes FROM log_head")[0]
         if kept_bytes <= self._max_bytes:
-            return 0, []
+            return 0, None
         rows = transaction.execute("SELECT seq, length(payload) FROM messages ORDER BY seq LIMIT ?", (STEP_MESSAGES,))
         through = freed = taken = 0
         for seq, size in rows:

@@ -25,7 +25,7 @@ from bus.message import Kind, Message, text_of
 from bus.protocol import Settle, encode
 from bus.room import Room
 from bus.storage import Job, Reader, Transaction
-from bus.storage.deliveries import CLIENT_WINDOW, Failure, Lease, Settled
+from bus.storage.deliveries import CLIENT_WINDOW, Failure, Lease, Settled, Swept
 from bus.storage.log_writer import LogWriter
 from bus.threads import WorkerPool
 
@@ -276,6 +276,12 @@ class Courier:
         return connection.consumer
 
     # ---- telling
+
+    def tell_swept(self, swept: Swept) -> None:
+        """Tell everybody what time, or an eviction, did to deliveries."""
+        self.tell_failures(swept.failures)
+        self.queues.settled([held for held in swept.freed if "/" in held[1]], None)
+        self.stir(swept.stirred)
 
     def tell_failures(self, failures: Iterable[Failure]) -> None:
         """Tell senders what became a dead letter: an event here, and a frame wherever they are connected."""

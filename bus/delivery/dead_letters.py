@@ -8,8 +8,9 @@ from typing import Any
 import msgspec
 
 from bus.errors import Malformed
-from bus.message import OWN_ID, PRIORITIES, Kind, Message, Terms
+from bus.message import ACK_WAIT_US, OWN_ID, PRIORITIES, Kind, Message, Terms
 from bus.storage import Outcome, Reader, Transaction
+from bus.storage.deliveries import Failure
 from bus.storage.rows import named
 
 REASONS = ("rejected", "expired", "max_attempts", "overflow", "no_recipient", "invalid")
@@ -17,7 +18,8 @@ STEP = 200
 """Dead letters of one transaction, so that no commit waits long."""
 
 _COLUMNS = (
-    "id, owner, died_at, reason, detail, attempts, seq, kind, address, sender, type, stamp, flags, extras, payload"
+    "id, owner, died_at, reason, detail, attempts, seq, kind, address, sender, type, stamp, flags, extras, payload,"
+    " ack_wait"
 )
 _MATCHES = (
     "(?1 IS NULL OR owner = ?1) AND (?2 IS NULL OR reason = ?2) AND (?3 IS NULL OR sender = ?3)"
@@ -43,6 +45,7 @@ class DeadLetter(msgspec.Struct):
     detail: str | None
     attempts: bytes
     seq: int
+    ack_wait_us: int | None
 
     @property
     def rank(self) -> Rank:
@@ -62,10 +65,12 @@ class Choice(msgspec.Struct, frozen=True):
 
 
 class Done(msgspec.Struct):
-    """How many matched, and with how many of them it was done; the others are still there."""
+    """How many matched, and with how many of them it was done; the others are still there. `failures`: what was set aside
+    to make room for them."""
 
     matched: int
     done: int
+    failures: list[Failure] = []
 
 
 def parse_rank(text: str) -> Rank:
@@ -104,8 +109,12 @@ def redrive(write: Callable[[Any], Any], choice: Choice, limit: int) -> Done:
     return _in_steps(write, choice, limit, _redrive_one)
 
 
+Step = tuple[list[Outcome | None], Rank | None]
+"""What became of each, and where the next step begins."""
+
+
 def _in_steps(
-    write: Callable[[Any], Any], choice: Choice, limit: int, one: Callable[[Transaction, DeadLetter], bool]
+    write: Callable[[Any], Any], choice: Choice, limit: int, one: Callable[[Transaction, DeadLetter], Outcome | None]
 ) -> Done:
     matched = write(lambda transaction: count(transaction, choice))
     done = Done(matched, 0)
@@ -113,29 +122,33 @@ def _in_steps(
     left = min(limit, matched)
     while after is not None and left > 0:
 
-        def step(transaction: Transaction, after: Rank = after, left: int = left) -> tuple[int, int, Rank | None]:
+        def step(
+            transaction: Transaction, after: Rank = after, left: int = left
+        ) -> tuple[list[Outcome | None], Rank | None]:
             letters = page(transaction, choice, after, min(STEP, left))
-            acted = sum(one(transaction, letter) for letter in letters)
-            return len(letters), acted, letters[-1].rank if letters else None
+            return [one(transaction, letter) for letter in letters], letters[-1].rank if letters else None
 
-        looked, acted, after = write(step)
-        left -= looked
-        done.done += acted
+        outcomes, after = write(step)
+        left -= len(outcomes)
+        acted = [outcome for outcome in outcomes if outcome is not None]
+        done.done += len(acted)
+        done.failures += [failure for outcome in acted for failure in outcome.failures]
     return done
 
 
-def _purge_one(transaction: Transaction, letter: DeadLetter) -> bool:
+def _purge_one(transaction: Transaction, letter: DeadLetter) -> Outcome | None:
     _remove(transaction, letter)
-    return True
+    return Outcome()
 
 
-def _redrive_one(transaction: Transaction, letter: DeadLetter) -> bool:
+def _redrive_one(transaction: Transaction, letter: DeadLetter) -> Outcome | None:
+    """None: it found no room, and stays."""
     old = letter.message
     queue = letter.owner.startswith("queue:")
     kind, address = (Kind.QUEUE, letter.owner[6:]) if queue else (Kind.CLIENT, letter.owner)
     mark = b',"redriven":true'
     extras = old.extras if mark in old.extras else old.extras + mark
-    priority = msgspec.json.decode(b"{" + extras[1:] + b"}").get("priority", "normal")
+    priority = PRIORITIES[msgspec.json.decode(b"{" + extras[1:] + b"}").get("priority", "normal")]
     message = Message(
         kind,
         address,
@@ -148,12 +161,13 @@ def _redrive_one(transaction: Transaction, letter: DeadLetter) -> bool:
         None,
         extras,
         own_id=old.own_id,
-        terms=Terms(PRIORITIES[priority]),
+        terms=Terms(priority, letter.ack_wait_us or ACK_WAIT_US),
     )
-    if not isinstance(transaction.append(message), Outcome):
-        return False
+    outcome = transaction.append(message)
+    if not isinstance(outcome, Outcome):
+        return None
     _remove(transaction, letter)
-    return True
+    return outcome
 
 
 def _remove(transaction: Transaction, letter: DeadLetter) -> None:
@@ -177,8 +191,9 @@ def _dead_letter(row: tuple[Any, ...]) -> DeadLetter:
         flags,
         extras,
         payload,
+        ack_wait,
     ) = row
     message = Message(
         kind, address, named(kind, address), sender, type_, payload, stamp, flags, None, extras, seq, own_id=message_id
     )
-    return DeadLetter(message, owner, died_at, reason, detail, attempts, seq)
+    return DeadLetter(message, owner, died_at, reason, detail, attempts, seq, ack_wait)

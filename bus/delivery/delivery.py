@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from bus.backplane.local import LocalBackplane
@@ -12,32 +12,22 @@ from bus.delivery.courier import Courier
 from bus.delivery.housekeeper import Housekeeper
 from bus.delivery.reaper import Reaper
 from bus.delivery.replays import Replays
-from bus.delivery.requests import Requests
-from bus.errors import BusError
+from bus.delivery.requests import Asker, Requests
 from bus.events import Event
-from bus.hub import Hub
 from bus.message import Epochs
-from bus.protocol import Draft
-from bus.receipts import Receipt
 from bus.storage.log_writer import LogWriter
 from bus.threads import WorkerPool
 from bus.worker import Worker
 
 
-class Host(Protocol):
+class Host(Asker, Protocol):
     """The process that delivers: what of the bus is needed here."""
 
-    hub: Hub
     writer: LogWriter
     readers: WorkerPool
     backplane: LocalBackplane
-    draining: bool
 
     def emit(self, event: Event) -> None: ...
-
-    def send(self, drafts: Sequence[Draft]) -> list[Receipt | BusError]: ...
-
-    def is_live(self, name: str) -> bool: ...
 
 
 class Delivery:
@@ -77,7 +67,7 @@ class Delivery:
         """Begin to carry."""
         clock = self._clock.now_us
         self.courier = Courier(host.hub, host.writer, host.readers, host.backplane, clock, host.emit)
-        self.requests = Requests(host.hub, host.send, self._read, host.is_live, lambda: host.draining, clock)
+        self.requests = Requests(host, self._read, clock)
 
     def recover(self) -> None:
         """Mend what a clock that was set back has left behind. Once, by the first process of a server."""

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from bus.clock import Clock
+from bus.message import now_us
 from bus.storage import Transaction
 from bus.storage.sqlite_reader import WAITING
 
@@ -25,7 +26,7 @@ KEY_AGE_US = DAY_US
 CLIENT_AGE_US = 30 * DAY_US
 
 _AGED = (
-    "DELETE FROM idempotency WHERE (sender, key) IN (SELECT sender, key FROM idempotency WHERE stamp < ? LIMIT ?)",
+    "DELETE FROM idempotency WHERE (sender, key) IN (SELECT sender, key FROM idempotency WHERE kept_at < ? LIMIT ?)",
     "DELETE FROM settled WHERE (seq, owner) IN (SELECT seq, owner FROM settled WHERE settled_at < ? LIMIT ?)",
     "DELETE FROM requests WHERE seq IN (SELECT seq FROM requests WHERE asked_at < ? LIMIT ?)",
 )
@@ -61,9 +62,12 @@ class Housekeeper:
         """Forget the clients that nobody used for a month, and for whom nothing waits; and backlogs of nothing."""
         while len(self._write(lambda transaction: transaction.execute(_EMPTY, (BATCH,)))) == BATCH:
             continue
+        before = (
+            min(self._clock.now_us(), now_us()) - CLIENT_AGE_US
+        )  # they are seen by the wall's clock, which may be set
         after: str | None = ""
         while after is not None:
-            after = self._write(_forget(self._clock.now_us() - CLIENT_AGE_US, after, set(self._online())))
+            after = self._write(_forget(before, after, set(self._online())))
 
 
 def _delete(statement: str, before: int) -> Callable[[Transaction], int]:

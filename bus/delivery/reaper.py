@@ -67,10 +67,7 @@ class Reaper:
         more = True
         while more:
             swept: Swept = self._write(run)
-            courier = self._courier()
-            courier.tell_failures(swept.failures)
-            courier.queues.settled([held for held in swept.freed if "/" in held[1]], None)
-            courier.stir(swept.stirred)
+            self._courier().tell_swept(swept)
             more = swept.more
 
     def _enter(self) -> None:
@@ -95,7 +92,9 @@ def _enter_batch(transaction: Transaction) -> tuple[int, list[Failure]]:
         else:
             refused = message.names or (audience_of(message),)
             log.info("A delayed message found no room", extra={"action": "overflow", "reason": outcome.code})
-        failures += [transaction.ledger.bury(message, name, "overflow", _reason(outcome)) for name in refused]
+        ack_wait = message.terms.ack_wait_us if message.terms is not None else None
+        why = _reason(outcome)
+        failures += [transaction.ledger.bury(message, name, "overflow", why, ack_wait=ack_wait) for name in refused]
     return len(rows), failures
 
 

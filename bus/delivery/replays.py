@@ -6,6 +6,7 @@ one. One process in the cluster carries them all on. An inbox that is full makes
 
 from __future__ import annotations
 
+import re
 import secrets
 import time
 from collections.abc import Callable
@@ -25,6 +26,9 @@ MAX_STEP = 500
 STEP_BYTES = 1024 * 1024
 DEFAULT_RATE, MAX_RATE = 500.0, 10_000.0
 """Messages a second."""
+
+_MARKS = re.compile(rb',"re(?:played|driven)":true(?:,"replay_of":"[^"]*")?')
+"""What the original itself was marked with: a name stands once in a JSON object. Nothing a sender says looks like it."""
 
 _COLUMNS = "id, recipient, first, upto, position, narrow, rate, copied, status, created_at"
 
@@ -137,7 +141,7 @@ class Replays:
 
 def _copy(message: Message, recipient: str, epochs: Epochs) -> Message:
     original = message.own_id or epochs.id_of(message.seq).decode()
-    extras = message.extras + b',"replayed":true,"replay_of":"%b"' % original.encode()
+    extras = _MARKS.sub(b"", message.extras) + b',"replayed":true,"replay_of":"%b"' % original.encode()
     return Message(
         Kind.CLIENT, recipient, (recipient,), message.sender, message.type, message.payload, now_us(), 0, None, extras
     )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import gevent
 import msgspec
@@ -67,24 +67,39 @@ def new_correlation(key: str | None = None) -> str:
     return f"req-{name}"
 
 
-class Requests:
-    """In greenlets of the event loop's thread. `send` and `read` are the bus's; `is_live(name)` too."""
+class Asker(Protocol):
+    """What of the bus a request needs."""
 
-    def __init__(
-        self,
-        hub: Hub,
-        send: Callable[[Sequence[Draft]], list[Receipt | BusError]],
-        read: Callable[[Any], Any],
-        is_live: Callable[[str], bool],
-        is_draining: Callable[[], bool],
-        clock: Callable[[], int],
-    ) -> None:
-        self._hub = hub
-        self._send = send
+    @property
+    def hub(self) -> Hub: ...
+
+    @property
+    def draining(self) -> bool: ...
+
+    def send(self, drafts: Sequence[Draft]) -> list[Receipt | BusError]:
+        """Publish and wait for the receipts."""
+        ...
+
+    def is_live(self, name: str) -> bool: ...
+
+    def audience_size(self, message: Message) -> int:
+        """How many hear a message that names nobody."""
+        ...
+
+
+class Requests:
+    """In greenlets of the event loop's thread. `read` is the bus's, `clock()` in microseconds."""
+
+    def __init__(self, bus: Asker, read: Callable[[Any], Any], clock: Callable[[], int]) -> None:
+        self._bus = bus
+        self._hub = bus.hub
         self._read = read
-        self._is_live = is_live
-        self._is_draining = is_draining
         self._clock = clock
+
+    def _is_anybody_there(self, message: Message) -> bool:
+        if message.names:
+            return any(map(self._bus.is_live, message.names))
+        return self._bus.audience_size(message) > 0
 
     def ask(self, draft: Draft, wait: float, *, require_online: bool) -> Answer:
         """Send a question and wait up to `wait` seconds for its answer. Raises BusError: then it was not sent."""
@@ -97,7 +112,7 @@ class Requests:
             raise Malformed(
                 f"A request is stored, and sent at once: `{field}` has no place in it.", code="bad_field", field=field
             )
-        if require_online and message.names and not any(map(self._is_live, message.names)):
+        if require_online and not self._is_anybody_there(message):
             raise Conflict(
                 "Nobody who was asked is connected, so nothing was sent; ask without `require_online` to have it wait in the"
                 " inbox.",
@@ -108,7 +123,7 @@ class Requests:
         draft.rows = [(_ASK, (SEQ, message.sender, terms.correlation_id, asked, self._clock()))]
         event = self._hub.waiter(answer_to(terms.correlation_id))
         try:
-            (receipt,) = self._send([draft])
+            (receipt,) = self._bus.send([draft])
             if isinstance(receipt, BusError):
                 raise receipt
             return self._wait(receipt.message_id.decode(), event, wait)
@@ -134,7 +149,7 @@ class Requests:
             while True:
                 event.clear()
                 answer = self._state(request_id)
-                if answer.complete or self._is_draining():
+                if answer.complete or self._bus.draining:
                     return answer
                 event.wait()
         except gevent.Timeout as expired:

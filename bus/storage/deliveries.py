@@ -44,6 +44,7 @@ class Delivery(msgspec.Struct):
     ack_wait: int
     leased_at: int | None
     history: bytes | None
+    lease_wait: int | None
 
 
 class Slot(msgspec.Struct, frozen=True):
@@ -87,7 +88,7 @@ class Settled(msgspec.Struct):
 
 
 class Swept(msgspec.Struct):
-    """What a round of `expire` did: owners with something to hand out, hands that were emptied, dead letters."""
+    """What was swept away: owners with something to hand out, hands that were emptied (owner, holder, seq), dead letters."""
 
     stirred: set[str]
     freed: list[tuple[str, str, int]]

@@ -6,19 +6,22 @@ What is still open of a message becomes a dead letter first. Whoever removes mes
 from __future__ import annotations
 
 from bus.storage import Transaction
-from bus.storage.deliveries import Failure
+from bus.storage.deliveries import Swept
 
 
-def evict(transaction: Transaction, through: int, freed_bytes: int) -> list[Failure]:
-    """Remove the messages up to the seq `through`, whose payloads are `freed_bytes`; readers who miss them are told."""
-    failures = transaction.ledger.evict(through)
+def evict(transaction: Transaction, through: int, freed_bytes: int) -> Swept:
+    """Remove the messages up to the seq `through`, whose payloads are `freed_bytes`; readers who miss them are told.
+
+    What came of open deliveries is for `Courier.tell_swept`, after the commit.
+    """
+    swept = transaction.ledger.evict(through)
     for table, column in _HANGS_ON:
         transaction.execute(f"DELETE FROM {table} WHERE {column} <= ?", (through,))
     transaction.execute("UPDATE clients SET mark = ?1 WHERE mark < ?1", (through,))
     transaction.execute(
         "UPDATE log_head SET kept_bytes = kept_bytes - ?, lost_through = max(lost_through, ?)", (freed_bytes, through)
     )
-    return failures
+    return swept
 
 
 _HANGS_ON = (

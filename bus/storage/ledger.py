@@ -40,7 +40,7 @@ from bus.storage.deliveries import (
 )
 from bus.storage.rows import COLUMNS, message_of, named
 
-_DELIVERY = "owner, seq, state, until, holder, attempt, failures, ack_wait, leased_at, history"
+_DELIVERY = "owner, seq, state, until, holder, attempt, failures, ack_wait, leased_at, history, lease_wait"
 
 
 class Ledger:
@@ -135,7 +135,7 @@ class Ledger:
             if leases and size > LEASE_BYTES:
                 break
             until = self.now + (slot.ack_wait_us or ack_wait)
-            self._execute(_LEASE, (until, slot.holder, slot.ack_wait_us or ack_wait, self.now, owner, seq))
+            self._execute(_LEASE, (until, slot.holder, slot.ack_wait_us, self.now, owner, seq))
             leases.append(Lease(message, owner, slot.holder, attempt + 1, until))
         if leases:
             self._move(owner, -len(leases), len(leases))
@@ -175,12 +175,17 @@ class Ledger:
         delivery = self._find(said)
         if isinstance(delivery, Settled):
             return delivery
-        if said.attempt is not None and said.attempt != max(delivery.attempt, 1):
-            if said.attempt > max(delivery.attempt, 1):
-                raise Malformed("`attempt` has not begun yet.", code="bad_field", field="attempt")
-            return Settled("superseded", delivery.attempt)
-        if not self._may_speak(delivery, said):
-            return Settled("superseded", delivery.attempt)
+        begun = delivery.attempt
+        if delivery.state == WAITING and not delivery.owner.startswith("queue:"):
+            delivery.attempt += 1  # who reads an inbox, and says something of what waits in it, has begun an attempt
+        current = delivery.attempt
+        if said.attempt is not None and said.attempt > current:
+            raise Malformed("`attempt` has not begun yet.", code="bad_field", field="attempt")
+        late_ack = said.verb == "ack" and said.attempt == begun
+        if (said.attempt not in (None, current) and not late_ack) or not self._may_speak(delivery, said):
+            return Settled("superseded", begun)
+        if late_ack:
+            delivery.attempt = begun
         return _VERBS[said.verb](self, delivery, said)
 
     def _may_speak(self, delivery: Delivery, said: Settle) -> bool:
@@ -206,7 +211,9 @@ class Ledger:
         if exists:
             raise Forbidden("Only a recipient of the message may settle it.", code="not_recipient")
         for seq in seqs:  # the message is gone; what became of it may still be known
-            known = self._one("SELECT outcome, attempt FROM settled WHERE seq = ? AND owner = ?", (seq, said.client))
+            known = self._one(
+                "SELECT outcome, attempt FROM settled WHERE seq = ? AND ? IN (owner, consumer)", (seq, said.client)
+            )
             if known:
                 return Settled("dead" if known[0] == DEAD else "acked", known[1])
         raise NotFound("There is no message with this id; it may have been evicted.", code="unknown_message")
@@ -246,15 +253,13 @@ class Ledger:
     def _nack(self, delivery: Delivery, said: Settle) -> Settled:
         if delivery.state == RESTING:
             return self._settled("nacked", delivery)  # said twice: it counts once
-        if delivery.state == WAITING and delivery.attempt:
-            return self._settled("superseded", delivery)
         rest = self._backoff(delivery.failures + 1) if said.delay_us is None else said.delay_us
         failure = self._fail(delivery, "nacked", said.reason, rest)
         return self._settled("dead" if failure else "nacked", delivery, failure)
 
     def _progress(self, delivery: Delivery, said: Settle) -> Settled:
         assert delivery.leased_at is not None
-        until = self.now + (said.ack_wait_us or delivery.ack_wait)
+        until = self.now + (said.ack_wait_us or delivery.lease_wait or delivery.ack_wait)
         until = max(min(until, delivery.leased_at + MAX_LEASE_US), self.now)
         self._execute(
             "UPDATE deliveries SET until = ? WHERE owner = ? AND seq = ?", (until, delivery.owner, delivery.seq)
@@ -318,16 +323,19 @@ class Ledger:
         for statement in _MEND:
             self._execute(statement, (self.now,))
 
-    def evict(self, through: int) -> list[Failure]:
+    def evict(self, through: int) -> Swept:
         """Messages up to the seq `through` are about to go: what is still open of them becomes a dead letter."""
-        failures = []
+        swept = Swept(set(), [], [], more=False)
         rows = self._all("SELECT seq, kind, address FROM messages WHERE seq <= ? AND flags & 1 = 1", (through,))
         for seq, kind, address in rows:
             for owner in (f"queue:{address}",) if kind == Kind.QUEUE else named(kind, address):
                 delivery = self._delivery(owner, seq)
                 if delivery is not None and (failure := self.overflow(delivery)):
-                    failures.append(failure)
-        return failures
+                    swept.failures.append(failure)
+                    if delivery.state == LEASED:
+                        swept.freed.append((owner, delivery.holder or "", seq))
+                        swept.stirred.add(owner)
+        return swept
 
     def oldest_waiting(self, owner: str) -> Delivery | None:
         """The first of an owner's deliveries that is in nobody's hands."""
@@ -341,8 +349,16 @@ class Ledger:
         outcome = "evicted" if delivery.state == LEASED else None
         return self._die(delivery, "overflow", None, _history(delivery, outcome, None, self.now))
 
-    def bury(self, message: Message, owner: str, reason: str, detail: str | None, attempts: bytes = b"[]") -> Failure:
-        """Write the dead letter of a message to one owner."""
+    def bury(
+        self,
+        message: Message,
+        owner: str,
+        reason: str,
+        detail: str | None,
+        attempts: bytes = b"[]",
+        ack_wait: int | None = None,
+    ) -> Failure:
+        """Write the dead letter of a message to one owner; `ack_wait` is what its sender said, in microseconds."""
         message_id = message.own_id or self._epochs.id_of(message.seq).decode()
         self._execute(
             _BURY,
@@ -362,6 +378,7 @@ class Ledger:
                 message.flags,
                 message.extras,
                 message.payload,
+                ack_wait,
             ),
         )
         return Failure(message_id, message.sender, owner, reason)
@@ -378,7 +395,7 @@ class Ledger:
     def _rest(self, delivery: Delivery, outcome: str, reason: str | None, failures: int, rest_us: int) -> None:
         state, until = (RESTING, self.now + rest_us) if rest_us > 0 else (WAITING, None)
         history = _history(delivery, outcome, reason, self.now)
-        self._execute(_REST, (state, until, failures, history, delivery.owner, delivery.seq))
+        self._execute(_REST, (state, until, delivery.attempt, failures, history, delivery.owner, delivery.seq))
         if delivery.state == LEASED:
             self._move(delivery.owner, 1, -1)
 
@@ -389,7 +406,8 @@ class Ledger:
     def _die(self, delivery: Delivery, reason: str, detail: str | None, history: bytes) -> Failure | None:
         consumer = _client_of(delivery.holder) or ""
         self._close(delivery, DEAD, delivery.attempt, consumer)
-        return self.bury(self._message(delivery.seq), delivery.owner, reason, detail, history)
+        message = self._message(delivery.seq)
+        return self.bury(message, delivery.owner, reason, detail, history, delivery.ack_wait)
 
     def _close(self, delivery: Delivery, outcome: int, attempt: int, consumer: str) -> None:
         owner, seq = delivery.owner, delivery.seq
@@ -425,7 +443,7 @@ _VERBS: dict[str, Callable[[Ledger, Delivery, Settle], Settled]] = {
 VERBS = frozenset(_VERBS)
 
 _PLAIN = Terms()
-_ENTER = "INSERT INTO deliveries VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_ENTER = "INSERT INTO deliveries VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL)"
 _NEXT = """
 SELECT seq, attempt, ack_wait FROM deliveries
  WHERE owner = ? AND state = 0 AND (expires_at IS NULL OR expires_at > ?) ORDER BY due_key, seq LIMIT ?"""
@@ -433,10 +451,10 @@ _AGAIN = """
 SELECT seq, attempt, ack_wait, due_key FROM deliveries
  WHERE owner = ? AND state = 1 AND seq > ? AND seq <= ? AND (due_key, seq) > (?, ?) ORDER BY due_key, seq LIMIT ?"""
 _LEASE = """
-UPDATE deliveries SET state = 1, until = ?, holder = ?, ack_wait = ?, attempt = attempt + 1, leased_at = ?
+UPDATE deliveries SET state = 1, until = ?, holder = ?, lease_wait = ?, attempt = attempt + 1, leased_at = ?
  WHERE owner = ? AND seq = ?"""
 _REST = """
-UPDATE deliveries SET state = ?, until = ?, holder = NULL, leased_at = NULL, failures = ?, history = ?
+UPDATE deliveries SET state = ?, until = ?, holder = NULL, leased_at = NULL, attempt = ?, failures = ?, history = ?
  WHERE owner = ? AND seq = ?"""
 _WAKE = "UPDATE deliveries SET state = 0, until = NULL WHERE owner = ? AND seq = ?"
 _RESTS_SINCE = "json_extract(CAST(history AS TEXT), '$[#-1].ended_us')"
@@ -447,7 +465,7 @@ _MEND = (
 )
 _OUTLIVED = f"SELECT {_DELIVERY} FROM deliveries WHERE expires_at <= ? AND state <> 1 ORDER BY expires_at LIMIT ?"
 _BURY = """
-INSERT INTO dead_letters VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+INSERT INTO dead_letters VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 ON CONFLICT (id, owner) DO UPDATE SET died_at = excluded.died_at, reason = excluded.reason, detail = excluded.detail,
  attempts = excluded.attempts, seq = excluded.seq"""
 

@@ -73,15 +73,19 @@ SELECT count(*) FROM (
     LIMIT ?4)"""
 """How many plain messages of ?1 there are behind ?2, up to ?3; at most ?4 are counted."""
 
-# What a client has not settled, in the order in which it would be pushed. Each arm walks an index in that order.
+# What a client has not settled, in the order in which it would be pushed. Each arm walks an index in that order. What waits
+# is read as the attempt that its reader begins.
 OPEN = f"""{
     " UNION ALL ".join(
-        f"SELECT {COLUMNS}, d.attempt, d.due_key FROM deliveries d JOIN messages m ON m.seq = d.seq"
+        f"SELECT {COLUMNS}, d.attempt + {int(state == WAITING_STATE)}, d.due_key"
+        " FROM deliveries d JOIN messages m ON m.seq = d.seq"
         f" WHERE d.owner = ?1 AND d.state = {state} AND (?2 IS NULL OR m.type = ?2) AND (?3 IS NULL OR m.sender = ?3)"
         " AND (m.expires_at IS NULL OR m.expires_at > ?4)"
         for state in (WAITING_STATE, LEASED, RESTING)
     )
 } ORDER BY 12, 1 LIMIT ?5"""
+
+_STAMP_FROM = "SELECT seq, stamp FROM messages WHERE seq >= ? AND flags & 4 = 0 ORDER BY seq LIMIT 1"
 
 NO_FILTER = Filter()
 
@@ -159,13 +163,18 @@ class SqliteReader:
         return self._connection.execute(statement, bindings).fetchall()
 
     def seq_before(self, stamp_us: int) -> int:
-        """By bisection over seq: stamps rise with seq but for the moments between accept and commit, hence the margin."""
+        """By bisection over seq: stamps rise with seq but for the moments between accept and commit, hence the margin.
+
+        Those of delayed and redriven messages (OWN_ID) do not, so they are passed over.
+        """
         earliest = stamp_us - 60_000_000
         low = int(self._one("SELECT lost_through FROM log_head")[0])
         high = int(self._one("SELECT seq FROM log_head")[0])
         while low < high:
             middle = (low + high + 1) // 2
-            row = self._one("SELECT seq, stamp FROM messages WHERE seq >= ? ORDER BY seq LIMIT 1", (middle,))
+            row = self._one(
+                "SELECT seq, stamp FROM messages WHERE seq >= ? AND flags & 4 = 0 ORDER BY seq LIMIT 1", (middle,)
+            )
             if row and row[1] <= earliest:
                 low = max(middle, row[0])
             else:

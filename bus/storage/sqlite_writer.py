@@ -35,6 +35,10 @@ _INSERTS = {
 }
 
 
+CLOCKS_AGREE_US = 1_000_000
+"""Within such a difference the wall's clock and the bus's are one, so that equal times of delivery stay equal."""
+
+
 class SqliteWriter:
     """See `bus.storage.Writer`. Not thread-safe: the writer thread owns it."""
 
@@ -104,6 +108,7 @@ class _Work:
         self.written: list[Message] = []
         self.ledger = Ledger(self._execute, writer._epochs, writer._clock())
         self._inserted = 0
+        self._counted = 0  # of what was written, how much the log's head knows of
         self._inboxes = Inboxes(
             self._execute,
             self.ledger,
@@ -123,13 +128,19 @@ class _Work:
                 self._admit_group(item.members)
             else:
                 self._run(item)
+        self._write_all()
+
+    def _write_all(self) -> None:
+        """Bring the tables up to what was taken in so far."""
         self.insert()
         self.ledger.flush()
-        if self.written:
+        counted = self.written[self._counted :]
+        if counted:
             self._execute(
                 "UPDATE log_head SET seq = ?, total_messages = total_messages + ?, kept_bytes = kept_bytes + ?",
-                (self.head, len(self.written), sum(len(m.payload) for m in self.written)),
+                (self.head, len(counted), sum(len(m.payload) for m in counted)),
             )
+            self._counted = len(self.written)
 
     # ---- for jobs; see `bus.storage.Transaction`
 
@@ -143,8 +154,7 @@ class _Work:
         return item.error or item.outcome or Outcome()
 
     def _run(self, job: Job) -> None:
-        self.insert()
-        self.ledger.flush()
+        self._write_all()
         head, written = self.head, len(self.written)
         self._execute("SAVEPOINT job")
         try:
@@ -192,11 +202,12 @@ class _Work:
 
     def _admit(self, item: Pending) -> None:
         message = item.message
-        if item.key is not None and self._seen_before(item):
+        body = b"" if item.key is None else _hash(message)  # before a refusal takes names off the address
+        if item.key is not None and self._seen_before(item, body):
             return
         if (terms := message.terms) is not None:
             if (due_us := self._due(message)) > self.ledger.now:
-                self._schedule(item, due_us)
+                self._schedule(item, due_us, body)
                 return
             if not message.flags & OWN_ID:
                 message.own_id = ""  # it is due already: its seq names it
@@ -218,7 +229,7 @@ class _Work:
         for statement, bindings in item.rows:
             self._execute(statement, [self.head if value is SEQ else value for value in bindings])
         if item.key is not None:
-            self._remember(item)
+            self._remember(item, body)
 
     def _admit_special(self, message: Message, live: Sequence[str]) -> None:
         """What is written of a message beyond its row."""
@@ -252,13 +263,14 @@ class _Work:
         terms = message.terms
         assert terms is not None
         if terms.deliver_us is not None:
-            return self.ledger.now + terms.deliver_us - message.stamp_us
+            ahead = self.ledger.now - now_us()
+            return terms.deliver_us + (ahead if abs(ahead) > CLOCKS_AGREE_US else 0)
         return self.ledger.now + (terms.delay_us or 0)
 
-    def _schedule(self, item: Pending, due_us: int) -> None:
+    def _schedule(self, item: Pending, due_us: int, body: bytes) -> None:
         """Keep it outside the log until it is due; bus.delivery.scheduler puts it in."""
         message = item.message
-        self._inboxes.know_sender(message.sender, self.head)
+        self._inboxes.know_sender(message.sender, self.head + 1)  # behind what there is, and before what comes
         self._execute(
             "INSERT INTO scheduled VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
@@ -277,11 +289,11 @@ class _Work:
         )
         item.outcome = Outcome(scheduled=True)
         if item.key is not None:
-            self._remember(item)
+            self._remember(item, body)
 
     # ---- idempotency
 
-    def _seen_before(self, item: Pending) -> bool:
+    def _seen_before(self, item: Pending, body: bytes) -> bool:
         message = item.message
         row = self._execute(
             "SELECT body_hash, seq, stamp, answer, id FROM idempotency WHERE sender = ? AND key = ?",
@@ -290,7 +302,7 @@ class _Work:
         if row is None:
             return False
         body_hash, seq, stamp, answer, own_id = cast("tuple[bytes, int, int, bytes, str | None]", row)
-        if body_hash != _hash(message):
+        if body_hash != body:
             item.error = KeyReused(
                 "This idempotency key was used for another message; make a new key for a new message.",
                 field="idempotency_key",
@@ -302,7 +314,7 @@ class _Work:
         item.outcome = Outcome(duplicate=True, answer=answer, scheduled=own_id is not None)
         return True
 
-    def _remember(self, item: Pending) -> None:
+    def _remember(self, item: Pending, body: bytes) -> None:
         message, outcome = item.message, item.outcome
         assert outcome is not None
         states = [{"client": name, "state": "refused"} for name in outcome.refused]
@@ -314,15 +326,16 @@ class _Work:
         else:
             states = [{"client": audience_of(message), "state": "sent"}]
         self._execute(
-            "INSERT INTO idempotency VALUES (?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO idempotency VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 message.sender,
                 item.key,
-                _hash(message),
+                body,
                 message.seq,
                 message.stamp_us,
                 encode(states),
                 message.own_id if outcome.scheduled else None,
+                self.ledger.now,
             ),
         )
 

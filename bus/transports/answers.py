@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
 from bus.protocol import Send
 from bus.resume import Gap
+
+SEND_BODY = Annotated[Send, msgspec.Meta(extra_json_schema={"required": ["from", "to"]})]
+"""A send over REST. The struct asks for neither: a missing field is refused later, with a code of its own."""
 
 
 class Fate(msgspec.Struct):

@@ -190,6 +190,7 @@ class DeliveryViews:
 
     def _redriven(self, choice: Choice, limit: int) -> Response:
         done: Done = dead_letters.redrive(self._bus.write, choice, limit)
+        self._bus.courier.tell_failures(done.failures)
         return json_answer(answers.Redriven(done.matched, done.done))
 
     def purge(self, message_id: str) -> Response:
@@ -437,8 +438,8 @@ def _operations(views: DeliveryViews) -> list[Operation]:
         Operation(delete, letter, views.purge, "Throw a dead letter away.", answers.Purged, None, (owner,), (404, 507)),
         Operation(delete, letters, views.purge_many, "Throw many away; they are counted first.", answers.Purged, None,
                   (*choice, dry_run), (400, 507)),
-        Operation(post, "/api/request", views.request, "Send a message and wait for its answer.", answers.Answer, Question,
-                  (key,), (*bad, 409, 422, 429, 507), statuses=(200, 202)),
+        Operation(post, "/api/request", views.request, "Send a message and wait for its answer.", answers.Answer,
+                  answers.REQUEST_BODY, (key,), (*bad, 409, 422, 429, 507), statuses=(200, 202)),
         Operation(get, "/api/requests/<request_id>", views.request_state, "How a request stands.", answers.Answer, None,
                   (wait,), (400, 404), statuses=(200, 202)),
         Operation(post, "/api/replay", views.replay, "Put a range of the log into an inbox again.", answers.Replay,
@@ -447,8 +448,8 @@ def _operations(views: DeliveryViews) -> list[Operation]:
                   (limit,), (400,)),
         Operation(get, replay, views.replay_state, "One replay.", answers.Replay, None, (), (404,)),
         Operation(delete, replay, views.replay_cancel, "Stop a replay where it is.", answers.Replay, None, (), (404, 507)),
-        Operation(get, "/api/threads/<path:thread_id>", views.thread, "The messages of a thread, in order.", answers.Thread, None,
-                  (limit, cursor), (400, 404)),
+        Operation(get, "/api/threads/<path:thread_id>", views.thread, "The messages of a thread, in order.",
+                  answers.Thread, None, (limit, cursor), (400, 404)),
     ]  # fmt: skip
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
+from bus.protocol import Question
 from bus.transports.answers import MessageBody
+
+REQUEST_BODY = Annotated[Question, msgspec.Meta(extra_json_schema={"required": ["from", "to"]})]
+"""See `bus.transports.answers.SEND_BODY`."""
 
 
 class Settled(msgspec.Struct):

@@ -386,7 +386,7 @@ def _operations(rest: Rest) -> list[Operation]:
             rest.send,
             "Send a message.",
             answers.Sent,
-            Send,
+            answers.SEND_BODY,
             (key,),
             (400, 413, 415, 422, 429, 501, 507),
         ),

@@ -1,4 +1,4 @@
-"""Fixtures for tests of refusals: servers of which, at the end of each test, nothing may have changed."""
+"""Fixtures: a server of each size, and, for tests of refusals, servers of which nothing may have changed."""
 
 from __future__ import annotations
 
@@ -8,6 +8,14 @@ import pytest
 
 from bus.testing import BusServer
 from tests.refusals import KEY, nothing_stored
+
+
+@pytest.fixture(scope="module", params=["server", "server4"], ids=["one worker", "four workers"])
+def each_server(request: pytest.FixtureRequest) -> BusServer:
+    """The module's server with one worker, then the one with four: a test of it runs twice."""
+    found = request.getfixturevalue(request.param)
+    assert isinstance(found, BusServer)
+    return found
 
 
 @pytest.fixture

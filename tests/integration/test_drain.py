@@ -10,6 +10,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from typing import Any
 
@@ -17,6 +18,7 @@ import psutil
 import pytest
 
 from bus.testing import Answer, BusServer, eventually
+from tests.calls import call, claim, inbox
 from tests.follower import NO_CLOSE_FRAME, Follower, Returner
 from tests.rawws import CLOSE, TEXT, Disconnected, RawWebSocket
 
@@ -90,6 +92,20 @@ def open_connections(port: int) -> int:
     """How many TCP connections to a loopback port are established, by the clients' ends."""
     connections = psutil.Process().net_connections("tcp")
     return sum(1 for each in connections if each.raddr and each.raddr.port == port and each.status == "ESTABLISHED")
+
+
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.full), 4])
+def test_claims_and_questions_that_wait_are_answered(fresh_server: Start, workers: int) -> None:
+    server = fresh_server(workers=workers)
+    with ThreadPoolExecutor(8) as pool:
+        claims = [pool.submit(claim, server, "idle", f"claimer-{i}", wait=50) for i in range(4)]
+        body = {"from": "asker", "to": "nobody", "wait": 50}
+        questions = [pool.submit(call, server, "POST", "/api/request", body) for _ in range(4)]
+        eventually(lambda: call(server, "GET", "/api/queues/idle")["consumers"] == 4, what="the claims")
+        eventually(lambda: inbox(server, "nobody")["count"] == 4, what="the questions")
+        assert seconds_to_stop(server) < SOON_SECONDS
+        assert [each.result() for each in claims] == [[]] * 4
+        assert {each.result()["status"] for each in questions} == {"pending"}
 
 
 def test_idle_keep_alive_connections_do_not_hold_the_stop_up(fresh_server: Start) -> None:

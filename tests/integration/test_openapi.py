@@ -18,7 +18,7 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 from bus import __version__
 from bus.settings import ROOT, Settings
 from bus.storage.ledger import VERBS
-from bus.testing import Answer, BusServer
+from bus.testing import Answer, BusServer, eventually
 from tests.calls import call, claim, send, settle
 from tests.rawws import RawWebSocket
 from tests.refusals import LEAK, MAX_BYTES
@@ -230,6 +230,8 @@ def test_real_answers_are_as_they_are_described(server: BusServer, document: dic
     seen: dict[str, set[str]] = {}
     send(server, "queue:described")
     settle(server, "nack", claim(server, "described", "taker")[0], "taker", delay=0)
+    begun = call(server, "POST", "/api/replay", {**COPY, "to": "described"})
+    eventually(lambda: call(server, "GET", f"/api/replays/{begun['replay_id']}")["status"] == "done", what="a replay")
     with RawWebSocket(server.port, "/ws/listener") as listener:
         listener.read_json()
         for (method, path), calls in CALLS.items():

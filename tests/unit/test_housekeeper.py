@@ -88,7 +88,7 @@ def test_a_key_is_kept_for_a_day_and_then_forgotten(store: Store) -> None:
 def test_many_keys_are_forgotten_batch_by_batch(store: Store) -> None:
     def many(transaction: Transaction) -> None:
         for number in range(2500):
-            transaction.execute("INSERT INTO idempotency VALUES ('a', ?, x'', 1, 1, x'', NULL)", (str(number),))
+            transaction.execute("INSERT INTO idempotency VALUES ('a', ?, x'', 1, 1, x'', NULL, 1)", (str(number),))
 
     store.write(many)
     store.housekeeper.tick()
@@ -111,7 +111,10 @@ def test_what_was_settled_a_day_ago_and_old_questions_go(store: Store) -> None:
     assert [store.count(table) for table in ("settled", "requests", "replies")] == [0, 0, 0]
 
 
-def test_a_client_that_nobody_used_for_a_month_is_forgotten_unless_something_waits_for_it(store: Store) -> None:
+def test_a_client_that_nobody_used_for_a_month_is_forgotten_unless_something_waits_for_it(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bus.delivery.housekeeper.now_us", store.clock.now_us)
     store.send("sender", "mailed")
     store.send("sender", "owing", tracked=True)
     store.send("idle", "mailed")
@@ -123,6 +126,13 @@ def test_a_client_that_nobody_used_for_a_month_is_forgotten_unless_something_wai
     store.clock.ahead_us = CLIENT_AGE_US + 60_000_000
     store.housekeeper.forget_clients()
     assert store.names() == ["connected", "mailed", "owing"]
+
+
+def test_a_wall_s_clock_that_was_set_on_forgets_nobody(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.send("idle", "idle")
+    monkeypatch.setattr("bus.delivery.housekeeper.now_us", lambda: now_us() + 20 * CLIENT_AGE_US)
+    store.housekeeper.forget_clients()
+    assert store.names() == ["idle"]
 
 
 def test_an_empty_backlog_goes_and_a_cap_stays(store: Store) -> None:

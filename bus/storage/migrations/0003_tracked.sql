@@ -9,6 +9,7 @@ DROP TABLE dead_letters;
 -- due_key: when it began to wait plus 30 s for each priority class; the least goes first, ties by seq.
 -- until: the end of the lease, or of the rest. attempt: leases begun. failures: those that count.
 -- holder: who has the lease; of a socket's consumer with a name for the socket behind a slash.
+-- ack_wait: how long a lease is, as the sender said; lease_wait: as the claim of the present one did, if it did.
 CREATE TABLE deliveries (
     owner      TEXT    NOT NULL,
     seq        INTEGER NOT NULL,
@@ -22,6 +23,7 @@ CREATE TABLE deliveries (
     leased_at  INTEGER,
     expires_at INTEGER,
     history    BLOB,
+    lease_wait INTEGER,
     PRIMARY KEY (owner, seq)
 ) WITHOUT ROWID;
 CREATE INDEX deliveries_by_rank ON deliveries (owner, state, due_key, seq);
@@ -67,6 +69,7 @@ CREATE TABLE dead_letters (
     flags    INTEGER NOT NULL,
     extras   BLOB    NOT NULL,
     payload  BLOB    NOT NULL,
+    ack_wait INTEGER,
     PRIMARY KEY (id, owner)
 ) WITHOUT ROWID;
 CREATE INDEX dead_letters_by_time ON dead_letters (died_at, id, owner);
@@ -98,6 +101,11 @@ CREATE INDEX other_ids_by_seq ON other_ids (seq);
 
 -- Set for the key of a delayed send: what was answered had an id, and no seq.
 ALTER TABLE idempotency ADD COLUMN id TEXT;
+-- When a key was taken, by the bus's clock: its day is counted from then.
+ALTER TABLE idempotency ADD COLUMN kept_at INTEGER;
+UPDATE idempotency SET kept_at = stamp;
+DROP INDEX idempotency_by_age;
+CREATE INDEX idempotency_by_age ON idempotency (kept_at);
 
 -- A question, and who may answer it: asked is a JSON array of names, NULL for anybody.
 CREATE TABLE requests (

@@ -1,0 +1,33 @@
+"""Delivery does what the model says, over random histories of sends, claims, verdicts, crashes and time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis.stateful import run_state_machine_as_test
+
+from tests.model.machine import Histories
+
+STEPS = 40
+RANDOM = settings(
+    derandomize=True,
+    database=None,
+    deadline=None,
+    stateful_step_count=STEPS,
+    phases=[Phase.generate, Phase.shrink],
+    suppress_health_check=list(HealthCheck),
+    print_blob=False,
+)
+
+
+def test_short_histories_agree_with_the_model(template: Path) -> None:
+    run_state_machine_as_test(lambda: Histories(template), settings=settings(RANDOM, max_examples=120))
+
+
+@pytest.mark.full
+@pytest.mark.timeout(1800)
+def test_thousands_of_histories_agree_with_the_model(template: Path) -> None:
+    thorough = settings(RANDOM, max_examples=4000)
+    run_state_machine_as_test(lambda: Histories(template), settings=thorough)
