@@ -6,6 +6,8 @@ against uncounted releases (RabbitMQ 4.3, Redis XNACK), added jitter on the back
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
 from bus.message import Message
@@ -45,6 +47,35 @@ class Delivery(msgspec.Struct):
     leased_at: int | None
     history: bytes | None
     lease_wait: int | None
+
+    @property
+    def client(self) -> str | None:
+        """In whose hands it is: a socket's consumer has a name for the socket behind a slash."""
+        return None if self.holder is None else self.holder.partition("/")[0]
+
+    def attempts(self) -> list[dict[str, Any]]:
+        """Those that have ended, the last MAX_HISTORY of them."""
+        return msgspec.json.decode(self.history) if self.history else []
+
+    def consumers(self) -> list[str]:
+        """Who had it in hands, in order."""
+        return [str(attempt["consumer"]) for attempt in self.attempts()]
+
+    def history_with(self, outcome: str | None, reason: str | None, now_us: int) -> bytes:
+        """The JSON of the attempts so far, with the one that ends now; `outcome` None: none was under way."""
+        attempts = self.attempts()
+        if outcome is not None:
+            attempts.append(
+                {
+                    "attempt": self.attempt,
+                    "consumer": self.client or self.owner,
+                    "began_us": self.leased_at,
+                    "ended_us": now_us,
+                    "outcome": outcome,
+                    "reason": reason,
+                }
+            )
+        return msgspec.json.encode(attempts[-MAX_HISTORY:])
 
 
 class Slot(msgspec.Struct, frozen=True):

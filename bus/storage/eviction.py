@@ -29,4 +29,5 @@ _HANGS_ON = (
     ("addressed", "seq"),
     ("thread_messages", "seq"),
     ("other_ids", "seq"),
+    ("set_aside", "seq"),
 )

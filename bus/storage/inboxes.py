@@ -219,6 +219,7 @@ class Inboxes:
         failure: Failure | None
         if plain is not None and (tracked is None or plain.seq < tracked.seq):
             failure = self._ledger.bury(plain, owner, "overflow", None)
+            self._execute("INSERT INTO set_aside VALUES (?, ?)", (owner, plain.seq))
             self._execute("UPDATE clients SET mark = max(mark, ?1) WHERE name = ?2", (plain.seq, owner))
             self._names.fill.pop(owner, None)
         elif tracked is not None:

@@ -11,8 +11,6 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import msgspec
-
 from bus.errors import Forbidden, Malformed, NotFound
 from bus.message import REQUIRES_ACK, Epochs, Kind, Message, Terms
 from bus.protocol import Settle
@@ -26,7 +24,6 @@ from bus.storage.deliveries import (
     LEASE_BYTES,
     LEASED,
     MAX_FAILURES,
-    MAX_HISTORY,
     MAX_LEASE_US,
     RESTING,
     WAITING,
@@ -194,8 +191,8 @@ class Ledger:
         if not delivery.owner.startswith("queue:"):
             return delivery.state == LEASED or said.verb not in ("progress", "release")
         if delivery.state == LEASED:
-            return _client_of(delivery.holder) == said.client
-        return said.verb == "ack" and said.attempt is not None and _last_consumer(delivery) == said.client
+            return delivery.client == said.client
+        return said.verb == "ack" and said.attempt is not None and delivery.consumers()[-1:] == [said.client]
 
     def _find(self, said: Settle) -> Delivery | Settled:
         seqs = self._places(said.message_id)
@@ -228,7 +225,7 @@ class Ledger:
         if kind == Kind.QUEUE:
             delivery = self._delivery(owner, seq)
             if delivery is not None:
-                return delivery if said.client in {_client_of(delivery.holder), *_consumers(delivery)} else None
+                return delivery if said.client in {delivery.client, *delivery.consumers()} else None
         elif said.client not in named(kind, address):
             return None
         known = self._one("SELECT outcome, attempt, consumer FROM settled WHERE seq = ? AND owner = ?", (seq, owner))
@@ -273,7 +270,7 @@ class Ledger:
         return self._settled("released", delivery)
 
     def _reject(self, delivery: Delivery, said: Settle) -> Settled:
-        history = _history(delivery, "rejected", said.reason, self.now)
+        history = delivery.history_with("rejected", said.reason, self.now)
         failure = self._die(delivery, "rejected", said.reason, history)
         return self._settled("dead" if failure is None else "rejected", delivery, failure)
 
@@ -311,7 +308,7 @@ class Ledger:
                 swept.failures.append(failure)
         old = self._all(_OUTLIVED, (self.now, limit))
         for delivery in map(_delivery, old):
-            history = _history(delivery, None, None, self.now)
+            history = delivery.history_with(None, None, self.now)
             if failure := self._die(delivery, "expired", None, history):
                 swept.failures.append(failure)
         swept.more = len(rows) == limit or len(old) == limit
@@ -347,7 +344,7 @@ class Ledger:
     def overflow(self, delivery: Delivery) -> Failure | None:
         """Set one aside because there is no room for it."""
         outcome = "evicted" if delivery.state == LEASED else None
-        return self._die(delivery, "overflow", None, _history(delivery, outcome, None, self.now))
+        return self._die(delivery, "overflow", None, delivery.history_with(outcome, None, self.now))
 
     def bury(
         self,
@@ -388,13 +385,13 @@ class Ledger:
     def _fail(self, delivery: Delivery, outcome: str, reason: str | None, rest_us: int) -> Failure | None:
         """Count a failure: rest, or end as a dead letter."""
         if delivery.failures + 1 >= MAX_FAILURES:
-            return self._die(delivery, "max_attempts", reason, _history(delivery, outcome, reason, self.now))
+            return self._die(delivery, "max_attempts", reason, delivery.history_with(outcome, reason, self.now))
         self._rest(delivery, outcome, reason, delivery.failures + 1, rest_us)
         return None
 
     def _rest(self, delivery: Delivery, outcome: str, reason: str | None, failures: int, rest_us: int) -> None:
         state, until = (RESTING, self.now + rest_us) if rest_us > 0 else (WAITING, None)
-        history = _history(delivery, outcome, reason, self.now)
+        history = delivery.history_with(outcome, reason, self.now)
         self._execute(_REST, (state, until, delivery.attempt, failures, history, delivery.owner, delivery.seq))
         if delivery.state == LEASED:
             self._move(delivery.owner, 1, -1)
@@ -404,7 +401,7 @@ class Ledger:
         return int(seconds * 1e6 * (1 + JITTER * self._chance()))
 
     def _die(self, delivery: Delivery, reason: str, detail: str | None, history: bytes) -> Failure | None:
-        consumer = _client_of(delivery.holder) or ""
+        consumer = delivery.client or ""
         self._close(delivery, DEAD, delivery.attempt, consumer)
         message = self._message(delivery.seq)
         return self.bury(message, delivery.owner, reason, detail, history, delivery.ack_wait)
@@ -472,37 +469,3 @@ ON CONFLICT (id, owner) DO UPDATE SET died_at = excluded.died_at, reason = exclu
 
 def _delivery(row: Sequence[Any]) -> Delivery:
     return Delivery(*row)
-
-
-def _client_of(holder: str | None) -> str | None:
-    """The client that a holder is: a socket's consumer has a name for the socket behind a slash."""
-    return None if holder is None else holder.partition("/")[0]
-
-
-def _attempts(delivery: Delivery) -> list[dict[str, Any]]:
-    return msgspec.json.decode(delivery.history) if delivery.history else []
-
-
-def _consumers(delivery: Delivery) -> list[str]:
-    return [str(attempt["consumer"]) for attempt in _attempts(delivery)]
-
-
-def _last_consumer(delivery: Delivery) -> str | None:
-    return next(iter(reversed(_consumers(delivery))), None)
-
-
-def _history(delivery: Delivery, outcome: str | None, reason: str | None, now: int) -> bytes:
-    """The attempts so far, with the one that ends now; `outcome` None: none was under way."""
-    attempts = _attempts(delivery)
-    if outcome is not None:
-        attempts.append(
-            {
-                "attempt": delivery.attempt,
-                "consumer": _client_of(delivery.holder) or delivery.owner,
-                "began_us": delivery.leased_at,
-                "ended_us": now,
-                "outcome": outcome,
-                "reason": reason,
-            }
-        )
-    return msgspec.json.encode(attempts[-MAX_HISTORY:])

@@ -37,12 +37,13 @@ SELECT {COLUMNS} FROM messages m
  WHERE m.kind = 2 AND m.address = '' AND m.sender <> ?1 AND m.seq > ?2 AND m.seq <= ?3 {narrow}"""
 
 
-# An inbox's plain messages; what needs an ack comes by its own state.
-_PLAIN = _addressed(f"{_NARROW} AND m.flags & 1 = 0")
+# An inbox's plain messages, but for those set aside when it was full; what needs an ack comes by its own state.
+_IN_INBOX = " AND m.flags & 1 = 0 AND NOT EXISTS (SELECT 1 FROM set_aside s WHERE s.owner = ?1 AND s.seq = m.seq)"
+_PLAIN = _addressed(_NARROW + _IN_INBOX)
 INBOX = f"{_PLAIN} ORDER BY 1 LIMIT ?4"
 LOG_OF_CLIENT = f"{_addressed(_NARROW)} ORDER BY 1 LIMIT ?4"
 
-_EXPIRED = f"SELECT count(*) FROM ({_addressed(' AND m.expires_at <= ?4 AND m.flags & 1 = 0')})"
+_EXPIRED = f"SELECT count(*) FROM ({_addressed(f' AND m.expires_at <= ?4 {_IN_INBOX}')})"
 
 # What went to topics, of which ?9 is the JSON array: whether a pattern matches is settled before, once for each topic.
 _TO_TOPICS = f"""

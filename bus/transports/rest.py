@@ -61,6 +61,7 @@ CLEARED = (
     "requests",
     "replies",
     "thread_messages",
+    "set_aside",
 )
 """What a clear empties. Dead letters are purged on their own."""
 

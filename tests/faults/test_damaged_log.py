@@ -261,7 +261,8 @@ def change(folder: Path, statement: str) -> None:
 def test_four_processes_that_make_a_log_at_once_agree(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from bus.bus import MIGRATIONS; from bus.storage.sqlite import SqliteStore\n"
-        "store = SqliteStore(Path(sys.argv[1]), Path(sys.argv[2]), durability='full', inbox_limit=10)\n"
+        "limits = {'durability': 'full', 'inbox_limit': 10, 'queue_limit': 10}\n"
+        "store = SqliteStore(Path(sys.argv[1]), Path(sys.argv[2]), lambda: 0, **limits)\n"
         "print('ready', flush=True); sys.stdin.readline(); store.open([('core', MIGRATIONS)]); print(store.epochs.current)"
     )
     for attempt in range(2):
@@ -388,7 +389,8 @@ class Mount(NamedTuple):
 
 @pytest.fixture
 def store(tmp_path: Path) -> SqliteStore:
-    return SqliteStore(tmp_path / "bus.db", tmp_path / "locks", durability="full", inbox_limit=10)
+    folders = tmp_path / "bus.db", tmp_path / "locks"
+    return SqliteStore(*folders, lambda: 0, durability="full", inbox_limit=10, queue_limit=10)
 
 
 @pytest.mark.parametrize("kind", sorted(NETWORK_FILE_SYSTEMS))

@@ -147,3 +147,10 @@ CREATE TABLE replays (
     created_at INTEGER NOT NULL
 ) WITHOUT ROWID;
 CREATE INDEX replays_running ON replays (created_at) WHERE status = 'running';
+
+-- Plain messages that were set aside to make room in an inbox: they are dead letters of it, and no longer in it.
+CREATE TABLE set_aside (
+    owner TEXT    NOT NULL,
+    seq   INTEGER NOT NULL,
+    PRIMARY KEY (owner, seq)
+) WITHOUT ROWID;
