@@ -23,10 +23,10 @@ run: $(RUNTIME) ## Start the server on http://127.0.0.1:5001, and send it a firs
 	@( $(PY) -m examples.hello $$$$ & ); exec $(PY) server_ws.py
 
 test: $(TOOLS) ## Run the quick tests: a few minutes
-	$(PYTEST) -m "not slow and not full"
+	$(PYTEST) -n 3 --dist loadfile -m "not slow and not full"
 
-test-all: $(TOOLS) ## Run every test, the slow ones and those that need other programs included
-	$(PYTEST)
+test-all: test ## Run every test, the slow ones and those that need other programs included
+	$(PYTEST) -m "slow or full"
 
 conformance: $(TOOLS) ## See whether the bus at URL, asked with KEY, keeps the protocol; without URL, one that is started
 	BUS_URL='$(URL)' BUS_KEY='$(KEY)' $(PYTEST) tests/conformance

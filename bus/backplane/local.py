@@ -149,7 +149,15 @@ class LocalBackplane:
         self._neighbours = neighbours
         listener = _Socket(socket.AF_UNIX, socket.SOCK_STREAM)
         listener.setblocking(False)
-        listener.bind(str(self._folder / f"{self.slot}.{self._token}.sock"))
+        path = self._folder / f"{self.slot}.{self._token}.sock"
+        try:
+            listener.bind(str(path))
+        except OSError as error:
+            listener.close()
+            raise StartRefused(
+                f"The socket of this worker can't be made in {path.parent} ({error}); set TMPDIR to a folder with a shorter"
+                " name that this user may write."
+            ) from None
         listener.listen(MAX_SLOTS)
         self._listener = listener
         self._watcher = gevent.get_hub().loop.io(listener.fileno(), _READ)

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -472,12 +473,24 @@ def test_when_one_of_two_servers_is_killed_the_other_goes_on(two_servers: tuple[
 def test_a_second_server_that_can_not_reach_the_first_refuses_to_start(
     tmp_path: Path, fresh_server: Callable[..., BusServer]
 ) -> None:
-    hidden = tmp_path / "other-tmp"
-    hidden.mkdir(mode=0o700)
+    hidden = Path(tempfile.mkdtemp(prefix="hidden-"))  # short: a socket's path may have 107 bytes
     first = fresh_server(data_dir=tmp_path / "data", env={"TMPDIR": str(hidden)})
     note = tmp_path / "data" / "bus.db.workers" / "sockets"
     sockets = Path(note.read_text())
     assert sockets.parent == hidden
     sockets.rename(hidden / "moved")  # as another machine's or container's private /tmp looks from here
-    assert "Another server has this log open" in refusal_of(tmp_path / "data", tmp_path)
-    assert first.call("GET", "/health").status == 200
+    try:
+        assert "Another server has this log open" in refusal_of(tmp_path / "data", tmp_path)
+        assert first.call("GET", "/health").status == 200
+    finally:
+        shutil.rmtree(hidden, ignore_errors=True)
+
+
+def test_a_folder_of_sockets_with_too_long_a_name_is_told(tmp_path: Path) -> None:
+    deep = tmp_path / ("d" * 120)
+    deep.mkdir()
+    with (
+        pytest.raises(ServerFailed, match="set TMPDIR to a folder with a shorter name"),
+        BusServer(data_dir=tmp_path / "data", env={"TMPDIR": str(deep)}),
+    ):
+        pass
