@@ -96,9 +96,11 @@ def main() -> None:
     given = options.parse_args()
     found: dict[tuple[int, int], list[float]] = {size: [] for size in SIZES}
     for _ in range(given.rounds):
-        for size, took in found.items():
-            took += claim_latencies(*size, given.claims)
-    print(f"{'queues':>8} {'waiting':>8} {'claim p50':>10} {'p99':>8}   (ms, {given.claims * given.rounds} claims each)")
+        for size in SIZES:
+            found[size] += claim_latencies(*size, given.claims)
+    print(
+        f"{'queues':>8} {'waiting':>8} {'claim p50':>10} {'p99':>8}   (ms, {given.claims * given.rounds} claims each)"
+    )
     for (queues, items), took in found.items():
         cuts = statistics.quantiles(took, n=100)
         print(f"{queues:>8} {items:>8} {cuts[49]:>10.2f} {cuts[98]:>8.2f}")

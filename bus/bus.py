@@ -298,7 +298,7 @@ class Bus:
                 message.own_id = self._new_id("s")
         live = [name for name in names if self.is_live(name)] if message.flags & REQUIRES_ACK else ()
         present = self.is_live(names[0]) if len(names) == 1 else bool(names) and all(map(self.is_live, names))
-        return Pending(message, self._settle, settled, draft.key, present, live, rows)
+        return Pending(message, self._settle, settled, draft.key, present, live, rows, len(names) // 10)
 
     def _refuse(self, message: Message, refusal: BusError, settled: Settled) -> None:
         self.counters.add("messages_refused")

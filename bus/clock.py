@@ -13,6 +13,9 @@ from pathlib import Path
 
 log = logging.getLogger("bus.clock")
 
+_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+"""Monotonic, and goes on while the machine sleeps, where the system has such a clock."""
+
 STEP_US = 60_000_000
 """A difference from the wall's clock above this is said in the log, once a step."""
 
@@ -27,7 +30,7 @@ class Clock:
 
     def anchor(self) -> None:
         """Begin at the wall's clock. Only while no other worker runs."""
-        self._path.write_bytes(struct.pack("<q", (time.time_ns() - time.monotonic_ns()) // 1000))
+        self._path.write_bytes(struct.pack("<q", (time.time_ns() - time.clock_gettime_ns(_CLOCK)) // 1000))
 
     def start(self) -> None:
         """Join the others at the anchor."""
@@ -35,7 +38,7 @@ class Clock:
 
     def now_us(self) -> int:
         """Microseconds since 1970, as far as the wall's clock was right at the start. Never falls."""
-        return self._offset_us + time.monotonic_ns() // 1000
+        return self._offset_us + time.clock_gettime_ns(_CLOCK) // 1000
 
     def look_for_step(self) -> None:
         """Log when somebody has set the wall's clock."""

@@ -131,18 +131,19 @@ class Hub:
         for connection in [c for members in room.members.values() for c in members] if room is not None else ():
             self.push_to(connection, texts)
 
-    def push_to(self, connection: Connection, texts: list[bytes]) -> None:
-        """As `push`, to one connection. What came by the tail before goes first."""
+    def push_to(self, connection: Connection, texts: list[bytes]) -> int:
+        """As `push`, to one connection. What came by the tail before goes first. Returns how many were written or held."""
         self.flush()
         if not connection.live or connection.closing:
-            return
-        for data, count, _ in _joined([connection.encoding.message(text, 0) for text in texts]):
+            return 0
+        for data, count, start in _joined([connection.encoding.message(text, 0) for text in texts]):
             if connection.descriptor < 0:
-                return
+                return start
             if not connection.has_room(len(data), count):
                 self._fall_behind(connection, [])
-                return
+                return start
             connection.write(data, count)
+        return len(texts)
 
     def kick(self) -> None:
         """Have `flush` run at the end of this turn of the loop."""

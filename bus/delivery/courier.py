@@ -32,6 +32,7 @@ from bus.threads import WorkerPool
 Heard = Callable[["Settled | BusError"], None]
 
 RETRY_SECONDS = 1.0
+SETTLES_A_JOB = 500
 
 
 class Greeting(msgspec.Struct):
@@ -116,7 +117,7 @@ class Courier:
         if not self._said:
             return []
         said, self._said = self._said, []
-        return [self._settle_job(said)]
+        return [self._settle_job(said[at : at + SETTLES_A_JOB]) for at in range(0, len(said), SETTLES_A_JOB)]
 
     # ---- clients
 
@@ -152,8 +153,10 @@ class Courier:
             self._stir_once_more(name)
             return
 
-        def run(transaction: Transaction) -> list[Lease]:
-            return transaction.ledger.lease_to_client(name)
+        def run(transaction: Transaction) -> tuple[list[Lease], bool]:
+            leases = transaction.ledger.lease_to_client(name)
+            backlog = transaction.ledger.backlog(name)
+            return leases, bool(leases and backlog.waiting and backlog.leased < CLIENT_WINDOW)
 
         self._writer.submit([Job(run, partial(self._leased, name))])
 
@@ -161,8 +164,11 @@ class Courier:
         self._pushing.discard(name)
         if job.error is not None:
             self._hub.later(RETRY_SECONDS, partial(self._stir_client, name))
-        elif job.value:
-            self._push(name, job.value)
+        elif job.value[0]:
+            leases, more = job.value
+            self._push(name, leases)
+            if more:  # the page was cut by its bytes
+                self._pushed_again.add(name)
         self._stir_once_more(name)
 
     def _stir_once_more(self, name: str) -> None:
@@ -179,6 +185,8 @@ class Courier:
     def _begin_greeting(self, connection: Connection, above: int) -> None:
         """Give a connection what its client has open: what was pushed before, again; then what waits."""
         greeting = self._greetings.get(connection)
+        if greeting is not None and greeting.upto > above:
+            return  # it is among what is read
         if greeting is not None:  # it has its bounds already
             greeting.next_above = above if greeting.next_above is None else min(above, greeting.next_above)
             return
@@ -226,6 +234,8 @@ class Courier:
             self._end_greeting(connection, greeting)
             self._stir_client(connection.client)
             return
+        if connection.held is not None or not connection.live:
+            return  # something else filled it meanwhile: this page again when it has emptied
         greeting.after = (leases[-1].due_key, leases[-1].message.seq)
         self._hub.push_to(connection, [self.text_of(lease) for lease in leases])
         self._greet(connection)
@@ -257,7 +267,7 @@ class Courier:
                 heard(answer)
             self.stir(stirred)
 
-        return Job(run, settled)
+        return Job(run, settled, len(said))
 
     def _after(self, settled: Settled) -> None:
         if settled.failure is not None:

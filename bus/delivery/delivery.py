@@ -48,7 +48,7 @@ class Delivery:
         self._read = read
         self._write = write
         self._clock = clock
-        self.replays = Replays(read, write, epochs)
+        self.replays = Replays(read, write, epochs, lambda: self.courier)
         self._reaper = Reaper(read, write, clock, lambda: self.courier)
         self._housekeeper = Housekeeper(write, clock, online)
 

@@ -100,7 +100,11 @@ class Queues:
 
     def neighbour_has(self, slot: int, owner: str, takers: int) -> None:
         """A neighbour's takers of a queue changed."""
-        self._elsewhere.setdefault(slot, {})[owner] = takers
+        there = self._elsewhere.setdefault(slot, {})
+        if takers:
+            there[owner] = takers
+        else:
+            there.pop(owner, None)
 
     def neighbour_left(self, slot: int) -> None:
         self._elsewhere.pop(slot, None)
@@ -144,8 +148,9 @@ class Queues:
             # Without a wait the first look answers, also with nothing.
             return claim.result.get(timeout=wait or None) or []
         except gevent.Timeout:
-            claim.result.set([])
-            return []
+            if not claim.result.ready():  # a long turn of the loop may bring both at once
+                claim.result.set([])
+            return claim.result.get(block=False) or []
         finally:
             if claim in queue.claims:
                 queue.claims.remove(claim)
@@ -168,12 +173,15 @@ class Queues:
         if queue.busy:
             queue.again = True
             return
+        if queue.timer is not None:
+            return
         free = queue.free
         if not free:
+            queue.denied = True
             return
         if self._backplane.size == 1:
             self._hand_out(queue)
-        elif queue.timer is None:
+        else:
             queue.timer = gevent.get_hub().loop.timer(random.expovariate(free / RACE_SECONDS))
             queue.timer.start(self._race, queue)
 
@@ -190,9 +198,13 @@ class Queues:
 
         def looked(waits: bool, error: BaseException | None) -> None:
             queue.busy = False
-            if error is None and waits:
+            if error is not None:
+                self._hub.later(RETRY_SECONDS, partial(self.stir, queue.owner))
+            if not queue.takers:
+                self._tidy(queue.owner)
+            elif error is None and waits:
                 self._hand_out(queue)
-            elif queue.again:
+            elif queue.again or queue.impatient:
                 self._go_on(queue)
 
         queue.busy = True
@@ -204,40 +216,59 @@ class Queues:
             return
         slots = queue.slots()
         if not slots:
+            queue.denied = True
             return
         queue.busy = True
-        queue.again = False
+        queue.again = queue.denied = False
         owner = queue.owner
+        for taker, _ in slots:
+            if isinstance(taker, Consumer):
+                taker.reserved += 1
 
-        def run(transaction: Transaction) -> list[Lease]:
-            return transaction.ledger.lease(owner, [slot for _, slot in slots])
+        def run(transaction: Transaction) -> tuple[list[Lease], bool]:
+            leases = transaction.ledger.lease(owner, [slot for _, slot in slots])
+            return leases, bool(leases) and transaction.ledger.backlog(owner).waiting > 0
 
         self._writer.submit([Job(run, partial(self._handed_out, queue, slots))])
 
     def _handed_out(self, queue: LocalQueue, slots: list[tuple[Taker, Slot]], job: Job) -> None:
         queue.busy = False
-        leases: list[Lease] = job.value or []
-        claimed: dict[Claim, list[Lease]] = {taker: [] for taker, _ in slots if isinstance(taker, Claim)}
+        leases, more = job.value or ([], False)
+        claimed: dict[Claim, list[Lease]] = {}
         pushed: dict[Consumer, list[Lease]] = {}
-        for (taker, _), lease in zip(slots, leases, strict=False):
+        for taker, _ in slots:
             if isinstance(taker, Claim):
-                claimed[taker].append(lease)
+                claimed[taker] = []
             else:
-                pushed.setdefault(taker, []).append(lease)
+                taker.reserved -= 1
+                pushed[taker] = []
+        for (taker, _), lease in zip(slots, leases, strict=False):
+            (claimed[taker] if isinstance(taker, Claim) else pushed[taker]).append(lease)
         for consumer, mine in pushed.items():
             self._hand_to_consumer(consumer, mine)
         self._hand_to_claims(claimed, job.error)
         queue.rotate(len(leases))
+        for consumer in pushed:
+            self._stir_denied(consumer)
         if job.error is not None:
             self._hub.later(RETRY_SECONDS, partial(self.stir, queue.owner))
         if self._queues.get(queue.owner) is not queue:
             return
         if not queue.takers:
             self._tidy(queue.owner)
-        elif len(leases) == len(slots):
-            self._hand_out(queue)  # there may be more, and there may be room
-        elif queue.again:
+        elif more:
+            self._hand_out(queue)  # and there may be room
+        elif queue.again or queue.impatient:
             self._go_on(queue)
+
+    def _stir_denied(self, consumer: Consumer) -> None:
+        """What was reserved and not filled is room for a consumer's other queues."""
+        if not consumer.free or len(consumer.queues) < 2:
+            return
+        for owner in consumer.queues:
+            if self._queues[owner].denied:
+                self._queues[owner].denied = False
+                self.stir(owner)
 
     def _go_on(self, queue: LocalQueue) -> None:
         """Something came while a look or a hand-out was under way."""
@@ -249,12 +280,18 @@ class Queues:
 
     def _hand_to_consumer(self, consumer: Consumer, leases: list[Lease]) -> None:
         connection = consumer.connection
+        if not leases:
+            return
         if connection.closing or connection.descriptor < 0:
             self.give_back([(lease.owner, lease.message.seq) for lease in leases], consumer.holder)
             return
         for lease in leases:
             consumer.in_flight[lease.owner, lease.message.seq] = lease.until_us
-        self._hub.push_to(connection, [self._courier.text_of(lease) for lease in leases])
+        pushed = self._hub.push_to(connection, [self._courier.text_of(lease) for lease in leases])
+        unseen = [(lease.owner, lease.message.seq) for lease in leases[pushed:]]
+        for held in unseen:  # it fell behind meanwhile, and nothing would ever bring it these
+            consumer.in_flight.pop(held, None)
+        self.give_back(unseen, consumer.holder)
 
     def _hand_to_claims(self, claimed: dict[Claim, list[Lease]], error: BaseException | None) -> None:
         for claim, leases in claimed.items():

@@ -17,7 +17,7 @@ from bus.delivery.courier import Courier
 from bus.errors import BusError
 from bus.message import OWN_ID, Message, Terms, audience_of
 from bus.storage import Outcome, Reader, Transaction
-from bus.storage.deliveries import Failure, Swept
+from bus.storage.deliveries import SWEEP_BYTES, Failure, Swept
 from bus.storage.rows import named
 
 log = logging.getLogger("bus.reaper")
@@ -73,17 +73,21 @@ class Reaper:
     def _enter(self) -> None:
         """Put delayed messages into the log, each exactly once: its row leaves `scheduled` in the same transaction."""
         while True:
-            taken, failures = self._write(_enter_batch)
+            more, failures = self._write(_enter_batch)
             self._courier().tell_failures(failures)
-            if taken < BATCH:
+            if not more:
                 return
 
 
-def _enter_batch(transaction: Transaction) -> tuple[int, list[Failure]]:
+def _enter_batch(transaction: Transaction) -> tuple[bool, list[Failure]]:
     rows = transaction.execute(_SCHEDULED, (transaction.ledger.now, BATCH))
     failures: list[Failure] = []
+    size = 0
     for row in rows:
         message = _scheduled(row)
+        size += len(message.payload)
+        if size > SWEEP_BYTES and size > len(message.payload):
+            return True, failures
         transaction.execute("DELETE FROM scheduled WHERE id = ?", (message.own_id,))
         outcome = transaction.append(message)
         if isinstance(outcome, Outcome):
@@ -95,7 +99,7 @@ def _enter_batch(transaction: Transaction) -> tuple[int, list[Failure]]:
         ack_wait = message.terms.ack_wait_us if message.terms is not None else None
         why = _reason(outcome)
         failures += [transaction.ledger.bury(message, name, "overflow", why, ack_wait=ack_wait) for name in refused]
-    return len(rows), failures
+    return len(rows) == BATCH, failures
 
 
 def _reason(outcome: Outcome | BusError) -> str:

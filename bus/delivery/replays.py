@@ -14,10 +14,12 @@ from typing import Any
 
 import msgspec
 
+from bus.delivery.courier import Courier
 from bus.errors import Conflict, NotFound
 from bus.message import Epochs, Kind, Message, now_us
 from bus.protocol import encode
 from bus.storage import Filter, Outcome, Page, Reader, Transaction
+from bus.storage.deliveries import Failure
 from bus.topics import TopicSet
 
 INTERVAL_SECONDS = 0.1
@@ -51,10 +53,17 @@ class Replay(msgspec.Struct):
 class Replays:
     """`tick` is the work of an exclusive worker; the rest runs in any process. `read` and `write` are the bus's."""
 
-    def __init__(self, read: Callable[[Any], Any], write: Callable[[Any], Any], epochs: Callable[[], Epochs]) -> None:
+    def __init__(
+        self,
+        read: Callable[[Any], Any],
+        write: Callable[[Any], Any],
+        epochs: Callable[[], Epochs],
+        courier: Callable[[], Courier],
+    ) -> None:
         self._read = read
         self._write = write
         self._epochs = epochs
+        self._courier = courier
         self._ticked = time.monotonic()
         self._owed: dict[str, float] = {}  # what each may copy now, by its rate
 
@@ -120,13 +129,17 @@ class Replays:
         page: Page = self._read(job)
         epochs = self._epochs()
 
-        def copy(transaction: Transaction) -> None:
+        def copy(transaction: Transaction) -> list[Failure]:
             current = _select(transaction, "id = ?", (replay.id,))[0]
+            failures: list[Failure] = []
             if current.status != "running" or current.position != replay.position:
-                return
+                return failures
             position, copied = page.upto, 0
             for message in page.messages:
-                if not isinstance(transaction.append(_copy(message, replay.recipient, epochs)), Outcome):
+                outcome = transaction.append(_copy(message, replay.recipient, epochs))
+                if isinstance(outcome, Outcome):
+                    failures += outcome.failures
+                else:
                     position = message.seq - 1  # the inbox is full: go on here when it has been read
                     break
                 copied += 1
@@ -135,8 +148,9 @@ class Replays:
                 "UPDATE replays SET position = ?, copied = copied + ?, status = ? WHERE id = ?",
                 (position, copied, status, replay.id),
             )
+            return failures
 
-        self._write(copy)
+        self._courier().tell_failures(self._write(copy))
 
 
 def _copy(message: Message, recipient: str, epochs: Epochs) -> Message:

@@ -23,9 +23,10 @@ from bus.receipts import Receipt, deliver_us
 from bus.storage import SEQ, Reader
 from bus.waiters import answer_to
 
-_ASK = """
-INSERT INTO requests VALUES (?, ?, ?, ?, ?) ON CONFLICT (asker, correlation_id) DO UPDATE
- SET seq = excluded.seq, asked = excluded.asked, asked_at = excluded.asked_at"""
+MAX_REPLIES_BYTES = 4 * 1024 * 1024
+"""Replies of one answer; those beyond stand in the asker's inbox."""
+
+_ASK = "INSERT INTO requests VALUES (?, ?, ?, ?, ?)"
 
 
 class Answer(msgspec.Struct):
@@ -125,7 +126,10 @@ class Requests:
         try:
             (receipt,) = self._bus.send([draft])
             if isinstance(receipt, BusError):
-                raise receipt
+                try:
+                    raise receipt
+                finally:
+                    del receipt  # it holds this frame, and the frame would hold it: a ring that keeps the body
             return self._wait(receipt.message_id.decode(), event, wait)
         finally:
             self._hub.forget(answer_to(terms.correlation_id), event)
@@ -170,7 +174,7 @@ class Requests:
             names: list[str] = msgspec.json.decode(asked) if asked is not None else []
             found = reader.execute("SELECT seq, sender FROM replies WHERE request = ? ORDER BY seq LIMIT 1000", (seq,))
             replied = {sender for _, sender in found}
-            replies = reader.messages([at for at, _ in found])
+            replies = reader.messages([at for at, _ in found], MAX_REPLIES_BYTES)
             missing = [name for name in names if name not in replied]
             return Answer(request_id, correlation_id, replies, missing, bool(names))
 

@@ -21,7 +21,7 @@ class Consumer:
     `holder` names it in the store: the client, a slash, and a name of this socket that is never used again.
     """
 
-    __slots__ = ("client", "connection", "holder", "in_flight", "max_in_flight", "queues")
+    __slots__ = ("client", "connection", "holder", "in_flight", "max_in_flight", "queues", "reserved")
 
     def __init__(self, connection: Connection, holder: str) -> None:
         self.connection = connection
@@ -30,6 +30,7 @@ class Consumer:
         self.queues: dict[str, None] = {}
         self.max_in_flight = 0
         self.in_flight: dict[tuple[str, int], int] = {}
+        self.reserved = 0  # room that hand-outs under way may fill
 
     @property
     def free(self) -> int:
@@ -37,7 +38,7 @@ class Consumer:
         connection = self.connection
         if connection.closing or connection.held is not None or not connection.live:
             return 0
-        return max(self.max_in_flight - len(self.in_flight), 0)
+        return max(self.max_in_flight - len(self.in_flight) - self.reserved, 0)
 
 
 class Claim:
@@ -72,12 +73,18 @@ class LocalQueue:
         self.claims: deque[Claim] = deque()
         self.busy = False
         self.again = False
+        self.denied = False  # something came while all room was reserved by other queues
         self.timer: Any = None
 
     @property
     def free(self) -> int:
         """How many items could be taken now."""
         return sum(taker.free for taker in self._takers())
+
+    @property
+    def impatient(self) -> bool:
+        """True when a claim that does not wait has no answer yet."""
+        return any(claim.free and not claim.waits for claim in self.claims)
 
     @property
     def takers(self) -> int:
@@ -100,7 +107,8 @@ class LocalQueue:
             self.consumers.rotate(-taken)
 
     def _takers(self) -> Iterator[Taker]:
-        yield from self.claims
+        yield from (claim for claim in self.claims if not claim.waits)
+        yield from (claim for claim in self.claims if claim.waits)
         yield from self.consumers
 
 

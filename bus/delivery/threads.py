@@ -9,6 +9,7 @@ from bus.storage import Reader
 from bus.storage.rows import named
 
 MAX_PARTICIPANTS = 1000
+MAX_PAGE_BYTES = 4 * 1024 * 1024
 
 
 class Thread(msgspec.Struct):
@@ -30,10 +31,11 @@ def read_thread(reader: Reader, thread_id: str, after: int, limit: int) -> Threa
     count, started, last = reader.execute(f"SELECT count(*), min(m.stamp), max(m.stamp) {_IN}", (thread_id,))[0]
     senders = reader.execute(f"SELECT DISTINCT m.sender {_IN} LIMIT {MAX_PARTICIPANTS}", (thread_id,))
     seqs = reader.execute(f"SELECT t.seq {_IN} AND t.seq > ? ORDER BY t.seq LIMIT ?", (thread_id, after, limit + 1))
-    messages = reader.messages([seq for (seq,) in seqs[:limit]])
+    messages = reader.messages([seq for (seq,) in seqs[:limit]], MAX_PAGE_BYTES)
+    more = bool(seqs) and (not messages or messages[-1].seq < seqs[-1][0])
     participants = {sender for (sender,) in senders}
     for kind, address in reader.execute(
         f"SELECT DISTINCT m.kind, m.address {_IN} LIMIT {MAX_PARTICIPANTS}", (thread_id,)
     ):
         participants.update(named(kind, address))
-    return Thread(messages, count, sorted(participants), started, last, len(seqs) > limit)
+    return Thread(messages, count, sorted(participants), started, last, more)

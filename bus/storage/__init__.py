@@ -69,6 +69,7 @@ class Pending(msgspec.Struct):
     present: bool = False
     live: Sequence[str] = ()
     rows: Sequence[Row] = ()
+    more_rows: int = 0
     outcome: Outcome | None = None
     error: BusError | None = None
 
@@ -78,6 +79,8 @@ class Job(msgspec.Struct):
 
     run: Callable[[Transaction], Any]
     settled: Callable[[Job], None]
+    rows: int = 1
+    """About how much it writes: what a batch is cut by, and what back-pressure counts."""
     value: Any = None
     error: BaseException | None = None
 
@@ -221,8 +224,8 @@ class Reader(Protocol):
         """Run one reading statement. Returns its rows."""
         ...
 
-    def messages(self, seqs: Sequence[int]) -> list[Message]:
-        """The messages at these seqs that are still kept, in the order given."""
+    def messages(self, seqs: Sequence[int], max_bytes: int | None = None) -> list[Message]:
+        """The messages at these seqs that are still kept, in the order given; about `max_bytes` of them, at least one."""
         ...
 
     def close(self) -> None: ...

@@ -29,6 +29,9 @@ AGING_US = 30_000_000
 LEASE_BYTES = 1024 * 1024
 """Payload that one transaction puts into hands at most (or one message): what a connection may hold in memory."""
 
+SWEEP_BYTES = 8 * 1024 * 1024
+"""What one transaction of a sweep copies into dead letters, or puts into the log, before it lets others in."""
+
 MAX_LEASE_US = 86_400_000_000
 MAX_HISTORY = 20
 

@@ -26,6 +26,7 @@ from bus.storage.deliveries import (
     MAX_FAILURES,
     MAX_LEASE_US,
     RESTING,
+    SWEEP_BYTES,
     WAITING,
     Backlog,
     Delivery,
@@ -56,6 +57,7 @@ class Ledger:
         self._chance = chance
         self._backlogs: dict[str, Backlog] = {}
         self.now = now_us
+        self.buried_bytes = 0  # what this transaction has copied into dead letters
 
     # ---- backlogs
 
@@ -128,7 +130,7 @@ class Ledger:
         size = 0
         for (seq, attempt, ack_wait), slot in zip(rows, slots, strict=False):
             message = self._message(seq)
-            size += len(message.payload)
+            size += _size(message)
             if leases and size > LEASE_BYTES:
                 break
             until = self.now + (slot.ack_wait_us or ack_wait)
@@ -155,14 +157,14 @@ class Ledger:
         rows = self._all(_AGAIN, (name, above, upto, *after, CLIENT_WINDOW))
         leases: list[Lease] = []
         size = 0
-        for seq, attempt, ack_wait, due_key in rows:
+        for seq, attempt, ack_wait, due_key, until in rows:
             message = self._message(seq)
-            size += len(message.payload)
+            size += _size(message)
             if leases and size > LEASE_BYTES:
                 break
-            until = self.now + ack_wait
-            self._execute("UPDATE deliveries SET until = ? WHERE owner = ? AND seq = ?", (until, name, seq))
-            leases.append(Lease(message, name, name, attempt, until, again=True, due_key=due_key))
+            end = max(until, self.now + ack_wait)  # never shorter than `progress` has made it
+            self._execute("UPDATE deliveries SET until = ? WHERE owner = ? AND seq = ?", (end, name, seq))
+            leases.append(Lease(message, name, name, attempt, end, again=True, due_key=due_key))
         return leases
 
     # ---- what recipients say
@@ -297,6 +299,8 @@ class Ledger:
             f"SELECT {_DELIVERY} FROM deliveries WHERE until <= ? ORDER BY until LIMIT ?", (self.now, limit)
         )
         for delivery in map(_delivery, rows):
+            if self.buried_bytes > SWEEP_BYTES:
+                break
             swept.stirred.add(delivery.owner)
             if delivery.state == RESTING:
                 self._execute(_WAKE, (delivery.owner, delivery.seq))
@@ -308,10 +312,12 @@ class Ledger:
                 swept.failures.append(failure)
         old = self._all(_OUTLIVED, (self.now, limit))
         for delivery in map(_delivery, old):
+            if self.buried_bytes > SWEEP_BYTES:
+                break
             history = delivery.history_with(None, None, self.now)
             if failure := self._die(delivery, "expired", None, history):
                 swept.failures.append(failure)
-        swept.more = len(rows) == limit or len(old) == limit
+        swept.more = len(rows) == limit or len(old) == limit or self.buried_bytes > SWEEP_BYTES
         return swept
 
     def recover(self) -> None:
@@ -357,6 +363,7 @@ class Ledger:
     ) -> Failure:
         """Write the dead letter of a message to one owner; `ack_wait` is what its sender said, in microseconds."""
         message_id = message.own_id or self._epochs.id_of(message.seq).decode()
+        self.buried_bytes += _size(message)
         self._execute(
             _BURY,
             (
@@ -445,7 +452,7 @@ _NEXT = """
 SELECT seq, attempt, ack_wait FROM deliveries
  WHERE owner = ? AND state = 0 AND (expires_at IS NULL OR expires_at > ?) ORDER BY due_key, seq LIMIT ?"""
 _AGAIN = """
-SELECT seq, attempt, ack_wait, due_key FROM deliveries
+SELECT seq, attempt, ack_wait, due_key, until FROM deliveries
  WHERE owner = ? AND state = 1 AND seq > ? AND seq <= ? AND (due_key, seq) > (?, ?) ORDER BY due_key, seq LIMIT ?"""
 _LEASE = """
 UPDATE deliveries SET state = 1, until = ?, holder = ?, lease_wait = ?, attempt = attempt + 1, leased_at = ?
@@ -469,3 +476,8 @@ ON CONFLICT (id, owner) DO UPDATE SET died_at = excluded.died_at, reason = exclu
 
 def _delivery(row: Sequence[Any]) -> Delivery:
     return Delivery(*row)
+
+
+def _size(message: Message) -> int:
+    """About what it takes on the wire: a sender's headers count, too."""
+    return len(message.payload) + len(message.extras) + len(message.address) + 400

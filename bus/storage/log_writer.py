@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from _queue import SimpleQueue
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import gevent
@@ -31,7 +31,7 @@ OnBlock = Callable[[int, list[Message]], None]
 class LogWriter:
     """Submit on the event loop; settle on the event loop; everything between is the thread's.
 
-    `waiting` counts items submitted and not yet settled; `waiting_bytes` their payloads. They are what
+    `waiting` counts rows submitted and not yet settled; `waiting_bytes` their payloads. They are what
     back-pressure looks at, and only the event loop changes them.
     """
 
@@ -51,9 +51,11 @@ class LogWriter:
 
     def submit(self, items: Sequence[Item]) -> None:
         """Queue items for the next batch, in order."""
-        self.waiting += len(items)
+        rows = sum(map(_rows, items))
+        self.waiting += rows
         self.waiting_bytes += sum(map(_weight, items))
-        self._queue.put(items)
+        for chunk in [(items, rows)] if rows <= ROWS_A_COMMIT else _parted(items):
+            self._queue.put(chunk)
 
     def call(self, run: Callable[[Transaction], Any]) -> Any:
         """Run a write job and wait for its value in the calling greenlet. Raises what it raised."""
@@ -84,12 +86,12 @@ class LogWriter:
         while None not in chunks:
             chunks = [self._queue.get()]
             # Each chunk is one turn of the event loop; the batch ends at the first that makes it large.
-            while sum(map(len, filter(None, chunks))) < ROWS_A_COMMIT:
+            while sum(chunk[1] for chunk in chunks if chunk is not None) < ROWS_A_COMMIT:
                 count = len(chunks)
                 drain(self._queue, chunks, count + 1)
                 if len(chunks) == count:
                     break
-            batch = [item for chunk in chunks if chunk is not None for item in chunk]
+            batch = [item for chunk in chunks if chunk is not None for item in chunk[0]]
             if not batch:
                 continue
             try:
@@ -129,7 +131,7 @@ class LogWriter:
         self._settle(batch)
 
     def _settle(self, batch: list[Item]) -> None:
-        self.waiting -= len(batch)
+        self.waiting -= sum(map(_rows, batch))
         self.waiting_bytes -= sum(map(_weight, batch))
         for item in batch:
             try:
@@ -142,6 +144,27 @@ class LogWriter:
                 log.exception("A settled write could not be answered", extra={"action": "settle"})
         if self.on_relief is not None:
             self.on_relief()
+
+
+def _parted(items: Sequence[Item]) -> Iterator[tuple[Sequence[Item], int]]:
+    """One turn of the loop may bring more than a commit should hold: parts of it, each with its rows."""
+    start = rows = 0
+    for at, item in enumerate(items):
+        more = _rows(item)
+        if rows and rows + more > ROWS_A_COMMIT:
+            yield items[start:at], rows
+            start, rows = at, 0
+        rows += more
+    yield items[start:], rows
+
+
+def _rows(item: Item) -> int:
+    """About how many rows an item writes: a list has some for each name."""
+    if isinstance(item, Pending):
+        return 1 + item.more_rows
+    if isinstance(item, Group):
+        return sum(1 + member.more_rows for member in item.members)
+    return item.rows
 
 
 def _weight(item: Item) -> int:

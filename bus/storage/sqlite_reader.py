@@ -156,9 +156,18 @@ class SqliteReader:
         expires_us = found[0].expires_us if found else None
         return None if expires_us is not None and expires_us <= self._clock() else next(iter(found), None)
 
-    def messages(self, seqs: Sequence[int]) -> list[Message]:
-        rows = (self._one(f"SELECT {COLUMNS} FROM messages m WHERE m.seq = ?", (seq,)) for seq in seqs)
-        return [message_of(row, self.execute) for row in rows if row is not None]
+    def messages(self, seqs: Sequence[int], max_bytes: int | None = None) -> list[Message]:
+        found: list[Message] = []
+        size = 0
+        for seq in seqs:
+            row = self._one(f"SELECT {COLUMNS} FROM messages m WHERE m.seq = ?", (seq,))
+            if row is None:
+                continue
+            size += len(row[9]) + 250
+            if max_bytes is not None and found and size > max_bytes:
+                break
+            found.append(message_of(row, self.execute))
+        return found
 
     def execute(self, statement: str, bindings: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         return self._connection.execute(statement, bindings).fetchall()

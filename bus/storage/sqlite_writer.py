@@ -251,7 +251,8 @@ class _Work:
         """It may answer a question that one of its recipients asked: then the question keeps it."""
         for name in message.names:
             row = self._execute(
-                "SELECT seq, asked FROM requests WHERE asker = ? AND correlation_id = ?", (name, correlation_id)
+                "SELECT seq, asked FROM requests WHERE asker = ? AND correlation_id = ? ORDER BY seq DESC LIMIT 1",
+                (name, correlation_id),
             ).fetchone()
             if row is None or (row[1] is not None and message.sender not in msgspec.json.decode(cast("bytes", row[1]))):
                 continue

@@ -104,6 +104,7 @@ class DeliveryViews:
             self._end_wait(wait)
         if leases and caller_is_gone():
             bus.courier.queues.give_back([(owner, lease.message.seq) for lease in leases], client)
+            leases = []  # it may have hung up one way only, and must not work on what others get now
         texts = b",".join(bus.courier.text_of(lease) for lease in leases)
         return json_answer(b'{"messages":[%b]}' % texts)
 

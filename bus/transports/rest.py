@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from bus.receipts import Receipt
 
 MAX_BATCH = 1000
+MAX_BATCH_RECIPIENTS = 20_000
 BATCH_BODY_FACTOR = 16
 MAX_PAGE_BYTES = 4 * 1024 * 1024
 MAX_WAITING_REQUESTS = 4000
@@ -82,7 +83,10 @@ class Rest:
             send.idempotency_key = key
         (answer,) = self._bus.send([self._draft(send)])
         if isinstance(answer, BusError):
-            raise answer
+            try:
+                raise answer
+            finally:
+                del answer  # it holds this frame, and the frame would hold it: a ring that keeps the body
         return json_answer(_receipt(answer))
 
     def send_batch(self) -> Response:
@@ -96,6 +100,12 @@ class Rest:
             )
         drafts = [self._draft_or_error(item, limit) for item in batch.messages]
         good = [draft for draft in drafts if isinstance(draft, Draft)]
+        if (named := sum(len(draft.message.names) for draft in good)) > MAX_BATCH_RECIPIENTS:
+            raise Malformed(
+                f"The batch names {named} recipients in all; at most {MAX_BATCH_RECIPIENTS} fit one. Send it in parts.",
+                code="batch_too_long",
+                field="messages",
+            )
         if batch.atomic and len(good) < len(drafts):
             at, error = next((at, d) for at, d in enumerate(drafts) if isinstance(d, BusError))
             raise type(error)(

@@ -67,6 +67,8 @@ class Verbs:
     def subscribe(self, connection: Connection, frame: Frame) -> None:
         """Change what the connection subscribed to, all of it or nothing, and say what that is now."""
         bus = self._bus
+        if len(frame.queues or ()) > MAX_QUEUES:
+            raise _too_many_queues()
         patterns = check_patterns(frame.topics or ())
         owners = [f"queue:{bus.names.check(name, 'queues')}" for name in frame.queues or ()]
         limit = frame.max_in_flight
@@ -77,9 +79,7 @@ class Verbs:
         taking = connection.consumer.queues if connection.consumer else {}
         if frame.type == "subscribe":
             if len(taking.keys() | set(owners)) > MAX_QUEUES:
-                raise Malformed(
-                    f"A connection may take from {MAX_QUEUES} queues.", code="too_many_queues", field="queues"
-                )
+                raise _too_many_queues()
             bus.audience.subscribe(connection, patterns)
             if owners or (taking and frame.max_in_flight is not None):
                 bus.courier.queues.subscribe(bus.courier.consumer_of(connection), owners, limit)
@@ -116,6 +116,10 @@ class Verbs:
             connection.reply(b'{"type":"reply",%b%b' % (ref, answer.text(self._bus.epochs)[1:]))
         finally:
             self._asking -= 1
+
+
+def _too_many_queues() -> Malformed:
+    return Malformed(f"A connection may take from {MAX_QUEUES} queues.", code="too_many_queues", field="queues")
 
 
 VERBS: dict[str, Callable[[Verbs, Connection, Frame], None]] = {

@@ -272,7 +272,8 @@ class Model:
         """What was pushed to a client and is not settled comes again: the same attempts, with fresh leases."""
         again = self.of(client, LEASED)
         for delivery in again:
-            delivery.until = self.now + delivery.ack_wait
+            assert delivery.until is not None
+            delivery.until = max(delivery.until, self.now + delivery.ack_wait)  # what was granted stays granted
         return again
 
     def _first_bytes(self, deliveries: list[Delivery]) -> list[Delivery]:

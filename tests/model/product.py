@@ -64,6 +64,7 @@ class Product:
         self._patches = [
             mock.patch.object(sqlite_writer, "now_us", self._wall),
             mock.patch.object(sqlite_writer, "Ledger", self._ledger),
+            mock.patch.object(ledger, "_size", lambda message: len(message.payload)),
         ]
         for patch in self._patches:
             patch.start()

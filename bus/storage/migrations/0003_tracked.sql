@@ -115,7 +115,7 @@ CREATE TABLE requests (
     asked          BLOB,
     asked_at       INTEGER NOT NULL
 );
-CREATE UNIQUE INDEX requests_by_correlation ON requests (asker, correlation_id);
+CREATE INDEX requests_by_correlation ON requests (asker, correlation_id, seq);
 CREATE INDEX requests_by_age ON requests (asked_at);
 
 CREATE TABLE replies (
