@@ -232,8 +232,9 @@ def test_the_count_of_what_waits_is_right_after_everything(fresh_server: Start) 
             counted.settle(verb, counted.message(), delay=0 if number % 2 else 3600)
         counted.leave()
     send(server, "queue:counted", ttl=0.1)
-    send(server, "queue:counted", delay=0.1)
+    later = send(server, "queue:counted", delay=0.1)["message_id"]
     eventually(lambda: dead_letters(server, reason="expired"), what="an expiry")
+    eventually(lambda: state(server, later) == "waiting", what="the delayed item")
     for _ in range(2):
         shown = eventually(
             lambda: (seen := call(server, "GET", "/api/queues/counted"))["in_flight"] == 0 and seen, what="empty hands"
