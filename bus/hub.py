@@ -332,6 +332,8 @@ class Hub:
         connection.position = upto
         if messages:
             self._cursors.mark(connection.client, upto)
+            if connection.room is not None:  # it owes a ping for these, also when it is live by then
+                connection.room.last_seq = max(messages[-1].seq, connection.room.last_seq)
 
     def _catch_up(self, connection: Connection) -> bool:
         """Turn live if what is missing is nothing, or still at hand. False: the store has to be asked again."""
@@ -410,7 +412,7 @@ class Hub:
             return False
         if not connection.live:
             return connection.position > connection.pinged
-        return max(room.last_seq, self._last_to_all, connection.position) > connection.pinged
+        return max(room.last_seq, self._last_to_all) > connection.pinged
 
     def ping(self, connection: Connection) -> None:
         """Ask the peer to confirm what was written to it so far."""
