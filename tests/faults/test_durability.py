@@ -187,7 +187,7 @@ def test_a_send_whose_sync_fails_is_refused_and_the_bus_goes_on(
     refused = [n for n, answer in enumerate(answers) if answer.status != 200]
     assert len(refused) == 5
     for n in refused:
-        assert (answers[n].status, answers[n].body["code"]) == (503, "unavailable")
+        assert (answers[n].status, answers[n].body["code"]) == (503, "outcome_unknown")
         assert "retry-after" in answers[n].headers
     taken = [n for n in range(40) if n not in refused]
     assert payloads(server) == taken
