@@ -347,10 +347,12 @@ class Histories(SideBySide):
         leased = {place for place, row in self.product.look().deliveries.items() if row[0] == LEASED}
         self.hands = {place: holder for place, holder in self.hands.items() if place in leased}
 
+    @precondition(lambda self: not self.model.keys)
     @rule(skew=st.sampled_from((0, HOURS, -HOURS, 40 * DAY, -40 * DAY)))
     def set_wall_clock(self, skew: int) -> None:
         self.product.skew = skew
 
+    @precondition(lambda self: self.product.skew == 0)
     @rule()
     def keep_house(self) -> None:
         """A day and a bit goes by for those who forget after a day."""

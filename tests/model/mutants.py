@@ -202,12 +202,10 @@ def who_lost_the_lease_may_go_on(patch: pytest.MonkeyPatch) -> None:
 def what_expires_is_lost(patch: pytest.MonkeyPatch) -> None:
     real = Ledger.bury
 
-    def bury(
-        self: Ledger, message: Any, owner: str, reason: str, detail: str | None, attempts: bytes = b"[]"
-    ) -> Failure:
+    def bury(self: Ledger, message: Any, owner: str, reason: str, *more: Any, **named: Any) -> Failure:
         if reason == "expired":
             return Failure(message.own_id or self._epochs.id_of(message.seq).decode(), message.sender, owner, reason)
-        return real(self, message, owner, reason, detail, attempts)
+        return real(self, message, owner, reason, *more, **named)
 
     patch.setattr(Ledger, "bury", bury)
 
@@ -220,7 +218,7 @@ def what_expired_is_still_given(patch: pytest.MonkeyPatch) -> None:
 @mutant
 def a_dead_letter_has_no_history(patch: pytest.MonkeyPatch) -> None:
     real = Ledger.bury
-    patch.setattr(Ledger, "bury", lambda self, *given: real(self, *given[:4], b"[]"))
+    patch.setattr(Ledger, "bury", lambda self, *given, **_: real(self, *given[:4], b"[]"))
 
 
 @mutant
