@@ -164,7 +164,6 @@ class Bus:
         self.courier = self.delivery.courier
         self.heartbeat = Heartbeat(self.hub, self.cursors)
         self._upkeep = UpkeepThread(self.store.upkeep, self.lock_folder / "exclusive-upkeep.lock")
-        self._id_prefix = f"msg-{int(time.time() * 1000):012x}-{self._slot.number:02d}"
         self.readers.start()
         self.writer.start()
         self.hub.tail.start(self.read(lambda reader: reader.head()).seq)
@@ -329,9 +328,9 @@ class Bus:
         )
 
     def _new_id(self, sort: str) -> str:
-        """An id for what has no seq yet, or never will."""
+        """An id for what has no seq yet, or never will. Ids sort as they were given, by all workers."""
         self._own_ids += 1
-        return f"{self._id_prefix}{sort}{self._own_ids:010x}"
+        return f"msg-{self.clock.now_us():014x}-{self._slot.number:02d}{sort}{self._own_ids:010x}"
 
     def _publish_ephemeral(self, message: Message, settled: Settled) -> None:
         message.own_id = self._new_id("e")

@@ -32,7 +32,7 @@ SELECT (SELECT min(until) FROM deliveries WHERE until IS NOT NULL),
        (SELECT min(due_at) FROM scheduled)"""
 _SCHEDULED = """
 SELECT id, kind, address, sender, type, stamp, flags, extras, payload, terms FROM scheduled
- WHERE due_at <= ? ORDER BY due_at, stamp, id LIMIT ?"""
+ WHERE due_at <= ? ORDER BY due_at, id LIMIT ?"""
 
 
 class Reaper:

@@ -35,8 +35,8 @@ _INSERTS = {
 }
 
 
-CLOCKS_AGREE_US = 1_000_000
-"""Within such a difference the wall's clock and the bus's are one, so that equal times of delivery stay equal."""
+CLOCKS_DIFFER_BY_US = 1_000_000
+"""The bus's clock is ahead of the wall's by a multiple of this, the nearest: so equal times of delivery stay equal."""
 
 
 class SqliteWriter:
@@ -264,8 +264,8 @@ class _Work:
         terms = message.terms
         assert terms is not None
         if terms.deliver_us is not None:
-            ahead = self.ledger.now - now_us()
-            return terms.deliver_us + (ahead if abs(ahead) > CLOCKS_AGREE_US else 0)
+            ahead = round((self.ledger.now - now_us()) / CLOCKS_DIFFER_BY_US) * CLOCKS_DIFFER_BY_US
+            return terms.deliver_us + ahead
         return self.ledger.now + (terms.delay_us or 0)
 
     def _schedule(self, item: Pending, due_us: int, body: bytes) -> None:

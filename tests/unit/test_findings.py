@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bus.message import Kind, Message
+from bus.message import Kind, Message, Terms
 from bus.protocol import Settle
 from bus.storage import MAKE_KNOWN, Pending
 from bus.storage.deliveries import Slot
@@ -103,3 +103,20 @@ def test_a_nack_of_what_was_only_read_counts_once_and_the_push_after_it_is_anoth
         store.do(lambda transaction: transaction.ledger.settle(Settle("nack", store.id_of(1), "bob", 1, 0)))
     (lease,) = store.do(lambda transaction: transaction.ledger.lease_to_client("bob"))
     assert (lease.attempt, store.look().deliveries["bob", 1][2]) == (2, 1)
+
+
+def test_messages_of_one_moment_enter_as_they_were_sent_whatever_the_wall_s_clock_says(store: Product) -> None:
+    for own_id, store.skew in (("s1", HOUR), ("s2", 0)):
+        send(store, Sending("ann", "bob", delay=SECOND), own_id=own_id)
+    store.now += SECOND
+    store.reap()
+    assert store.reader.execute("SELECT id FROM other_ids ORDER BY seq") == [("s1",), ("s2",)]
+
+
+def test_equal_times_of_delivery_stay_equal_also_when_the_clocks_differ(store: Product) -> None:
+    """The two clocks are not read at once: how far they are apart is never twice the same."""
+    for number, store.skew in enumerate((HOUR + 3, HOUR, HOUR - 3)):
+        later = store.pending(Sending("ann", "bob", delay=SECOND), (), f"s{number}")
+        later.message.terms = Terms(deliver_us=store.now + 2 * HOUR)
+        store.commit([later])
+    assert set(store.look().scheduled.values()) == {store.now + HOUR}
