@@ -173,8 +173,7 @@ class Inboxes:
         The count is carried from batch to batch: when the mark or the log moved, only the rows in between are read. What
         this batch itself adds (it begins at `first`) is counted one by one.
         """
-        tracked = item.message.flags & REQUIRES_ACK
-        if item.present if not tracked else name in item.live and self._ledger.leases_at_once(name):
+        if self._goes_out(name, item):
             return True
         left = self._left.get(name)
         backlog = self._ledger.backlog(name)
@@ -186,13 +185,20 @@ class Inboxes:
                 self._left[name] = 0
                 return False
             left = 1
-        self._left[name] = left - 1
-        if not tracked:
+        takes_room = not self._goes_out(name, item)  # what was set aside may have been all that waited
+        self._left[name] = left - takes_room
+        if not item.message.flags & REQUIRES_ACK:
             if name not in self._names.fill:
                 self._count_waiting(name, capacity, batch)
             mark, _, waiting = self._names.fill[name]
             self._names.fill[name] = (mark, batch.head + 1, waiting + 1)
         return True
+
+    def _goes_out(self, name: str, item: Pending) -> bool:
+        """True when the message is pushed with its commit, and so does not wait."""
+        if item.message.flags & REQUIRES_ACK:
+            return name in item.live and self._ledger.leases_at_once(name)
+        return item.present
 
     def _count_waiting(self, name: str, capacity: int, batch: Batch) -> int:
         row = self._execute("SELECT mark FROM clients WHERE name = ?", (name,)).fetchone()

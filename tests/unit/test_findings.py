@@ -120,3 +120,13 @@ def test_equal_times_of_delivery_stay_equal_also_when_the_clocks_differ(store: P
         later.message.terms = Terms(deliver_us=store.now + 2 * HOUR)
         store.commit([later])
     assert set(store.look().scheduled.values()) == {store.now + HOUR}
+
+
+def test_what_is_pushed_in_place_of_what_was_set_aside_takes_no_room(store: Product) -> None:
+    store.do(lambda transaction: transaction.ledger.set_cap("bob", 1, "dead_letter"))
+    tracked = Sending("ann", "bob", require_ack=True)
+    send(store, tracked)
+    pushed, waits = store.pending(tracked, ["bob"], ""), store.pending(tracked, (), "")
+    store.commit([pushed, waits])
+    assert (pushed.message.leased_to, refusal_of(waits.error)) == (("bob",), None)
+    assert [owner for _, owner in store.look().dead] == ["bob"]
