@@ -70,7 +70,7 @@ class Histories(SideBySide):
 
     def _sent(self, sending: Sending) -> Step:
         self.own_ids += 1
-        own_id, live = f"s{self.own_ids}", sorted(self.live)
+        own_id, live = f"s{self.own_ids:04}", sorted(self.live)
         pending = self.product.pending(sending, live, own_id)
 
         def compare() -> None:
@@ -347,12 +347,10 @@ class Histories(SideBySide):
         leased = {place for place, row in self.product.look().deliveries.items() if row[0] == LEASED}
         self.hands = {place: holder for place, holder in self.hands.items() if place in leased}
 
-    @precondition(lambda self: not self.model.keys)
     @rule(skew=st.sampled_from((0, HOURS, -HOURS, 40 * DAY, -40 * DAY)))
     def set_wall_clock(self, skew: int) -> None:
         self.product.skew = skew
 
-    @precondition(lambda self: self.product.skew == 0)
     @rule()
     def keep_house(self) -> None:
         """A day and a bit goes by for those who forget after a day."""

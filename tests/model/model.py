@@ -337,9 +337,9 @@ class Model:
         if any(seq in self.log for seq in seqs):
             return Verdict("not_recipient")
         for seq in seqs:
-            if (seq, client) in self.settled:
-                outcome, last, *_ = self.settled[seq, client]
-                return Verdict(outcome, last)
+            for (settled, owner), (outcome, last, consumer, _) in self.settled.items():
+                if settled == seq and client in (owner, consumer):
+                    return Verdict(outcome, last)
         return Verdict("unknown_message")
 
     def _remembered(
@@ -411,7 +411,8 @@ class Model:
             failures.append(self._fail(delivery, "lease_expired", None, rest))
         outlived = [d for d in self.open.values() if d.expires is not None and d.expires <= self.now]
         failures += [self._die(d, "expired", None) for d in outlived if d.state != LEASED]
-        for _, own_id in sorted((due, own_id) for own_id, (due, _) in self.scheduled.items() if due <= self.now):
+        due = [own_id for own_id, (moment, _) in self.scheduled.items() if moment <= self.now]
+        for own_id in sorted(due, key=lambda own_id: self.scheduled[own_id][0]):  # of one moment: as they were sent
             failures += self._let_in(own_id, self.scheduled.pop(own_id)[1])
         return [failure for failure in failures if failure is not None]
 
