@@ -1,12 +1,14 @@
-"""Which worker of a server takes a connection, chosen by the test."""
+"""The workers of a server one by one: which of them takes a connection, and what each of them knows."""
 
 from __future__ import annotations
 
 import fcntl
 import os
 import signal
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from bus.testing import BusServer, eventually, processes
 
@@ -20,6 +22,27 @@ def only(server: BusServer, pid: int) -> Iterator[None]:
         yield
     finally:
         _signal(others, signal.SIGCONT)
+
+
+def statuses(server: BusServer) -> list[dict[str, Any]]:
+    """`/api/status` as each worker sees it."""
+    seen = []
+    for pid in server.worker_pids():
+        with only(server, pid):
+            seen.append(server.call("GET", "/api/status").body)
+    return seen
+
+
+def wait_until_known(server: BusServer, names: Iterable[str]) -> None:
+    """Wait until every worker knows that these clients, and perhaps others, are connected; each as often as it is named.
+
+    A worker hears of the others' connections a moment after they were made.
+    """
+    wanted = Counter(names)
+    eventually(
+        lambda: all(wanted <= Counter(status["connections"]["by_client"]) for status in statuses(server)),
+        what="presence on all workers",
+    )
 
 
 def _stop(server: BusServer, pids: list[int]) -> bool:

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from tests.conformance.remote import CURSOR, EPOCH, TIME, Remote, Socket
+from tests.conformance.remote import CURSOR, EPOCH, TIME, Remote, Socket, eventually
 
 UNKNOWN_CURSOR = "000000000000:7"
 
@@ -89,7 +89,8 @@ def test_a_client_is_known_and_online_while_it_is_connected(remote: Remote) -> N
     name = remote.name()
     assert remote.get(f"/api/clients/{name}").status == 404
     with remote.connect(name):
-        client = remote.get(f"/api/clients/{name}").body
+        # another process of the bus may hear of the connection a moment later
+        client = eventually(lambda: (found := remote.get(f"/api/clients/{name}").body)["online"] and found)
         assert (client["client"], client["online"], client["over"], client["connections"]) == (
             name,
             True,

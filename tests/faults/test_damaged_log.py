@@ -23,6 +23,7 @@ from bus.storage.sqlite import NETWORK_FILE_SYSTEMS, SqliteStore
 from bus.testing import BusServer, ServerFailed, eventually
 from tests.faults.small_disk import on_own_disk
 from tests.follower import Follower
+from tests.workers import wait_until_known
 
 PAGE_BYTES = 4096
 MESSAGES = 300
@@ -432,6 +433,8 @@ def two_servers(tmp_path: Path, fresh_server: Callable[..., BusServer]) -> tuple
 def test_a_second_server_on_the_same_log_joins_the_first(two_servers: tuple[BusServer, BusServer]) -> None:
     one, two = two_servers
     with Follower(one.port, "anna") as anna, Follower(two.port, "ben") as ben:
+        for server in two_servers:
+            wait_until_known(server, ["anna", "ben"])
         for number in range(50):
             for server, sender, to in ((one, "giver-1", "ben"), (two, "giver-2", "anna"), (one, "giver-1", "all")):
                 body = {"from": sender, "to": to, "payload": number}

@@ -12,7 +12,7 @@ import pytest
 from bus.testing import BusServer, eventually
 from tests.calls import call, claim, inbox, payloads, send, settle
 from tests.peer import Peer
-from tests.workers import only
+from tests.workers import only, wait_until_known
 
 Start = Callable[..., BusServer]
 
@@ -220,7 +220,7 @@ def test_nobody_who_is_away_is_asked_when_somebody_must_be_there(each_server: Bu
             error = asker.ask("request", **question)
             assert (error["type"], error["code"], error["field"]) == ("error", "recipient_offline", "to")
         assert inbox(each_server, away)["count"] == 0
-        eventually(lambda: call(each_server, "GET", f"/api/clients/{here}")["online"])
+        wait_until_known(each_server, [here])
         found = asker.ask("request", to=[away, here], wait=0, require_online=True)
         assert (found["status"], present.message()["id"]) == ("pending", found["request_id"])
 

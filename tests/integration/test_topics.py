@@ -18,9 +18,9 @@ from bus.storage.sqlite_reader import SCANNED_MESSAGES
 from bus.testing import BusServer, eventually
 from bus.topics import MAX_PATTERNS
 from tests.follower import Follower
-from tests.integration.test_workers import only
 from tests.rawws import TEXT, RawWebSocket, frame_bytes
 from tests.refusals import check, check_sentence
+from tests.workers import only
 
 Start = Callable[..., BusServer]
 

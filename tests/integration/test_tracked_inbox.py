@@ -9,7 +9,7 @@ from typing import Any
 from bus.testing import BusServer, eventually
 from tests.calls import call, inbox, payloads, pending_acks, send, send_all, settle, standing, state
 from tests.peer import Peer
-from tests.workers import only
+from tests.workers import only, wait_until_known
 
 WINDOW = 100
 """Unacked messages that are pushed to one client at a time."""
@@ -37,6 +37,7 @@ def tracked(to: str, priorities: list[Any]) -> list[dict[str, Any]]:
 
 def test_what_comes_live_comes_in_seq_order_whatever_its_priority(each_server: BusServer) -> None:
     with Peer(each_server, "live") as live:
+        wait_until_known(each_server, ["live"])
         for message in tracked("live", PRIORITIES):
             send(each_server, **message)
             send(each_server, "live", "plain")
@@ -71,6 +72,7 @@ def test_plain_messages_keep_their_order_beside_tracked_ones(each_server: BusSer
 
 def test_both_connections_of_a_client_get_it_and_either_may_settle(each_server: BusServer) -> None:
     with Peer(each_server, "twin") as one, Peer(each_server, "twin") as two:
+        wait_until_known(each_server, ["twin", "twin"])
         for settler in (one, two):
             message_id = send(each_server, "twin", 1, require_ack=True)["message_id"]
             assert one.message()["id"] == two.message()["id"] == message_id

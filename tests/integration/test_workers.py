@@ -23,7 +23,7 @@ from bus.testing import Answer, BusServer, eventually
 from tests.conftest import can_not_run
 from tests.follower import Follower
 from tests.rawws import RawWebSocket
-from tests.workers import only
+from tests.workers import only, statuses, wait_until_known
 
 IDLE_SOCKETS = 5000
 MIB = 1024 * 1024
@@ -61,7 +61,8 @@ class Crowd:
                 sender = Sender(f"{name}-sender-{index}", RawWebSocket(server.port, f"/ws/{name}-sender-{index}"))
                 sender.socket.read_json()
                 self.senders[pid] = sender
-        wait_until_known(server, {follower.client for follower in self.everybody()})
+        senders = [sender.name for sender in self.senders.values()]
+        wait_until_known(server, senders + [follower.client for follower in self.everybody()])
 
     def everybody(self) -> list[Follower]:
         """All followers."""
@@ -74,23 +75,6 @@ class Crowd:
         for sender in self.senders.values():
             sender.socket.close()
         self._stack.close()
-
-
-def statuses(server: BusServer) -> list[dict[str, Any]]:
-    """`/api/status` as each worker sees it."""
-    seen = []
-    for pid in server.worker_pids():
-        with only(server, pid):
-            seen.append(server.call("GET", "/api/status").body)
-    return seen
-
-
-def wait_until_known(server: BusServer, names: set[str]) -> None:
-    """Wait until every worker knows that these clients, and perhaps others, are connected."""
-    eventually(
-        lambda: all(names <= set(status["connections"]["by_client"]) for status in statuses(server)),
-        what="presence on all workers",
-    )
 
 
 def send(server: BusServer, to: object, payload: object) -> Answer:
@@ -140,7 +124,7 @@ def test_two_connections_of_a_client_on_different_workers_both_get_everything(se
         other.wait_for(60)
         assert one.seqs == other.seqs == seqs
         one.close()
-        wait_until_known(server4, {"twin"})
+        wait_until_known(server4, ["twin"])
         assert send(server4, "twin", "last").body["recipients"] == [{"client": "twin", "state": "delivered"}]
         other.wait_for(61)
 
@@ -319,6 +303,7 @@ def test_a_dead_workers_presence_vanishes(fresh_server: Start) -> None:
         assert all(status["workers"] == 3 for status in statuses(server))
         os.kill(server.pid, signal.SIGCONT)
         eventually(lambda: all(status["workers"] == 4 for status in statuses(server)), what="a successor")
+        wait_until_known(server, [follower.client for follower in left])
         for follower in lost:
             assert follower.wait_for_end() == 1006
             assert send(server, follower.client, 1).body["recipients"][0]["state"] == "queued"
