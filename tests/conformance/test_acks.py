@@ -119,7 +119,8 @@ def test_progress_extends_the_lease(remote: Remote) -> None:
         extended = remote.settle("progress", message["id"], socket.client, ack_wait=60)
         assert (extended["status"], extended["attempt"]) == ("extended", 1)
         assert extended["lease_until"] > sent["timestamp"]
-        time.sleep(0.8)
+        mark = remote.send(remote.name("sender"), socket.client, require_ack=True, ack_wait=0.5)  # its lease ends
+        eventually(lambda: standing(remote, mark["message_id"], socket.client) == ("resting", 1, 1))
         assert standing(remote, sent["message_id"], socket.client) == ("leased", 1, 0)
 
 
