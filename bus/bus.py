@@ -6,9 +6,7 @@ then answered; every process, this one included, delivers from the tail of the l
 
 from __future__ import annotations
 
-import gc
 import logging
-import resource
 import secrets
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -35,6 +33,7 @@ from bus.heartbeat import Heartbeat
 from bus.hub import Hub
 from bus.message import REQUIRES_ACK, Kind, Message, Names, audience_of, now_us, text_of
 from bus.presence import presence_of, together
+from bus.process import calm_collector, raise_file_limit
 from bus.protocol import Draft
 from bus.receipts import Receipt, deliver_us, fate, fate_of_ephemeral
 from bus.resume import Place, place_of
@@ -140,7 +139,7 @@ class Bus:
 
     def start(self) -> None:
         """Open the store and begin to work. Raises StartRefused. Call it after the fork, with gevent patched."""
-        _raise_file_limit()
+        raise_file_limit()
         try:
             self._slot = Slot(self.lock_folder, self._when_alone)
             self.clock.start()
@@ -177,7 +176,7 @@ class Bus:
         self._hears_sent = self._dispatcher.wants(MessageSent)
         for worker in self._workers:
             worker.start(self.lock_folder)
-        _calm_collector()
+        calm_collector()
         self.started_us = now_us()
         self.running = True
         self.emit(BusStarted())
@@ -225,9 +224,12 @@ class Bus:
 
     # ---- sending
 
-    def publish(self, draft: Draft, settled: Settled) -> None:
-        """Accept a draft; `settled` gets the receipt after the commit, or the refusal. Event loop; never blocks."""
-        pending = self._accept(draft, settled)
+    def publish(self, draft: Draft, settled: Settled, *, receipt: bool = True) -> None:
+        """Accept a draft; `settled` gets the receipt after the commit, or the refusal. Event loop; never blocks.
+
+        Without `receipt`, it hears of refusals only.
+        """
+        pending = self._accept(draft, settled, receipt=receipt)
         if pending is not None:
             self._gathered.append(pending)
             self.hub.kick()
@@ -274,7 +276,7 @@ class Bus:
         connection.pause()
         self._paused.append(connection)
 
-    def _accept(self, draft: Draft, settled: Settled) -> Pending | None:
+    def _accept(self, draft: Draft, settled: Settled, *, receipt: bool = True) -> Pending | None:
         message = draft.message
         for accept in self._before_publish:
             try:
@@ -287,7 +289,7 @@ class Bus:
                 self._refuse(message, Unavailable("The message could not be checked; nothing was stored."), settled)
                 return None
         if draft.ephemeral:
-            self._publish_ephemeral(message, settled)
+            self._publish_ephemeral(message, settled if receipt else None)
             return None
         rows = [row for extra in self._with_commit for row in extra(message) or ()] if self._with_commit else ()
         names = message.names
@@ -295,9 +297,9 @@ class Bus:
             rows = [*rows, *draft.rows]
             if deliver_us(message) is not None:
                 message.own_id = self._new_id("s")
-        live = [name for name in names if self.is_live(name)] if message.flags & REQUIRES_ACK else ()
+        live = tuple(filter(self.is_live, names)) if message.flags & REQUIRES_ACK else ()
         present = self.is_live(names[0]) if len(names) == 1 else bool(names) and all(map(self.is_live, names))
-        return Pending(message, self._settle, settled, draft.key, present, live, rows, len(names) // 10)
+        return Pending(message, self._settle, settled, draft.key, present, live, rows, len(names) // 10, receipt)
 
     def _refuse(self, message: Message, refusal: BusError, settled: Settled) -> None:
         self.counters.add("messages_refused")
@@ -316,9 +318,11 @@ class Bus:
             self.emit(MessageSent(message))
         if outcome.failures:
             self.courier.tell_failures(outcome.failures)
+        if not pending.receipt:
+            return
         recipients = fate(message, outcome, self.is_live, self.audience_size)
         if not outcome.scheduled:
-            message_id = message.own_id.encode() or self.epochs.id_of(message.seq)
+            message_id = message.own_id.encode() if message.own_id else self.epochs.id_of(message.seq)
             settled(Receipt(message_id, message.seq, message.stamp_us, recipients, outcome.duplicate))
             return
         due_us = deliver_us(message)
@@ -332,11 +336,13 @@ class Bus:
         self._own_ids += 1
         return f"msg-{self.clock.now_us():014x}-{self._slot.number:02d}{sort}{self._own_ids:010x}"
 
-    def _publish_ephemeral(self, message: Message, settled: Settled) -> None:
+    def _publish_ephemeral(self, message: Message, settled: Settled | None) -> None:
         message.own_id = self._new_id("e")
         text_of(message, self.epochs)
         self.backplane.share_ephemeral(message)
-        self.hub.deliver([message])
+        self.hub.deliver((message,))
+        if settled is None:
+            return
         recipients = fate_of_ephemeral(message, self.is_live, self.audience_size)
         settled(Receipt(message.own_id.encode(), None, message.stamp_us, recipients))
 
@@ -482,16 +488,3 @@ class Bus:
         self.auth.use(digest)
         if secrets.compare_digest(digest, key_digest(key)):
             print(f"\nThe admin key of this bus, shown this once: {key}\n", flush=True)
-
-
-def _calm_collector() -> None:
-    """What is there now stays, and messages in flight make no cycles: looking for some took a quarter of the time."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(50_000, 50, 100)
-
-
-def _raise_file_limit() -> None:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

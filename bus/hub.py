@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Set
+from collections.abc import Callable, Sequence, Set
 from functools import partial
 from typing import Any, Protocol
 
@@ -78,7 +78,7 @@ class Hub:
         self._cursors = cursors
         self._listener = listener
         self._loop = gevent.get_hub().loop
-        self.tail = Tail(readers, self.deliver, self._skipped)
+        self.tail = Tail(readers, self._tailed, self._skipped)
         self.rooms: dict[str, Room] = {}
         self.connections: set[Connection] = set()  # all open ones, also those that did not join yet
         self.now = time.monotonic()
@@ -94,13 +94,15 @@ class Hub:
 
     # ---- fan-out
 
-    def deliver(self, messages: Iterable[Message]) -> None:
+    def _tailed(self, messages: Sequence[Message]) -> None:
+        self._recent.keep(messages)
+        self.deliver(messages)
+
+    def deliver(self, messages: Sequence[Message]) -> None:
         """Queue messages for the end of this turn. Durable ones come from the tail, in seq order."""
-        rooms = self.rooms
+        rooms, due_rooms = self.rooms, self._due_rooms
         for message in messages:
             kind = message.kind
-            if message.seq:
-                self._recent.keep(message)
             if kind == Kind.ALL:
                 self._everybody.append(message)
                 self._waiters.wake_all()
@@ -116,7 +118,7 @@ class Hub:
                 room = rooms.get(name)
                 if room is not None:
                     if not room.due:
-                        self._due_rooms.append(room)
+                        due_rooms.append(room)
                     room.due.append(message)
             if self._waiters:
                 for name in message.names:

@@ -41,6 +41,9 @@ class Kind(enum.IntEnum):
     QUEUE = 4
 
 
+Address = tuple[Kind, str, tuple[str, ...]]
+"""What a `to` means: its kind, the address without its prefix, the named recipients."""
+
 REQUIRES_ACK = 1
 EVENT = 2
 OWN_ID = 4
@@ -111,6 +114,7 @@ class Names:
 
     def __init__(self) -> None:
         self._good: set[str] = set()
+        self._addresses: dict[str, Address] = {}
 
     def check(self, name: object, field: str) -> str:
         """Return `name` if it is a good client, type, topic or queue name; raise Malformed otherwise."""
@@ -137,18 +141,31 @@ class Names:
             raise Malformed(f"`{field}` can't be the reserved name {good}.", code="reserved_name", field=field)
         return good
 
+    def address(self, to: str) -> Address:
+        """What a `to` that is a string means: (kind, address, named recipients). Raises Malformed."""
+        known = self._addresses.get(to)
+        if known is None:
+            known = self._read_address(to)
+            if len(self._addresses) >= self.LIMIT:
+                self._addresses.clear()
+            self._addresses[to] = known
+        return known
 
-def parse_address(to: str | list[str], names: Names) -> tuple[Kind, str, tuple[str, ...]]:
-    """Read the `to` of a request into (kind, address, named recipients). Raises Malformed."""
-    if isinstance(to, str):
+    def _read_address(self, to: str) -> Address:
         if to in ("all", "*"):
             return Kind.ALL, "", ()
         if to.startswith("topic:"):
-            return Kind.TOPIC, names.check(to[6:], "to"), ()
+            return Kind.TOPIC, self.check(to[6:], "to"), ()
         if to.startswith("queue:"):
-            return Kind.QUEUE, names.check(to[6:], "to"), ()
-        client = names.check_client(to, "to")
+            return Kind.QUEUE, self.check(to[6:], "to"), ()
+        client = self.check_client(to, "to")
         return Kind.CLIENT, client, (client,)
+
+
+def parse_address(to: str | list[str], names: Names) -> Address:
+    """Read the `to` of a request into (kind, address, named recipients). Raises Malformed."""
+    if isinstance(to, str):
+        return names.address(to)
     if not to:
         raise Malformed("`to` is an empty list; name at least one recipient.", code="no_recipient", field="to")
     if len(to) > MAX_RECIPIENTS:
@@ -190,21 +207,27 @@ def now_us() -> int:
 
 
 class _Stamps:
-    """Renders microseconds as ISO 8601; the last second's text is kept, since neighbours share it.
+    """Renders microseconds as ISO 8601. The last text is kept, since what one read brought shares it, and so is its second.
 
-    Thread-safe: the pair is replaced whole, and read once.
+    Thread-safe: each pair is replaced whole, and read once.
     """
 
     def __init__(self) -> None:
         self._last = (-1, b"")
+        self._last_second = (-1, b"")
 
     def render(self, stamp_us: int) -> bytes:
-        second, micros = divmod(stamp_us, 1_000_000)
         last, text = self._last
+        if stamp_us == last:
+            return text
+        second, micros = divmod(stamp_us, 1_000_000)
+        last, begin = self._last_second
         if second != last:
-            text = datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S").encode()
-            self._last = (second, text)
-        return b"%b.%06d+00:00" % (text, micros)
+            begin = datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S").encode()
+            self._last_second = (second, begin)
+        text = b"%b.%06d+00:00" % (begin, micros)
+        self._last = (stamp_us, text)
+        return text
 
 
 iso = _Stamps().render
@@ -284,13 +307,8 @@ def is_cursor(text: str) -> bool:
 
 # ---- rendering
 
-_TO = {
-    Kind.CLIENT: b'"%b"',
-    Kind.LIST: b"%b",
-    Kind.ALL: b'"all"%b',
-    Kind.TOPIC: b'"topic:%b"',
-    Kind.QUEUE: b'"queue:%b"',
-}
+_TO = (b'"%b"', b"%b", b'"all"%b', b'"topic:%b"', b'"queue:%b"')
+"""How `to` shows the address, by kind."""
 
 
 def correlation_of(message: Message) -> str | None:
@@ -315,10 +333,10 @@ def render(message: Message, epochs: Epochs) -> bytes:
     return (
         b'{"id":"%b","seq":%b,"from":"%b","to":%b,"type":"%b","payload":%b,"timestamp":"%b","requires_ack":%b%b%b}'
         % (
-            message.own_id.encode() or epochs.id_of(message.seq),
+            message.own_id.encode() if message.own_id else epochs.id_of(message.seq),
             b"%d" % message.seq if message.seq else b"null",
             message.sender.encode(),
-            _TO[message.kind] % message.address.encode(),  # type: ignore[index]
+            _TO[message.kind] % message.address.encode(),
             message.type.encode(),
             message.payload,
             iso(message.stamp_us),

@@ -7,7 +7,7 @@ came as: it is never altered, escaped or filtered.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
@@ -80,6 +80,17 @@ class Frame(Content, kw_only=True):
     token: str | None = None
 
 
+class PlainSend(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    """The most frequent frames: sends that say little beyond address, type and payload. Anything else is a Frame."""
+
+    type: Literal["send"]
+    to: str
+    msg_type: str = "message"
+    payload: msgspec.Raw = msgspec.field(default_factory=lambda: _EMPTY_PAYLOAD)
+    ref: str | int | None = None
+    ephemeral: bool = False
+
+
 class Verdict(msgspec.Struct, kw_only=True):
     """What a recipient says of a message, over REST. Durations in seconds: `delay` of a nack, `ack_wait` of a progress."""
 
@@ -128,6 +139,7 @@ class Draft(msgspec.Struct, gc=False):
     rows: Sequence[tuple[str, Sequence[Any]]] = ()
 
 
+_decode_plain = msgspec.json.Decoder(PlainSend).decode
 decode_send = msgspec.json.Decoder(Send).decode
 decode_frame = msgspec.json.Decoder(Frame).decode
 decode_verdict = msgspec.json.Decoder(Verdict).decode
@@ -151,6 +163,18 @@ def read(decode: Any, data: bytes, what: str) -> Any:
     except msgspec.DecodeError as error:
         problem = str(error).removeprefix("JSON is malformed: ")
         raise Malformed(f"The {what} is not JSON: {_lower(problem)}.", code="bad_json") from None
+
+
+def plain_send(text: bytes) -> PlainSend | None:
+    """A frame as a plain send. None when it is something else, or nothing good: `read` says which."""
+    if b'"send"' not in text:
+        return None
+    try:
+        if not text.isascii():
+            text.decode("utf-8")
+        return _decode_plain(text)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
 
 
 def _lower(sentence: str) -> str:
@@ -192,6 +216,18 @@ def draft_of(send: Send | Frame, sender: str, type_: str, *, names: Names, stamp
         extras = _extras(send, terms)
     message = Message(kind, address, recipients, sender, type_, payload, stamp_us, flags, None, extras, terms=terms)
     return Draft(message, send.ephemeral, send.idempotency_key)
+
+
+def plain_draft(send: PlainSend, sender: str, *, names: Names, stamp_us: int) -> Draft | None:
+    """As `draft_of`, of a plain send. None when its address asks for more: a topic, a queue."""
+    kind, address, recipients = names.address(send.to)
+    if kind >= Kind.TOPIC:
+        return None
+    if send.msg_type != "message":
+        names.check(send.msg_type, "msg_type")
+    payload = bytes(send.payload)
+    check_depth(payload)
+    return Draft(Message(kind, address, recipients, sender, send.msg_type, payload, stamp_us), send.ephemeral)
 
 
 def _says_more(send: Content) -> bool:

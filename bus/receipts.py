@@ -27,6 +27,8 @@ class Receipt(msgspec.Struct, gc=False):
 
     def members(self) -> bytes:
         """The members of its JSON object that a frame and a body have in common."""
+        if self.seq is not None and not self.duplicate:
+            return b'"message_id":"%b","seq":%d,"recipients":%b' % (self.message_id, self.seq, self.recipients)
         tail = b',"duplicate":true' if self.duplicate else b""
         if self.deliver_us is not None:
             tail += b',"deliver_at":"%b"' % iso(self.deliver_us)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 
 from bus.connection import Connection
 from bus.message import REQUIRES_ACK, Kind, Message
@@ -17,13 +18,15 @@ class Recent:
         self._messages: deque[Message] = deque()
         self._bytes = 0
 
-    def keep(self, message: Message) -> None:
-        """The log's next message came."""
-        messages = self._messages
-        messages.append(message)
-        self._bytes += _size(message)
-        while self._bytes > RECENT_BYTES or len(messages) > RECENT_MESSAGES:
-            self._bytes -= _size(messages.popleft())
+    def keep(self, messages: Iterable[Message]) -> None:
+        """The log's next messages came."""
+        kept, size = self._messages, self._bytes
+        for message in messages:
+            kept.append(message)
+            size += len(message.payload) or len(message.rendered)
+        while size > RECENT_BYTES or len(kept) > RECENT_MESSAGES:
+            size -= _size(kept.popleft())
+        self._bytes = size
 
     def clear(self) -> None:
         """Messages were passed over: what is kept would have a hole."""

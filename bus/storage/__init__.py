@@ -55,11 +55,16 @@ class Outcome(msgspec.Struct, gc=False):
     failures: tuple[Failure, ...] = ()
 
 
+STORED: Final = Outcome()
+"""The outcome of a send of which there is nothing more to say. Shared: whoever has more to say makes one of its own."""
+
+
 class Pending(msgspec.Struct):
     """A message on its way through the writer, and what came of it: `error`, or `message.seq` and `outcome`.
 
-    `settled(pending)` is called on the event loop after the commit; `answer` is its caller's. `present`: every named
-    recipient was online when it was accepted, so that the inbox's cap need not be looked at.
+    `settled(pending)` is called on the event loop after the commit; `answer` is its caller's, who wants to hear of what is
+    stored only with `receipt`. `present`: every named recipient was online when it was accepted, so that the inbox's cap
+    need not be looked at.
     """
 
     message: Message
@@ -70,6 +75,7 @@ class Pending(msgspec.Struct):
     live: Sequence[str] = ()
     rows: Sequence[Row] = ()
     more_rows: int = 0
+    receipt: bool = True
     outcome: Outcome | None = None
     error: BusError | None = None
 

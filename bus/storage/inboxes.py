@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import msgspec
+from msgspec.structs import replace
 
 from bus.errors import InboxFull
 from bus.message import REQUIRES_ACK, Kind, Message
@@ -69,7 +70,8 @@ class Batch(Protocol):
 
 
 class Inboxes:
-    """The room that one batch finds. `_left`: what is left in the inboxes that it wrote to."""
+    """The room that one batch finds. `_left`: what is left in the inboxes that it wrote to; `_unknown`: names whose row says
+    that nobody knows them."""
 
     def __init__(
         self,
@@ -91,6 +93,11 @@ class Inboxes:
         self._inbox_limit = inbox_limit
         self._queue_limit = queue_limit
         self._left: dict[str, int] = {}
+        self._unknown: set[str] = set()
+
+    def look_again(self) -> None:
+        """Something else has written: it may have made names known."""
+        self._unknown.clear()
 
     def drop(self) -> None:
         """Forget what a savepoint has taken back."""
@@ -136,22 +143,24 @@ class Inboxes:
 
     def _open_inboxes(self, item: Pending, batch: Batch) -> None:
         """Give each named recipient a row, and settle who is refused and who is unknown."""
-        names, message, outcome = self._names, item.message, item.outcome
-        assert outcome is not None
+        names, message = self._names, item.message
         refused, unknown = [], []
         for name in message.names:
             if name not in names.opened:
                 self._execute(_OPEN_INBOX, (name, batch.head, self._now))
                 names.opened.add(name)
             if name not in names.known:
-                if self._execute("SELECT known FROM clients WHERE name = ?", (name,)).get:
+                if name not in self._unknown and self._execute("SELECT known FROM clients WHERE name = ?", (name,)).get:
                     names.known.add(name)
                 else:
+                    self._unknown.add(name)
                     unknown.append(name)
             if not self._has_room(name, item, batch):
                 refused.append(name)
+        assert item.outcome is not None
         if not refused:
-            outcome.unknown = tuple(unknown)
+            if unknown:
+                item.outcome = replace(item.outcome, unknown=tuple(unknown))
             return
         if len(refused) == len(message.names):
             item.error = InboxFull(
@@ -164,8 +173,9 @@ class Inboxes:
         left = tuple(name for name in message.names if name not in refused)
         message.names = left
         message.address = msgspec.json.encode(left).decode()
-        outcome.refused = tuple(refused)
-        outcome.unknown = tuple(name for name in unknown if name in left)
+        item.outcome = replace(
+            item.outcome, refused=tuple(refused), unknown=tuple(name for name in unknown if name in left)
+        )
 
     def _has_room(self, name: str, item: Pending, batch: Batch) -> bool:
         """Count what waits above the mark, and count this message.
@@ -176,6 +186,10 @@ class Inboxes:
         if self._goes_out(name, item):
             return True
         left = self._left.get(name)
+        tracked = item.message.flags & REQUIRES_ACK
+        if left and not tracked and name in self._names.fill:
+            self._count_in(name, left, batch)
+            return True
         backlog = self._ledger.backlog(name)
         capacity = backlog.capacity or self._inbox_limit
         if left is None:
@@ -185,14 +199,20 @@ class Inboxes:
                 self._left[name] = 0
                 return False
             left = 1
-        takes_room = not self._goes_out(name, item)  # what was set aside may have been all that waited
-        self._left[name] = left - takes_room
-        if not item.message.flags & REQUIRES_ACK:
-            if name not in self._names.fill:
-                self._count_waiting(name, capacity, batch)
-            mark, _, waiting = self._names.fill[name]
-            self._names.fill[name] = (mark, batch.head + 1, waiting + 1)
+        if tracked:
+            takes_room = not self._goes_out(name, item)  # what was set aside may have been all that waited
+            self._left[name] = left - takes_room
+            return True
+        if name not in self._names.fill:
+            self._count_waiting(name, capacity, batch)
+        self._count_in(name, left, batch)
         return True
+
+    def _count_in(self, name: str, left: int, batch: Batch) -> None:
+        """The next message is a plain one that waits in an inbox with `left` places."""
+        self._left[name] = left - 1
+        mark, _, waiting = self._names.fill[name]
+        self._names.fill[name] = (mark, batch.head + 1, waiting + 1)
 
     def _goes_out(self, name: str, item: Pending) -> bool:
         """True when the message is pushed with its commit, and so does not wait."""
@@ -232,8 +252,9 @@ class Inboxes:
             failure = self._ledger.overflow(tracked)
         else:
             return False
-        assert item.outcome is not None
-        item.outcome.failures += (failure,) if failure is not None else ()
+        if failure is not None:
+            assert item.outcome is not None
+            item.outcome = replace(item.outcome, failures=(*item.outcome.failures, failure))
         return True
 
     def _oldest_plain(self, name: str) -> Message | None:

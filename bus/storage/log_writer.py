@@ -10,7 +10,7 @@ import contextlib
 import logging
 from _queue import SimpleQueue
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import gevent
 from gevent.event import AsyncResult
@@ -51,10 +51,9 @@ class LogWriter:
 
     def submit(self, items: Sequence[Item]) -> None:
         """Queue items for the next batch, in order."""
-        rows = sum(map(_rows, items))
-        self.waiting += rows
-        self.waiting_bytes += sum(map(_weight, items))
-        for chunk in [(items, rows)] if rows <= ROWS_A_COMMIT else _parted(items):
+        for chunk in _parted(items):
+            self.waiting += chunk.rows
+            self.waiting_bytes += chunk.weight
             self._queue.put(chunk)
 
     def call(self, run: Callable[[Transaction], Any]) -> Any:
@@ -86,18 +85,18 @@ class LogWriter:
         while None not in chunks:
             chunks = [self._queue.get()]
             # Each chunk is one turn of the event loop; the batch ends at the first that makes it large.
-            while sum(chunk[1] for chunk in chunks if chunk is not None) < ROWS_A_COMMIT:
+            while sum(chunk.rows for chunk in chunks if chunk is not None) < ROWS_A_COMMIT:
                 count = len(chunks)
                 drain(self._queue, chunks, count + 1)
                 if len(chunks) == count:
                     break
-            batch = [item for chunk in chunks if chunk is not None for item in chunk[0]]
-            if not batch:
+            batch = _together([chunk for chunk in chunks if chunk is not None])
+            if not batch.items:
                 continue
             try:
                 if writer is None:
                     writer = self._open_writer()
-                first, messages = writer.commit(batch)
+                first, messages = writer.commit(batch.items)
             except BaseException as error:  # noqa: BLE001  # handled and logged on the loop
                 self._mailbox.post(self._failed, batch, error)
             else:
@@ -109,31 +108,31 @@ class LogWriter:
 
     # ---- on the event loop
 
-    def _committed(self, batch: list[Item], first: int, messages: list[Message]) -> None:
+    def _committed(self, batch: _Chunk, first: int, messages: list[Message]) -> None:
         if messages:
             self._on_block(first, messages)
         self._settle(batch)
 
-    def _failed(self, batch: list[Item], error: BaseException) -> None:
+    def _failed(self, batch: _Chunk, error: BaseException) -> None:
         refusal = (
             error if isinstance(error, BusError) else Unavailable("The log failed; nothing was stored. Try again.")
         )
         log.error(
             "A batch was not stored: %r",
             error.__cause__ or error,
-            extra={"action": "commit_failed", "items": len(batch)},
+            extra={"action": "commit_failed", "items": len(batch.items)},
         )
-        for item in batch:
+        for item in batch.items:
             for part in item.members if isinstance(item, Group) else (item,):
                 part.error = refusal
                 if isinstance(part, Pending):
                     part.message.seq = 0
         self._settle(batch)
 
-    def _settle(self, batch: list[Item]) -> None:
-        self.waiting -= sum(map(_rows, batch))
-        self.waiting_bytes -= sum(map(_weight, batch))
-        for item in batch:
+    def _settle(self, batch: _Chunk) -> None:
+        self.waiting -= batch.rows
+        self.waiting_bytes -= batch.weight
+        for item in batch.items:
             try:
                 if isinstance(item, Group):
                     for member in item.members:
@@ -146,30 +145,40 @@ class LogWriter:
             self.on_relief()
 
 
-def _parted(items: Sequence[Item]) -> Iterator[tuple[Sequence[Item], int]]:
-    """One turn of the loop may bring more than a commit should hold: parts of it, each with its rows."""
-    start = rows = 0
+class _Chunk(NamedTuple):
+    """Items that belong into one commit, about how many rows they write, and the bytes of their payloads."""
+
+    items: Sequence[Item]
+    rows: int
+    weight: int
+
+
+def _parted(items: Sequence[Item]) -> Iterator[_Chunk]:
+    """One turn of the loop may bring more than a commit should hold: parts of it."""
+    start = rows = weight = 0
     for at, item in enumerate(items):
-        more = _rows(item)
+        if type(item) is Pending:
+            more, bytes_more = 1 + item.more_rows, len(item.message.payload)
+        else:
+            more, bytes_more = _measure(item)
         if rows and rows + more > ROWS_A_COMMIT:
-            yield items[start:at], rows
-            start, rows = at, 0
+            yield _Chunk(items[start:at], rows, weight)
+            start, rows, weight = at, 0, 0
         rows += more
-    yield items[start:], rows
+        weight += bytes_more
+    yield _Chunk(items[start:] if start else items, rows, weight)
 
 
-def _rows(item: Item) -> int:
-    """About how many rows an item writes: a list has some for each name."""
-    if isinstance(item, Pending):
-        return 1 + item.more_rows
-    if isinstance(item, Group):
-        return sum(1 + member.more_rows for member in item.members)
-    return item.rows
+def _together(chunks: Sequence[_Chunk]) -> _Chunk:
+    if len(chunks) == 1:
+        return chunks[0]
+    items = [item for chunk in chunks for item in chunk.items]
+    return _Chunk(items, sum(chunk.rows for chunk in chunks), sum(chunk.weight for chunk in chunks))
 
 
-def _weight(item: Item) -> int:
-    if isinstance(item, Pending):
-        return len(item.message.payload)
-    if isinstance(item, Group):
-        return sum(len(member.message.payload) for member in item.members)
-    return 0
+def _measure(item: Item) -> tuple[int, int]:
+    """About how many rows an item writes (a list has some for each name), and the bytes of its payloads."""
+    if isinstance(item, Job):
+        return item.rows, 0
+    members = item.members if isinstance(item, Group) else (item,)
+    return sum(1 + member.more_rows for member in members), sum(len(member.message.payload) for member in members)

@@ -7,9 +7,8 @@ decided in the transaction, so two processes can't disagree.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from itertools import chain
 from typing import TYPE_CHECKING, Any, cast
 
 import apsw
@@ -18,7 +17,7 @@ import msgspec
 from bus.errors import BusError, DiskFull, KeyReused, Unavailable
 from bus.message import OWN_ID, REQUIRES_ACK, Epochs, Kind, Message, audience_of, now_us
 from bus.protocol import body_key, encode
-from bus.storage import SEQ, Group, Item, Job, Outcome, Pending, Row
+from bus.storage import SEQ, STORED, Group, Item, Job, Outcome, Pending, Row
 from bus.storage.inboxes import Inboxes, Names
 from bus.storage.ledger import Ledger
 
@@ -151,7 +150,7 @@ class _Work:
         item = Pending(message, _unheard, rows=rows)
         self._admit(item)
         self.insert()
-        return item.error or item.outcome or Outcome()
+        return item.error or item.outcome or STORED
 
     def _run(self, job: Job) -> None:
         self._write_all()
@@ -167,6 +166,7 @@ class _Work:
             self._undo(head, written)
             job.error = error
         self._execute("RELEASE job")
+        self._inboxes.look_again()
 
     def _undo(self, head: int, written: int) -> None:
         """Forget, in memory, what a savepoint has taken back."""
@@ -213,7 +213,7 @@ class _Work:
                 message.own_id = ""  # it is due already: its seq names it
             if terms.ttl_us is not None:
                 message.expires_us = self.ledger.now + terms.ttl_us
-        item.outcome = Outcome()
+        item.outcome = STORED
         if not self._inboxes.make_room(item, self):
             item.outcome = None
             return
@@ -344,15 +344,14 @@ class _Work:
 
     def insert(self) -> None:
         """Write the admitted messages that are not yet rows."""
-        rows = [
-            (m.seq, m.kind, m.address, m.sender, m.type, m.stamp_us, m.expires_us, m.flags, m.extras, m.payload)
-            for m in self.written[self._inserted :]
-        ]
-        offset, left = 0, len(rows)
+        offset, left = self._inserted, len(self.written) - self._inserted
         for size in _INSERT_SIZES:
-            statement = _INSERTS[size]
             while left >= size:
-                self._execute(statement, _flat(rows[offset : offset + size]))
+                values: list[Any] = []
+                for m in self.written[offset : offset + size]:
+                    values += (m.seq, m.kind, m.address, m.sender, m.type, m.stamp_us, m.expires_us, m.flags, m.extras)
+                    values.append(m.payload)
+                self._execute(_INSERTS[size], values)
                 offset += size
                 left -= size
         self._inserted = len(self.written)
@@ -360,10 +359,6 @@ class _Work:
 
 def _unheard(_: Pending) -> None:
     """Nobody waits for the answer: the job has it."""
-
-
-def _flat(rows: Iterable[tuple[Any, ...]]) -> list[Any]:
-    return list(chain.from_iterable(rows))
 
 
 def _hash(message: Message) -> bytes:

@@ -21,7 +21,18 @@ from bus import __version__, frames
 from bus.connection import Connection, bound_unsent
 from bus.errors import BusError, Malformed, Unauthenticated, Unavailable
 from bus.message import iso, now_us
-from bus.protocol import Frame, decode_frame, draft_of, encode, error_frame, message_frame, read, sent_frame
+from bus.protocol import (
+    Frame,
+    decode_frame,
+    draft_of,
+    encode,
+    error_frame,
+    message_frame,
+    plain_draft,
+    plain_send,
+    read,
+    sent_frame,
+)
 from bus.resume import Place
 from bus.topics import TopicSet, patterns_of
 from bus.transports.ws_verbs import VERBS, Verbs
@@ -45,10 +56,10 @@ class WebSocketEncoding:
     name = "websocket"
 
     def message(self, rendered: bytes, seq: int) -> bytes:
-        return frames.frame(frames.TEXT, message_frame(rendered))
+        return frames.text_frame(message_frame(rendered))
 
     def control(self, text: bytes) -> bytes:
-        return frames.frame(frames.TEXT, text)
+        return frames.text_frame(text)
 
     def ping(self, seq: int) -> bytes:
         return frames.frame(frames.PING, b"%d" % seq)
@@ -156,7 +167,7 @@ class WebSocketTransport:
                 self._turn_away(connection)
             return
         try:
-            if found[0][0] != 0x80 | frames.TEXT:
+            if found[0][0] != frames.WHOLE_TEXT:
                 raise Unauthenticated("The first frame must be auth, in one text frame.")
             first = read(decode_frame, found[0][1], "frame")
             if first.type != "auth" or not first.token:
@@ -210,7 +221,7 @@ class WebSocketTransport:
             if connection.descriptor < 0:
                 return
             try:
-                if first == 0x80 | frames.TEXT and connection.fragments is None:
+                if first == frames.WHOLE_TEXT and connection.fragments is None:
                     if not connection.closing:
                         self._handle_text(connection, payload, stamp_us)
                 else:
@@ -268,6 +279,13 @@ class WebSocketTransport:
     def _handle_text(self, connection: Connection, text: bytes, stamp_us: int) -> None:
         ref = None
         try:
+            plain = plain_send(text)
+            if plain is not None:
+                ref = plain.ref
+                draft = plain_draft(plain, connection.client, names=self._bus.names, stamp_us=stamp_us)
+                if draft is not None:
+                    self._bus.publish(draft, partial(self._sent, connection, ref), receipt=ref is not None)
+                    return
             frame = read(decode_frame, text, "frame")
             ref = frame.ref
             if frame.type == "send":
@@ -283,7 +301,7 @@ class WebSocketTransport:
     def _send(self, connection: Connection, frame: Frame, stamp_us: int) -> None:
         bus = self._bus
         draft = draft_of(frame, connection.client, frame.msg_type, names=bus.names, stamp_us=stamp_us)
-        bus.publish(draft, partial(self._sent, connection, frame.ref))
+        bus.publish(draft, partial(self._sent, connection, frame.ref), receipt=frame.ref is not None)
 
     def _sent(self, connection: Connection, ref: str | int | None, answer: Receipt | BusError) -> None:
         if isinstance(answer, BusError):
