@@ -97,6 +97,10 @@ class Inboxes:
         self._left.clear()
         self._names.forget()
 
+    def recount(self) -> None:
+        """Count what is left anew: a job has taken from inboxes, or given back."""
+        self._left.clear()
+
     def know_sender(self, sender: str, head: int) -> None:
         """A client that sends is known from then on."""
         if sender not in self._names.known and sender[0] != "$":
