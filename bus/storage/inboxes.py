@@ -95,14 +95,15 @@ class Inboxes:
         self._left: dict[str, int] = {}
         self._unknown: set[str] = set()
 
-    def look_again(self) -> None:
-        """Something else has written: it may have made names known."""
-        self._unknown.clear()
-
     def drop(self) -> None:
         """Forget what a savepoint has taken back."""
         self._left.clear()
         self._names.forget()
+
+    def recount(self) -> None:
+        """Look anew: a job has taken from inboxes, given back, or made names known."""
+        self._left.clear()
+        self._unknown.clear()
 
     def know_sender(self, sender: str, head: int) -> None:
         """A client that sends is known from then on."""

@@ -166,7 +166,7 @@ class _Work:
             self._undo(head, written)
             job.error = error
         self._execute("RELEASE job")
-        self._inboxes.look_again()
+        self._inboxes.recount()
 
     def _undo(self, head: int, written: int) -> None:
         """Forget, in memory, what a savepoint has taken back."""

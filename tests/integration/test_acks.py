@@ -11,6 +11,7 @@ import pytest
 from bus.testing import BusServer, eventually
 from tests.calls import call, dead_letters, inbox, payloads, pending_acks, send, settle, standing, state
 from tests.peer import Peer
+from tests.workers import wait_until_known
 
 VERBS = ("ack", "nack", "progress", "release", "reject")
 Start = Callable[..., BusServer]
@@ -112,6 +113,7 @@ def test_release_gives_back_uncounted_however_often(each_server: BusServer) -> N
 
 def test_reject_makes_a_dead_letter_at_once(each_server: BusServer) -> None:
     with Peer(each_server, "wisher") as wisher, Peer(each_server, "refuser") as refuser:
+        wait_until_known(each_server, ["wisher"])
         sent = wisher.ask("send", to="refuser", payload="no way", require_ack=True)
         assert status_of(refuser.settle("reject", refuser.message(), reason="can't be done")) == ("rejected", 1)
         failed = wisher.expect("failed")

@@ -11,6 +11,7 @@ import pytest
 from bus.testing import BusServer, eventually
 from tests.calls import call, claim, dead_letters, inbox, payloads, pending_acks, send, settle, standing, state
 from tests.peer import Peer
+from tests.workers import wait_until_known
 
 Start = Callable[..., BusServer]
 HOUR = 3600
@@ -188,6 +189,7 @@ def test_what_has_expired_is_not_read_and_is_counted(each_server: BusServer) -> 
 
 def test_a_tracked_message_that_expires_is_a_dead_letter_and_its_sender_is_told(each_server: BusServer) -> None:
     with Peer(each_server, "hasty") as hasty:
+        wait_until_known(each_server, ["hasty"])
         sent = hasty.ask("send", to="absent", payload=1, require_ack=True, ttl=0.2)
         failed = hasty.expect("failed")
     assert (failed["message_id"], failed["recipient"], failed["reason"]) == (sent["message_id"], "absent", "expired")

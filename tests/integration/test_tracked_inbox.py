@@ -89,6 +89,7 @@ def test_connections_on_different_workers_are_one_client(server4: BusServer) -> 
         for pid in server4.worker_pids():
             with only(server4, pid):
                 twins.append(stack.enter_context(Peer(server4, "spread")))
+        wait_until_known(server4, ["spread"] * len(twins))
         for number in range(3 * len(twins)):
             settler, sender = twins[number % len(twins)], twins[(number + 1) % len(twins)]
             sent = sender.ask("send", to="spread", payload=number, require_ack=True)

@@ -280,11 +280,10 @@ class Histories(SideBySide):
                     delay = 0 if how == "nack" else None
                     self._commit([self._said("nack", delivery.id, delivery.client, delivery.attempt, delay)])
 
-    @precondition(lambda self: self.model.inbox_limit > 3)
-    @rule(batch=st.lists(sendings, min_size=1, max_size=2), owner=queues, pick=picks, fails=st.booleans())
+    @rule(batch=st.lists(sendings, min_size=1, max_size=3), owner=queues, pick=picks, fails=st.booleans())
     def mix(self, batch: list[Sending], owner: str, pick: int, fails: bool) -> None:
         """Sends, verdicts and hand-outs in one commit, and perhaps a job among them that fails."""
-        steps = [self._sent(sending) for sending in batch if sending.is_tracked]
+        steps = [self._sent(sending) for sending in batch[:-1] if sending.is_tracked]
         steps += [self._pushed(name) for name in sorted(self.live)]
         if fails:
             steps.append(self._failed(owner))
@@ -292,6 +291,7 @@ class Histories(SideBySide):
             delivery = _picked(list(self.model.open.values()), pick)
             steps.append(self._said("nack", delivery.id, _speaker(delivery), None, 0))
         steps.append(self._claimed(owner, "bob/1", 2, None))
+        steps += [self._sent(sending) for sending in batch[-1:] if sending.is_tracked]
         self._commit(steps)
 
     def _failed(self, owner: str) -> Step:

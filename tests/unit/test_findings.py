@@ -9,7 +9,7 @@ import pytest
 
 from bus.message import Kind, Message, Terms
 from bus.protocol import Settle
-from bus.storage import MAKE_KNOWN, Pending
+from bus.storage import MAKE_KNOWN, Job, Pending
 from bus.storage.deliveries import Slot
 from tests.model.model import DAY, SECOND, Sending
 from tests.model.product import Choice, Product, make_template, refusal_of, unheard
@@ -130,3 +130,10 @@ def test_what_is_pushed_in_place_of_what_was_set_aside_takes_no_room(store: Prod
     store.commit([pushed, waits])
     assert (pushed.message.leased_to, refusal_of(waits.error)) == (("bob",), None)
     assert [owner for _, owner in store.look().dead] == ["bob"]
+
+
+def test_what_a_commit_hands_out_makes_room_for_what_it_takes_in_after_that(store: Product) -> None:
+    store.do(lambda transaction: transaction.ledger.set_cap("bob", 1, None))
+    first, second = (store.pending(Sending("ann", "bob", require_ack=True), (), "") for _ in range(2))
+    store.commit([first, Job(lambda transaction: transaction.ledger.lease_to_client("bob"), unheard), second])
+    assert (refusal_of(first.error), refusal_of(second.error)) == (None, None)
