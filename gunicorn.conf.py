@@ -102,7 +102,7 @@ def _end_well(worker, bus, lane):
         bus.begin_drain()
         cut_idle()
         if lane is not None:
-            lane.cut_idle()
+            lane.leave()
 
     def handle_term(number, frame):
         bus.hub.later(0, begin_to_leave)

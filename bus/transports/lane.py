@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("bus.lane")
 
 HURRIED_SECONDS = 1.0
-"""How long a connection may idle once the server is about to stop."""
+"""How long a connection that comes when the server is about to stop may take until its head is whole."""
 
 LOOK_SECONDS = 1.0
 """How often deadlines are looked at."""
@@ -45,12 +45,16 @@ class Lane:
     """The lane of one process. Event loop only, but for building it.
 
     `connections` are those between requests or in one of the lane's; `_visits` those that gunicorn has, by its greenlet.
+    `is_leaving`: the worker is about to stop, so each answer is a connection's last. `idle_seconds`: how long a connection
+    may take until its next head is whole.
     """
 
     def __init__(self, app: Flask, bus: Bus) -> None:
         self.bus = bus
         self.sends = Sends(bus)
         self.connections: set[LaneConnection] = set()
+        self.is_leaving = False
+        self.idle_seconds = 0.0
         self._app = app
         self._visits: dict[Any, _Visit] = {}
         self._second = 0
@@ -63,6 +67,7 @@ class Lane:
             return
         cfg = worker.cfg
         self.worker = worker
+        self.idle_seconds = float(cfg.keepalive)
         self.heads = Heads(
             self.sends,
             self.bus.auth,
@@ -76,16 +81,6 @@ class Lane:
         self._timer.start(self._look_at_deadlines)
 
     # ---- what a connection asks
-
-    @property
-    def is_leaving(self) -> bool:
-        """True when the worker is about to stop: each answer is a connection's last."""
-        return self.bus.draining or not self.worker.alive
-
-    @property
-    def idle_seconds(self) -> float:
-        """How long a connection may take until its next head is whole."""
-        return HURRIED_SECONDS if self.is_leaving else float(self.worker.cfg.keepalive)
 
     def admits(self, head: Head) -> bool:
         """True when the bus runs and the credential is good; else Flask tells what is wrong."""
@@ -127,10 +122,13 @@ class Lane:
 
     # ---- ending
 
-    def cut_idle(self) -> None:
-        """End the connections that are between two requests."""
-        for connection in [each for each in self.connections if each.is_idle]:
-            connection.close()
+    def leave(self) -> None:
+        """Answer what is under way, and end the connections that are between two requests. Safe to call twice."""
+        if not self.is_leaving:
+            self.is_leaving = True
+            self.idle_seconds = HURRIED_SECONDS
+            for connection in [each for each in self.connections if each.is_idle]:
+                connection.close()
 
     def close(self) -> None:
         """End every connection. Call it when gunicorn has stopped."""
@@ -138,8 +136,8 @@ class Lane:
             connection.close()
 
     def _look_at_deadlines(self) -> None:
-        if self.is_leaving:
-            self.cut_idle()
+        if self.bus.draining or not self.worker.alive:  # it need not be SIGTERM that ends a worker
+            self.leave()
         now = time.monotonic()
         for connection in list(self.connections):
             connection.look_at_deadline(now)

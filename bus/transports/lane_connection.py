@@ -19,6 +19,7 @@ from gevent.monkey import get_original
 from gunicorn import SERVER
 from werkzeug.http import HTTP_STATUS_CODES
 
+from bus.connection import bound_unsent
 from bus.errors import BusError
 from bus.logs import request_id
 from bus.protocol import encode, error_body
@@ -78,6 +79,7 @@ class LaneConnection:
         self._peeked = 0  # how much of an unfinished head was seen; the kernel wakes us for more only
         self._sock = _PLAIN_SOCKET(client.family, client.type, client.proto, client.detach())
         self._sock.setblocking(False)
+        bound_unsent(self._sock)
         self._watcher: Any = gevent.get_hub().loop.io(self._sock.fileno(), _READ)
         self._deadline = 0.0
         self._rest()

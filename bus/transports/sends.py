@@ -6,6 +6,7 @@ for the caller. Nothing here waits, or knows how a request came in.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
@@ -15,15 +16,20 @@ import msgspec
 from bus.errors import BusError, Malformed, TooLarge
 from bus.message import iso, now_us
 from bus.protocol import Batch, Draft, Send, decode_batch, decode_send, draft_of, encode, error_body, read
+from bus.transports.answers import BatchBody
 
 if TYPE_CHECKING:
     from bus.bus import Bus
     from bus.receipts import Receipt
 
+
 MAX_BATCH = 1000
 MAX_BATCH_RECIPIENTS = 20_000
 BATCH_BODY_FACTOR = 16
 """A batch's body may be so many times as long as a message's."""
+
+decode_good_batch = msgspec.json.Decoder(BatchBody).decode
+"""One decode for a whole batch, if all of its members have the right form, as nearly all batches' have."""
 
 
 class Single:
@@ -78,25 +84,26 @@ class Sends:
         send: Send = read(decode_send, body, "body")
         if key:
             send.idempotency_key = key
-        return Single(self._draft(send))
+        return Single(self._draft(send, now_us()))
 
     def batch(self, body: bytes, key: str | None = None) -> Several:
         """Read the body of a batch, which has no key of its own. Raises Malformed, and what a member of an atomic one is."""
-        batch: Batch = read(decode_batch, body, "body")
-        if len(batch.messages) > MAX_BATCH:
+        stamp_us = now_us()
+        items, atomic = self._sends_of(body)
+        if len(items) > MAX_BATCH:
             raise Malformed(
-                f"`messages` holds {len(batch.messages)} messages; at most {MAX_BATCH} fit a batch.",
+                f"`messages` holds {len(items)} messages; at most {MAX_BATCH} fit a batch.",
                 code="batch_too_long",
                 field="messages",
             )
-        asked = Several([self._draft_or_error(item) for item in batch.messages], atomic=batch.atomic)
+        asked = Several([self._draft_or_error(item, stamp_us) for item in items], atomic=atomic)
         if (named := sum(len(draft.message.names) for draft in asked.drafts)) > MAX_BATCH_RECIPIENTS:
             raise Malformed(
                 f"The batch names {named} recipients in all; at most {MAX_BATCH_RECIPIENTS} fit one. Send it in parts.",
                 code="batch_too_long",
                 field="messages",
             )
-        if batch.atomic and len(asked.drafts) < len(asked.items):
+        if atomic and len(asked.drafts) < len(asked.items):
             at, error = next((at, item) for at, item in enumerate(asked.items) if isinstance(item, BusError))
             raise type(error)(
                 f"Message {at} of the atomic batch is wrong, so none was stored: {error.sentence}",
@@ -118,21 +125,32 @@ class Sends:
         else:
             then(())
 
-    def _draft_or_error(self, item: msgspec.Raw) -> Draft | BusError:
-        text = bytes(item)
+    def _sends_of(self, body: bytes) -> tuple[Sequence[Send | msgspec.Raw], bool]:
+        """The members of a batch and whether it is atomic: all decoded at once, or each left for a decode of its own."""
+        if len(body) <= self.max_bytes:  # else a member may be too long, and only its text tells
+            with contextlib.suppress(Malformed):
+                good: BatchBody = read(decode_good_batch, body, "body")
+                return good.messages, good.atomic
+        batch: Batch = read(decode_batch, body, "body")
+        return batch.messages, batch.atomic
+
+    def _draft_or_error(self, item: Send | msgspec.Raw, stamp_us: int) -> Draft | BusError:
         try:
+            if isinstance(item, Send):
+                return self._draft(item, stamp_us)
+            text = bytes(item)
             if len(text) > self.max_bytes:
                 raise TooLarge(f"A message may have at most {self.max_bytes} bytes.")
-            return self._draft(read(decode_send, text, "message"))
+            return self._draft(read(decode_send, text, "message"), stamp_us)
         except BusError as refusal:
             return refusal
 
-    def _draft(self, send: Send) -> Draft:
+    def _draft(self, send: Send, stamp_us: int) -> Draft:
         names = self._bus.names
         if send.sender is None:
             raise Malformed("`from` is missing; say who sends.", code="missing_field", field="from")
         sender = names.check_client(send.sender, "from")
-        return draft_of(send, sender, send.type, names=names, stamp_us=now_us())
+        return draft_of(send, sender, send.type, names=names, stamp_us=stamp_us)
 
 
 class _Gathered:
