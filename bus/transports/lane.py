@@ -127,8 +127,9 @@ class Lane:
         if not self.is_leaving:
             self.is_leaving = True
             self.idle_seconds = HURRIED_SECONDS
-            for connection in [each for each in self.connections if each.is_idle]:
-                connection.close()
+            now = time.monotonic()
+            for connection in list(self.connections):
+                connection.hurry(now)
 
     def close(self) -> None:
         """End every connection. Call it when gunicorn has stopped."""
@@ -195,24 +196,36 @@ class LaneServer(StreamServer):
 
     def take(self, client: Any, address: Any) -> None:
         """Watch a connection until its next request. Its descriptor is taken out of `client`."""
+        connection = LaneConnection(self._lane, self, client, address)
         self.places.taken += 1
-        self._lane.connections.add(LaneConnection(self._lane, self, client, address))
+        self._lane.connections.add(connection)
 
     def left(self, connection: LaneConnection) -> None:
         """A connection is the lane's no more."""
         self._lane.connections.discard(connection)
         self.places.taken -= 1
-        if self.started and not self.full():
-            self.start_accepting()
+        self._has_room()
 
     def give_to_gunicorn(self, client: Any, address: Any) -> None:
         """Have a connection served in a greenlet of the pool."""
         try:
             if not self.started:
                 raise PoolFull
-            self.places.start(self.places.greenlet_class(self._lane.visit, self, client, address), blocking=False)
+            greenlet = self.places.greenlet_class(self._lane.visit, self, client, address)
+            self.places.start(greenlet, blocking=False)
         except PoolFull:
             client.close()
+        else:
+            greenlet.rawlink(self._has_room)
+
+    def start_accepting(self) -> None:
+        """Accept, if there is a place: gevent calls this also while all places of its own are free, but none is."""
+        if not self.places.full():
+            super().start_accepting()
+
+    def _has_room(self, _: object = None) -> None:
+        if self.started:
+            self.start_accepting()
 
 
 def _hindrance(app: Flask, cfg: Any) -> str:
@@ -225,6 +238,8 @@ def _hindrance(app: Flask, cfg: Any) -> str:
         return "an extension wants to see each request."
     if cfg.accesslog or cfg.logconfig or cfg.logconfig_dict or cfg.logconfig_json or cfg.syslog or cfg.statsd_host:
         return "gunicorn is to log each request."
+    if cfg.max_requests:
+        return "gunicorn is to count each request."
     if cfg.proxy_protocol != "off" or not cfg.keepalive:
         return "gunicorn's proxy_protocol is on, or its keepalive off."
     return ""

@@ -39,6 +39,9 @@ SLOWEST_BYTES_A_SECOND = 16 * 1024
 ANSWER_SECONDS = 30.0
 """How long a client may take no byte of its answer before it is dropped."""
 
+LEAVING_SECONDS = 5.0
+"""How long a client may take for a body or an answer once the server is about to stop."""
+
 _READ, _WRITE = 1, 2  # libev's EV_READ and EV_WRITE
 _PLAIN_SOCKET: Any = get_original("socket", "socket")
 _FIXED = "".join(f"{name}: {value}\r\n" for name, value in FIXED_HEADERS.items())
@@ -83,11 +86,6 @@ class LaneConnection:
         self._watcher: Any = gevent.get_hub().loop.io(self._sock.fileno(), _READ)
         self._deadline = 0.0
         self._rest()
-
-    @property
-    def is_idle(self) -> bool:
-        """True while no request is under way."""
-        return self._head is None
 
     def _rest(self) -> None:
         """Wait for the next request."""
@@ -267,6 +265,13 @@ class LaneConnection:
             self._rest()
 
     # ---- ending
+
+    def hurry(self, now: float) -> None:
+        """The server is about to stop: end it between two requests, and wait only shortly for what the client owes."""
+        if self._head is None:
+            self.close()
+        elif self._deadline < math.inf:
+            self._deadline = min(self._deadline, now + LEAVING_SECONDS)
 
     def look_at_deadline(self, now: float) -> None:
         """End it if it was waited for in vain."""

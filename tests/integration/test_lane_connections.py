@@ -204,7 +204,9 @@ def impatient() -> Iterator[BusServer]:
         yield running
 
 
-LARGE_BATCH = post(json.dumps({"messages": [GOOD] * 1000}).encode() + b" " * 900_000, path="/api/send/batch")
+LARGE_BATCH = post(
+    json.dumps({"messages": [{**GOOD, "to": "all"}] * 1000}).encode().ljust(10**6), path="/api/send/batch"
+)
 """Long to send, and with a long answer."""
 
 
@@ -212,7 +214,7 @@ LARGE_BATCH = post(json.dumps({"messages": [GOOD] * 1000}).encode() + b" " * 900
 def narrow_line(server: BusServer) -> Iterator[Line]:
     """A connection whose answers soon find no room."""
     with Line(server) as line:
-        line.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        line.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 * 1024)
         yield line
 
 
