@@ -87,17 +87,25 @@ def post_worker_init(worker):
     except StartRefused as refusal:
         print(f"The server does not start: {refusal}", file=sys.stderr, flush=True)
         os._exit(3)  # gunicorn's code for a worker that can't boot: the master stops, too
-    _end_well(worker, bus)
+    lane = worker.wsgi.extensions.get("lane")
+    _end_well(worker, bus, lane)
 
 
-def _end_well(worker, bus):
+def _end_well(worker, bus, lane):
     """At SIGTERM: drain from the first moment, and stop the bus when gunicorn's own run has returned."""
     run, handle_exit = worker.run, worker.handle_exit
     cut_idle = _watch_idle(worker, bus)
+    if lane is not None:
+        lane.open(worker)
+
+    def begin_to_leave():
+        bus.begin_drain()
+        cut_idle()
+        if lane is not None:
+            lane.leave()
 
     def handle_term(number, frame):
-        bus.hub.later(0, bus.begin_drain)
-        bus.hub.later(0, cut_idle)
+        bus.hub.later(0, begin_to_leave)
         handle_exit(number, frame)
 
     def run_then_stop():
@@ -107,6 +115,8 @@ def _end_well(worker, bus):
             # SIGINT and SIGQUIT raise SystemExit out of `run`: they are the hurry-up, without a notice.
             hurried = sys.exc_info()[0] is not None
             bus.stop(timeout=1.0 if hurried else worker.cfg.graceful_timeout - 5, notify=worker.notify)
+            if lane is not None:
+                lane.close()
 
     worker.run = run_then_stop
     signal.signal(signal.SIGTERM, handle_term)

@@ -257,8 +257,7 @@ class Bus:
 
     def send(self, drafts: Sequence[Draft], *, atomic: bool = False) -> list[Receipt | BusError]:
         """Publish and wait for every answer, in the calling greenlet."""
-        if self.overloaded:
-            raise Unavailable("The bus is behind with its commits; nothing was stored.", retry_after_seconds=1)
+        self.check_load()
         answers: list[Any] = [AsyncResult() for _ in drafts]
         self.publish_all(drafts, [answer.set for answer in answers], atomic=atomic)
         return [answer.get() for answer in answers]
@@ -266,10 +265,13 @@ class Bus:
     @property
     def overloaded(self) -> bool:
         """True when so much waits for the disk that no more should be taken in."""
-        return (
-            self.writer.waiting + len(self._gathered) > MAX_UNCOMMITTED
-            or self.writer.waiting_bytes > MAX_UNCOMMITTED_BYTES
-        )
+        waiting = self.writer.waiting + len(self._gathered)
+        return waiting > MAX_UNCOMMITTED or self.writer.waiting_bytes > MAX_UNCOMMITTED_BYTES
+
+    def check_load(self) -> None:
+        """Raise Unavailable while the bus is overloaded."""
+        if self.overloaded:
+            raise Unavailable("The bus is behind with its commits; nothing was stored.", retry_after_seconds=1)
 
     def hold_back(self, connection: Connection) -> None:
         """Stop reading a connection until the writer has caught up."""

@@ -20,7 +20,7 @@ from bus.protocol import Frame
 from bus.settings import Settings
 from bus.storage import deliveries, ledger
 from bus.testing import BusServer
-from bus.transports import answers, delivery, parameters, rest, ws_verbs
+from bus.transports import answers, delivery, parameters, rest, sends, ws_verbs
 from bus.transports.ws_verbs import VERBS
 from tests.conformance.remote import Remote
 
@@ -221,9 +221,9 @@ def test_the_reasons_for_a_gap_are_those_of_the_code() -> None:
 # ---- numbers
 
 NUMBERS: dict[str, list[object]] = {
-    "one message's JSON": [f"{Settings().max_message_size // 2**20} MiB", rest.BATCH_BODY_FACTOR],
+    "one message's JSON": [f"{Settings().max_message_size // 2**20} MiB", sends.BATCH_BODY_FACTOR],
     "JSON depth": [message.MAX_JSON_DEPTH],
-    "names in a list": [f"{message.MAX_RECIPIENTS:,}; {rest.MAX_BATCH:,}"],
+    "names in a list": [f"{message.MAX_RECIPIENTS:,}; {sends.MAX_BATCH:,}"],
     "`idempotency_key`": [f"1–{protocol.MAX_KEY_LENGTH}"],
     "`headers`": [protocol.MAX_HEADERS],
     "`reason`": [f"{protocol.MAX_REASON_LENGTH:,}"],

@@ -7,8 +7,8 @@ refusal as JSON with a stable code and a sentence. Exceptions' texts stay in the
 from __future__ import annotations
 
 import logging
+import random
 import re
-import secrets
 import select
 import zlib
 from typing import TYPE_CHECKING
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from bus.bus import Bus
 
 log = logging.getLogger("bus.http")
+
+FIXED_HEADERS = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
+"""On every answer that does not say otherwise."""
 
 OPEN_PATHS = frozenset({"/health", "/ready", "/metrics", "/openapi.json", "/docs"})
 OPEN_PREFIXES = ("/health/", "/static/")
@@ -60,11 +63,11 @@ def body_of(max_bytes: int) -> bytes:
     try:
         raw = request.stream.read(max_bytes + 1)
     except (OSError, ParseException):
-        raise _cut_short() from None
+        raise cut_short() from None
     if len(raw) > max_bytes:
         raise _too_large(max_bytes)
     if len(raw) < (request.content_length or 0):
-        raise _cut_short()
+        raise cut_short()
     coding = request.headers.get("Content-Encoding", "identity").lower()
     if coding == "identity":
         return raw
@@ -88,7 +91,8 @@ def _inflate(raw: bytes, coding: str, max_bytes: int) -> bytes:
     return text
 
 
-def _cut_short() -> Malformed:
+def cut_short() -> Malformed:
+    """The refusal of a body that ends early."""
     return Malformed("The body is not what its length or its chunks announced; send all of it.", code="bad_body")
 
 
@@ -106,6 +110,27 @@ def caller_is_gone() -> bool:
     return bool(poll.poll(0))
 
 
+def id_of_request(given: str | None) -> str:
+    """The id of a request: the one that it brought in X-Request-ID, if that is sane, or a fresh one."""
+    return given if given and _SANE_ID.match(given) else f"{random.getrandbits(64):016x}"
+
+
+def headers_of(refusal: BusError) -> dict[str, str]:
+    """The headers that a refusal's status asks for."""
+    headers = {}
+    if refusal.retry_after_seconds is not None:
+        headers["Retry-After"] = str(int(refusal.retry_after_seconds))
+    if refusal.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    return headers
+
+
+def our_fault(error: BaseException, path: str) -> BusError:
+    """What the caller hears of an error of our own: the log has the story, the caller the request id."""
+    log.error("A request failed", exc_info=error, extra={"action": "request_failed", "path": path})
+    return BusError("The server failed on this request; its log has the request id.")
+
+
 class Edge:
     """The hooks around every request."""
 
@@ -114,8 +139,7 @@ class Edge:
 
     def before(self) -> None:
         """Give the request its id, then refuse it if it may not come in."""
-        given = request.headers.get("X-Request-ID", "")
-        g.request_id = given if _SANE_ID.match(given) else secrets.token_hex(8)
+        g.request_id = id_of_request(request.headers.get("X-Request-ID"))
         request_id.set(g.request_id)
         g.caller = None
         bus = self._bus
@@ -139,8 +163,8 @@ class Edge:
     def after(self, response: Response) -> Response:
         """Put the id and the headers of safety on the answer."""
         response.headers["X-Request-ID"] = g.get("request_id", "")
-        response.headers.setdefault("X-Content-Type-Options", "nosniff")
-        response.headers.setdefault("Cache-Control", "no-store")
+        for name, value in FIXED_HEADERS.items():
+            response.headers.setdefault(name, value)
         return response
 
     def refused(self, error: BusError) -> Response:
@@ -148,10 +172,7 @@ class Edge:
         if self._bus.running:
             self._bus.counters.add("errors")
         response = json_answer(error_body(error, g.get("request_id", "")), error.status)
-        if error.retry_after_seconds is not None:
-            response.headers["Retry-After"] = str(int(error.retry_after_seconds))
-        if error.status == 401:
-            response.headers["WWW-Authenticate"] = "Bearer"
+        response.headers.update(headers_of(error))
         return response
 
     def http_error(self, error: HTTPException) -> Response:
@@ -171,9 +192,8 @@ class Edge:
         return response
 
     def crashed(self, error: Exception) -> Response:
-        """Our own fault: the log has the story, the caller the request id."""
-        log.error("A request failed", exc_info=error, extra={"action": "request_failed", "path": request.path})
-        return self.refused(BusError("The server failed on this request; its log has the request id."))
+        """Whatever a view let through."""
+        return self.refused(our_fault(error, request.path))
 
 
 def caller() -> Caller:

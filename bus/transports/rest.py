@@ -7,27 +7,16 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import gevent
-import msgspec
 from flask import Blueprint, Flask, Response, g, request
+from gevent.event import AsyncResult
 
 from bus import __version__
 from bus.bus import MAX_UNCOMMITTED
 from bus.delivery import whereabouts
 from bus.delivery.whereabouts import Whereabouts
-from bus.errors import BusError, Malformed, NotFound, TooLarge, Unavailable
-from bus.message import iso, now_us, text_of
-from bus.protocol import (
-    MAX_WAIT_SECONDS,
-    Batch,
-    Draft,
-    Send,
-    decode_batch,
-    decode_send,
-    draft_of,
-    encode,
-    error_body,
-    read,
-)
+from bus.errors import BusError, Malformed, NotFound, Unavailable
+from bus.message import iso, text_of
+from bus.protocol import MAX_WAIT_SECONDS, encode
 from bus.resume import Place, place_of
 from bus.storage import ClientRow, Filter, Head, Page, Reader, Transaction
 from bus.storage.deliveries import Lease
@@ -35,15 +24,12 @@ from bus.topics import TopicSet, check_pattern, patterns_of
 from bus.transports import answers, parameters
 from bus.transports.edge import body_of, json_answer
 from bus.transports.openapi import Operation, Parameter, serve
+from bus.transports.sends import Asked, Sends
 
 if TYPE_CHECKING:
     from bus.backplane import Presence
     from bus.bus import Bus
-    from bus.receipts import Receipt
 
-MAX_BATCH = 1000
-MAX_BATCH_RECIPIENTS = 20_000
-BATCH_BODY_FACTOR = 16
 MAX_PAGE_BYTES = 4 * 1024 * 1024
 MAX_WAITING_REQUESTS = 4000
 """Long polls of one process; beyond, 503. Well below gunicorn's worker_connections, so that probes always get in."""
@@ -72,69 +58,31 @@ class Rest:
 
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
+        self._sends = Sends(bus)
         self._waiting = 0
 
     # ---- sending
 
     def send(self) -> Response:
-        send = read(decode_send, body_of(self._bus.settings.max_message_size), "body")
-        key = request.headers.get("Idempotency-Key")
-        if key:
-            send.idempotency_key = key
-        (answer,) = self._bus.send([self._draft(send)])
+        body = body_of(self._sends.max_bytes)
+        return self._publish(self._sends.single(body, request.headers.get("Idempotency-Key")))
+
+    def send_batch(self) -> Response:
+        return self._publish(self._sends.batch(body_of(self._sends.max_batch_bytes)))
+
+    def _publish(self, asked: Asked) -> Response:
+        answer = self._answer_to(asked)
         if isinstance(answer, BusError):
             try:
                 raise answer
             finally:
                 del answer  # it holds this frame, and the frame would hold it: a ring that keeps the body
-        return json_answer(_receipt(answer))
+        return json_answer(answer)
 
-    def send_batch(self) -> Response:
-        limit = self._bus.settings.max_message_size
-        batch: Batch = read(decode_batch, body_of(limit * BATCH_BODY_FACTOR), "body")
-        if len(batch.messages) > MAX_BATCH:
-            raise Malformed(
-                f"`messages` holds {len(batch.messages)} messages; at most {MAX_BATCH} fit a batch.",
-                code="batch_too_long",
-                field="messages",
-            )
-        drafts = [self._draft_or_error(item, limit) for item in batch.messages]
-        good = [draft for draft in drafts if isinstance(draft, Draft)]
-        if (named := sum(len(draft.message.names) for draft in good)) > MAX_BATCH_RECIPIENTS:
-            raise Malformed(
-                f"The batch names {named} recipients in all; at most {MAX_BATCH_RECIPIENTS} fit one. Send it in parts.",
-                code="batch_too_long",
-                field="messages",
-            )
-        if batch.atomic and len(good) < len(drafts):
-            at, error = next((at, d) for at, d in enumerate(drafts) if isinstance(d, BusError))
-            raise type(error)(
-                f"Message {at} of the atomic batch is wrong, so none was stored: {error.sentence}",
-                code=error.code,
-                field=error.field,
-            )
-        sent = iter(self._bus.send(good, atomic=batch.atomic) if good else [])
-        results = [next(sent) if isinstance(draft, Draft) else draft for draft in drafts]
-        if batch.atomic and results and isinstance(results[0], BusError):
-            raise results[0]
-        texts = [encode(error_body(r, g.request_id)) if isinstance(r, BusError) else _receipt(r) for r in results]
-        return json_answer(b'{"count":%d,"results":[%b]}' % (len(texts), b",".join(texts)))
-
-    def _draft_or_error(self, item: msgspec.Raw, max_bytes: int) -> Draft | BusError:
-        text = bytes(item)
-        try:
-            if len(text) > max_bytes:
-                raise TooLarge(f"A message may have at most {max_bytes} bytes.")
-            return self._draft(read(decode_send, text, "message"))
-        except BusError as refusal:
-            return refusal
-
-    def _draft(self, send: Send) -> Draft:
-        bus = self._bus
-        if send.sender is None:
-            raise Malformed("`from` is missing; say who sends.", code="missing_field", field="from")
-        sender = bus.names.check_client(send.sender, "from")
-        return draft_of(send, sender, send.type, names=bus.names, stamp_us=now_us())
+    def _answer_to(self, asked: Asked) -> bytes | BusError:
+        settled: Any = AsyncResult()
+        self._sends.publish(asked, settled.set)
+        return asked.answer(settled.get(), g.request_id)
 
     # ---- reading
 
@@ -340,11 +288,6 @@ def _topic_filter() -> TopicSet | None:
 
 
 # ---- answers
-
-
-def _receipt(receipt: Receipt) -> bytes:
-    status = b"scheduled" if receipt.scheduled else b"sent"
-    return b'{"status":"%b","timestamp":"%b",%b}' % (status, iso(receipt.stamp_us), receipt.members())
 
 
 def _head_and_pending(reader: Reader) -> tuple[Head, int]:

@@ -22,6 +22,7 @@ EXTENSIONS = (
     "bus.transports.delivery",
     "bus.transports.ws",
     "bus.transports.openapi",
+    "bus.transports.lane",
     "extensions.log_cap",
 )
 ALL = (*EXTENSIONS, THIRD_PARTY)

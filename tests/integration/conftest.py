@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from bus.testing import BusServer
+from tests.line import SEAMS
 from tests.refusals import KEY, nothing_stored
 
 
@@ -37,3 +38,25 @@ def locked(locked_server: BusServer) -> Iterator[BusServer]:
     """The module's server with auth on; at the end of the test nothing may have been stored."""
     with nothing_stored(locked_server):
         yield locked_server
+
+
+@pytest.fixture(scope="module")
+def seams() -> Iterator[BusServer]:
+    """A server that shows who served a request (tests.seams), shared by the module's tests."""
+    with BusServer(env=SEAMS) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def seams4() -> Iterator[BusServer]:
+    """The same with four workers."""
+    with BusServer(env=SEAMS, workers=4) as running:
+        yield running
+
+
+@pytest.fixture(scope="module", params=["seams", "seams4"], ids=["one worker", "four workers"])
+def each_seams(request: pytest.FixtureRequest) -> BusServer:
+    """The one, then the other."""
+    found = request.getfixturevalue(request.param)
+    assert isinstance(found, BusServer)
+    return found
