@@ -26,6 +26,7 @@ EXTENSIONS = (
     "bus.transports.delivery",
     "bus.transports.ws",
     "bus.transports.openapi",
+    "streaming",
     "extensions.log_cap",
 )
 """What ships, in order of registration. Each module's last function is `register(app, bus)`."""
