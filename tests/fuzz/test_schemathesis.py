@@ -51,8 +51,8 @@ def fuzz(server: BusServer, folder: Path, *arguments: str, at_least: int) -> Non
 
 
 def chosen(*phases: str, examples: int) -> list[str]:
-    """Arguments: every operation but the clearing of all messages, in these phases, with so much chance."""
-    return ["--exclude-path-regex", "/clear$", "--phases", ",".join(phases), "-n", str(examples)]
+    """Arguments: every operation but the clearing and the endless stream, in these phases, with so much chance."""
+    return ["--exclude-path-regex", "/clear$|/stream/events$", "--phases", ",".join(phases), "-n", str(examples)]
 
 
 ONCE = ["--exclude-path-regex", "^/api/v1/", "--seed", "1"]
