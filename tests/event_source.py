@@ -61,16 +61,22 @@ class EventSource:
         self.retry_ms: int | None = None
         self.comments: list[str] = []
         self._unread = bytearray()
-        self.socket = socket.socket()
-        if receive_buffer_bytes is not None:
-            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer_bytes)
-        self.socket.settimeout(WAIT_SECONDS)
-        self.socket.connect(("127.0.0.1", server.port))
         asked = {"Host": f"127.0.0.1:{server.port}", "Accept": "text/event-stream", **(headers or {})}
         lines = [f"{method} {path}{'?' + query if query else ''} HTTP/{version}"]
         lines += [f"{name}: {value}" for name, value in asked.items()]
-        self.socket.sendall("\r\n".join([*lines, "", ""]).encode())
-        deadline = time.monotonic() + WAIT_SECONDS
+        self.socket = socket.socket()
+        try:
+            if receive_buffer_bytes is not None:
+                self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer_bytes)
+            self.socket.settimeout(WAIT_SECONDS)
+            self.socket.connect(("127.0.0.1", server.port))
+            self.socket.sendall("\r\n".join([*lines, "", ""]).encode())
+            self._read_head(time.monotonic() + WAIT_SECONDS)
+        except BaseException:
+            self.socket.close()
+            raise
+
+    def _read_head(self, deadline: float) -> None:
         while b"\r\n\r\n" not in self._unread:
             self._receive(deadline)
         self.head, _, rest = bytes(self._unread).partition(b"\r\n\r\n")
