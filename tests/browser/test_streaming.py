@@ -102,6 +102,38 @@ def test_a_page_hears_messages_and_events_and_newlines_arrive(fresh_server: Any,
     assert page.page.evaluate("window.failures") == 0
 
 
+PRINTED = """() => {
+    window.shown = [];
+    const showNotification = (text) => window.shown.push(text);
+    const eventSource = new EventSource('/stream/events?client_id=browser-1');
+
+    eventSource.addEventListener('message_received', (e) => {
+        const data = JSON.parse(e.data);
+        window.shown.push(data.text ?? data.payload.text);
+    });
+
+    eventSource.addEventListener('notification', (e) => {
+        const data = JSON.parse(e.data);
+        showNotification(data.message);
+    });
+}"""
+"""The documented page, which shows what it would log."""
+
+
+def test_the_documented_page_works(fresh_server: Any, context: Any) -> None:
+    server = fresh_server()
+    page = context.new_page()
+    page.goto(f"{server.url}/health")
+    page.evaluate(PRINTED)
+    told = {"from": "code", "text": "Hello world"}
+    call(server, "POST", "/stream/send", {"client_id": "browser-1", "event": "message_received", "data": told})
+    call(server, "POST", "/stream/broadcast", {"event": "notification", "data": {"type": "info", "message": "soon"}})
+    send(server, "browser-1", {"text": "a message of the bus"})
+    eventually(lambda: len(page.evaluate("window.shown")) == 3, what="three lines")
+    assert page.evaluate("window.shown") == ["Hello world", "soon", "a message of the bus"]
+    page.close()
+
+
 def test_the_documented_filter_and_a_stranger(fresh_server: Any, tab: Any) -> None:
     server = fresh_server(workers=2)
     page = tab(server, "?subscribe=message_received,notification", "message_received", "notification", "noise")

@@ -237,6 +237,17 @@ def test_an_event_is_a_message_of_the_log_and_of_an_inbox(each_server: BusServer
         assert (event.event, event.json) == ("note", {"n": 1})
 
 
+def test_a_replayed_event_streams_under_its_own_name(server: BusServer) -> None:
+    with opened(server, "client_id=again") as source:
+        start = source.id
+        send_event(server, "again", "note", 1)
+        first = source.read()
+        call(server, "POST", "/api/replay", {"to": "again", "source": "inbox", "since": start})
+        second = source.read()
+        assert (second.event, second.data) == (first.event, first.data)
+        assert second.id != first.id
+
+
 def test_a_repeated_event_with_a_key_is_one(server: BusServer) -> None:
     body = {"event": "once", "data": 1}
     answers = [
@@ -265,6 +276,21 @@ def test_filters_choose_events_and_types(each_server: BusServer) -> None:
         assert [event.event for event in types.take(2)] == ["message_received", "notice"]
         assert [event.event for event in notices.take(1)] == ["notice"]
         assert len(everything.take(4)) == 4
+
+
+def test_a_new_filter_holds_for_the_stream_that_brings_it(server: BusServer) -> None:
+    for wanted in ("one", "two"):
+        with opened(server, f"client_id=refilter&subscribe={wanted}&last_event_id=") as source:
+            for event in ("one", "two"):
+                send_event(server, "refilter", event)
+            assert source.read().event == wanted
+
+
+def test_heartbeats_come_while_messages_do(beating: BusServer) -> None:
+    with opened(beating, "client_id=busy") as source:
+        while len(source.comments) < 2:
+            send(beating, "busy", 1)
+            source.read()
 
 
 def test_a_heartbeat_carries_a_filtered_streams_place(beating: BusServer) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -76,6 +77,13 @@ def test_the_documented_snippet_runs() -> None:
         "/stream/stats",
         "/stream/clients",
     }
+
+
+def test_the_snippet_of_the_manual_runs() -> None:
+    (snippet,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "streaming.md").read_text(), re.DOTALL)
+    ran: dict[str, Any] = {"__name__": __name__}
+    exec(snippet, ran)
+    assert ran["manager"].get_stats()["total_broadcasts"] == 1
 
 
 def test_the_file_runs_its_example() -> None:
