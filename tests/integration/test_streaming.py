@@ -322,6 +322,16 @@ def test_a_filtered_stream_moves_no_cursor_and_takes_no_lease(each_server: BusSe
             assert {event.payload for event in whole.take(2)} == {"plain", "tracked"}
 
 
+def test_a_stream_that_leaves_out_messages_leases_nothing_that_waited(each_server: BusServer) -> None:
+    sent = send(each_server, "waiting", "do", require_ack=True)
+    with opened(each_server, "client_id=waiting&subscribe=notice") as source:
+        send_event(each_server, "waiting", "notice")
+        assert source.read().event == "notice"
+        assert source.is_silent(0.5)
+        (found,) = call(each_server, "GET", f"/api/messages/{sent['message_id']}")["recipients"]
+        assert found["state"] == "waiting"
+
+
 # ---- what needs an ack
 
 
@@ -637,3 +647,31 @@ def test_a_full_process_refuses_and_tells_a_browser_to_come_back(fresh_server) -
             assert int(browser.headers["content-length"]) == len(browser.raw)
     with RawWebSocket(server.port, "/ws/next") as socket:
         assert eventually(lambda: socket.is_open, what="room for a socket")
+
+
+# ---- in Python, inside the server
+
+
+def test_the_managers_verbs_go_through_the_bus(fresh_server) -> None:
+    server = fresh_server(env={"BUS_EXTENSIONS": "tests.faults.own_streams,tests.faults.quick_streams"})
+
+    def verb(name: str, **arguments: object) -> Any:
+        return call(server, "POST", f"/own/{name}", arguments)["answer"]
+
+    with EventSource(server, path="/own/stream", version="1.0") as source, opened(server, "client_id=page") as page:
+        assert source.read().json["client_id"] == "own"
+        verb("broadcast", event="mine", data={"n": 1}, exclude=["page"])
+        assert verb("send_event", client_id="own", event="other", data=2) is True
+        for _ in range(2):
+            assert verb("send_event", client_id="own", event="mine", data="שלום", event_id="once") is True
+        assert verb("send_event", client_id="page", event="mine", data=4) is True
+        assert [event.data for event in source.take(2)] == ['{"n":1}', "שלום"]
+        assert page.read().data == "4"
+        assert verb("get_client_info", client_id="page")["streams"] == 1
+        assert verb("get_client_info", client_id="nobody") is None
+        assert verb("get_stats")["active_streams"] == 2
+        assert verb("register_client", client_id="early")["client_id"] == "early"
+        assert server.call("GET", "/api/clients/early").status == 200
+        verb("unregister_client", client_id="page")
+        assert page.read_end() == []
+    eventually(lambda: verb("get_stats")["active_streams"] == 0, what="the end of its own stream")
