@@ -27,6 +27,7 @@ EXTENSIONS = (
     "bus.transports.ws",
     "bus.transports.openapi",
     "bus.transports.lane",
+    "streaming",
     "extensions.log_cap",
 )
 """What ships, in order of registration. Each module's last function is `register(app, bus)`."""

@@ -14,7 +14,7 @@ from gevent.event import Event
 
 from bus.backplane import Backplane
 from bus.connection import Connection, Encoding
-from bus.message import Message
+from bus.message import Message, is_for, set_apart
 from bus.topics import TopicIndex, TopicSet, check_count
 
 by_seq = attrgetter("seq")
@@ -118,13 +118,13 @@ class Audience:
         for message in due:
             by_topic.setdefault(message.address, []).append(message)
         groups: dict[tuple[Encoding, str, tuple[str, ...]], list[Connection]] = {}
-        senders = {message.sender for message in everybody}
+        apart = set_apart(everybody)
         for connection, topics in self._heard(by_topic).items():
             room = connection.room
             if not connection.live or room is None:
                 connection.dropped += sum(not message.seq for topic in topics for message in by_topic[topic])
                 continue
-            own = room.name if room.due or room.name in senders else ""
+            own = room.name if room.due or room.name in apart else ""
             groups.setdefault((connection.encoding, own, tuple(topics)), []).append(connection)
         shares = []
         for (encoding, own, heard), members in groups.items():
@@ -149,6 +149,6 @@ def _whole(member: Connection, own: str, of_topics: list[Message], everybody: li
     """All that a group of connections is due. `own` names the room, if what everybody is due is not all else it owes."""
     if own:
         assert member.room is not None
-        everybody = [message for message in everybody if message.sender != own]
+        everybody = [message for message in everybody if is_for(message, own)]
         return sorted([*of_topics, *member.room.due, *everybody], key=by_seq)
     return sorted([*of_topics, *everybody], key=by_seq)

@@ -355,7 +355,7 @@ class Bus:
         if message.kind == Kind.TOPIC:
             return self.audience.online(message.address)
         everybody = self.hub.rooms if self.backplane.size == 1 else self.online()
-        return len(everybody) - (message.sender in everybody)
+        return len(everybody) - sum(name in everybody for name in {message.sender, *message.excluded})
 
     def _committed(self, first: int, messages: list[Message]) -> None:
         last = first + len(messages) - 1

@@ -27,6 +27,7 @@ import gevent
 if TYPE_CHECKING:
     from bus.delivery.takers import Consumer
     from bus.hub import Hub
+    from bus.message import Message
     from bus.room import Room
     from bus.topics import TopicSet
 
@@ -47,8 +48,22 @@ class Encoding(Protocol):
     """How messages look on the wire. One instance a transport, shared by its connections; hashable by identity."""
 
     name: str
+    answers: bool
+    """Whether its peers answer pings, and a close."""
+    takes_messages: bool
+    """Whether its connections get every message that is due to them; if not, they have no part in leases."""
+    keeps_place: bool
+    """Whether they move the cursor that is kept for their client."""
+    beat_seconds: float
+    """How often a peer that does not answer gets a ping."""
 
-    def message(self, rendered: bytes, seq: int) -> bytes: ...
+    def message(self, message: Message, rendered: bytes) -> bytes:
+        """A message of the log, or an ephemeral one. No bytes: this encoding leaves it out."""
+        ...
+
+    def leased(self, rendered: bytes) -> bytes:
+        """A message that needs an ack, apart from the order of the log."""
+        ...
 
     def control(self, text: bytes) -> bytes:
         """A frame of the protocol that is no message (`sent`, `error`, `goaway`, …)."""
@@ -63,8 +78,9 @@ class Connection:
     """One socket of one client.
 
     `position`: everything due up to that seq was written or is held; of a live connection the hub's `delivered` stands
-    for it. `pinged` / `confirmed`: the seq of the last ping, and of the last pong. All attributes belong to the event
-    loop's thread.
+    for it. `pinged` / `confirmed`: the seq of the last ping, and of the last pong. Of a peer that does not answer:
+    `next_beat` is when it gets the next ping (none rides behind messages), `unsure` says that something was written
+    which its kernel may not have taken. All attributes belong to the event loop's thread.
     """
 
     __slots__ = (
@@ -90,6 +106,7 @@ class Connection:
         "last_progress",
         "last_read",
         "live",
+        "next_beat",
         "on_data",
         "opened_us",
         "partial",
@@ -101,6 +118,7 @@ class Connection:
         "room",
         "topics",
         "unsent",
+        "unsure",
         "write_watcher",
     )
 
@@ -137,7 +155,9 @@ class Connection:
         self.close_code = 1006
         self.opened_us = time.time_ns() // 1000
         self.last_read = self.last_progress = time.monotonic()
-        self.last_ping = -math.inf
+        self.last_ping = -math.inf if encoding.answers else math.inf
+        self.next_beat = self.last_progress + encoding.beat_seconds
+        self.unsure = False
         os.set_blocking(descriptor, False)
         self.read_watcher = gevent.get_hub().loop.io(descriptor, _READ)
         self.write_watcher: Any = None
@@ -261,11 +281,16 @@ class Connection:
 
     def look_for_progress(self, now: float) -> None:
         """Ask the kernel whether the peer took anything: `_writable` hears of it only when a good part has gone."""
+        unsent = self.count_unsent()
+        if unsent < self.unsent:
+            self.last_progress = now
+        self.unsent = unsent
+
+    def count_unsent(self) -> int:
+        """How many bytes the peer's kernel has not taken yet. 0 where that can't be asked."""
         with contextlib.suppress(OSError):
-            (unsent,) = struct.unpack("i", fcntl.ioctl(self.descriptor, termios.TIOCOUTQ, bytes(4)))
-            if unsent < self.unsent:
-                self.last_progress = now
-            self.unsent = unsent
+            return int(struct.unpack("i", fcntl.ioctl(self.descriptor, termios.TIOCOUTQ, bytes(4)))[0])
+        return 0
 
     def _emptied(self) -> None:
         if self.ending:
@@ -276,16 +301,25 @@ class Connection:
     # ---- ending
 
     def close(self, code: int, reason: str = "") -> None:
-        """Begin the closing handshake: what is queued goes first. The socket ends when the peer answers, or soon after."""
+        """Begin the closing handshake: what is queued goes first. The socket ends when the peer answers, or soon after.
+
+        Where peers do not answer, it ends when the queue is empty.
+        """
         if self.closing or self.descriptor < 0:
             return
         self.hub.flush()
         if self.descriptor < 0:
             return
+        if not self.encoding.answers:
+            self.hub.confirm_taken(self)
+            self.ending = True
         self.closing = True
         self.close_code = code
         self.hub.leave(self)
         self.write(self.encoding.close(code, reason), 0)
+        if self.ending and self.held is None:
+            self.lose()
+            return
         self.hub.later(CLOSE_WAIT_SECONDS, self.lose)
 
     def finish(self, code: int, echo: bytes | None) -> None:

@@ -10,7 +10,16 @@ import mmap
 import os
 from pathlib import Path
 
-COUNTERS = ("total_connections", "errors", "messages_accepted", "messages_refused", "rest_requests")
+COUNTERS = (
+    "total_connections",
+    "errors",
+    "messages_accepted",
+    "messages_refused",
+    "rest_requests",
+    "streams_opened",
+    "stream_events",
+    "stream_broadcasts",
+)
 GAUGES = ("active_connections",)
 NAMES = COUNTERS + GAUGES
 MAX_SLOTS = 64

@@ -66,7 +66,53 @@ class Heartbeat:
         if connection.held is not None and now - connection.last_progress > STUCK_SECONDS:
             connection.close(1013, "Too slow: nothing was read for 30 s. Come back; nothing is lost.")
             connection.lose()  # it does not read, so it would not read the close frame either
+        elif not connection.encoding.answers:
+            self._look_at_stream(connection, now)
         elif now - max(connection.last_read, connection.last_progress) > SILENT_SECONDS:
             connection.lose()
-        elif self._hub.owes_ping(connection) or now - max(connection.last_ping, connection.last_read) > PING_SECONDS:
-            self._hub.ping(connection)
+        elif self._owes_ping(connection) or now - max(connection.last_ping, connection.last_read) > PING_SECONDS:
+            self._ping(connection)
+            connection.last_ping = now
+
+    def _look_at_stream(self, connection: Connection, now: float) -> None:
+        """A peer that never answers: it gets its ping when it is due, and the kernel is asked what became of the rest."""
+        if now >= connection.next_beat:
+            connection.next_beat = now + connection.encoding.beat_seconds
+            self._ping(connection)
+        elif not (connection.unsure or self._owes_ping(connection)):
+            return
+        else:
+            self._hub.flush()
+        if connection.descriptor < 0 or connection.closing:
+            return
+        if self._hub.confirm_taken(connection):
+            connection.unsure = False
+            return
+        if not connection.unsure:  # the deadline begins when the first bytes are on their way
+            connection.unsure = True
+            connection.unsent = connection.count_unsent()
+            connection.last_progress = now
+            return
+        connection.look_for_progress(now)
+        if now - connection.last_progress > STUCK_SECONDS:
+            connection.close_code = 1013
+            connection.lose()
+
+    def _owes_ping(self, connection: Connection) -> bool:
+        """True when something was written since the last ping."""
+        room = connection.room
+        if room is None:
+            return False
+        if not connection.live:
+            return connection.position > connection.pinged
+        return max(room.last_seq, self._hub.last_to_all) > connection.pinged
+
+    def _ping(self, connection: Connection) -> None:
+        """Ask the peer to confirm what was written to it so far, or tell it how far that is."""
+        hub = self._hub
+        hub.flush()
+        if connection.descriptor < 0 or connection.closing:
+            return
+        seq = hub.tail.delivered if connection.live else connection.position
+        connection.pinged = max(seq, connection.pinged)
+        connection.write(connection.encoding.ping(connection.pinged), 0)

@@ -20,7 +20,7 @@ from gevent.event import Event
 from bus.audience import Audience, by_seq
 from bus.connection import Connection, Encoding
 from bus.cursors import Cursors
-from bus.message import REQUIRES_ACK, Epochs, Kind, Message, correlation_of, text_of
+from bus.message import REQUIRES_ACK, Epochs, Kind, Message, correlation_of, is_for, set_apart, text_of
 from bus.recent import Recent
 from bus.room import Room
 from bus.storage import Page, Reader
@@ -86,7 +86,7 @@ class Hub:
         self._due_rooms: list[Room] = []  # rooms with something due this turn, each once
         self._touched: list[Connection] = []  # connections with replies this turn, each once
         self._kicked = False
-        self._last_to_all = 0
+        self.last_to_all = 0
         self._recent = Recent()
         self._waiters = Waiters()
         self._interest = 0
@@ -138,7 +138,7 @@ class Hub:
         self.flush()
         if not connection.live or connection.closing:
             return 0
-        for data, count, start in _joined([connection.encoding.message(text, 0) for text in texts]):
+        for data, count, start in _joined([connection.encoding.leased(text) for text in texts]):
             if connection.descriptor < 0:
                 return start
             if not connection.has_room(len(data), count):
@@ -186,7 +186,7 @@ class Hub:
             served.update(members)
             self._write(members, self._chunks(encoding, due), due)
             last = _last_seq(due)
-            for room in [connection.room for connection in members if last]:
+            for room in [connection.room for connection in members if last and encoding.keeps_place]:
                 if room is not None:
                     room.last_seq = max(last, room.last_seq)
                     self._cursors.mark(room.name, room.last_seq)
@@ -194,13 +194,13 @@ class Hub:
 
     def _push_to_all(self, everybody: list[Message], served: Set[Connection]) -> None:
         """Rooms that only owe what everybody owes share their bytes; senders and rooms with mail of their own do not."""
-        senders = {message.sender for message in everybody}
-        self._last_to_all = max(_last_seq(everybody), self._last_to_all)
+        apart = set_apart(everybody)
+        self.last_to_all = max(_last_seq(everybody), self.last_to_all)
         shared: dict[Encoding, list[Chunk]] = {}
         for room in tuple(self.rooms.values()):
             due, room.due = room.due, []
-            if due or room.name in senders:
-                due = due + [message for message in everybody if message.sender != room.name]
+            if due or room.name in apart:
+                due = due + [message for message in everybody if is_for(message, room.name)]
                 due.sort(key=by_seq)
                 if due:
                     self._push(room, due, {}, served)
@@ -220,7 +220,7 @@ class Hub:
             members = tuple(live) if not served else tuple(c for c in live if c not in served)
             if not members:
                 continue
-            pushed = True
+            pushed = pushed or encoding.keeps_place
             chunks = shared.get(encoding)
             if chunks is None:
                 chunks = shared[encoding] = self._chunks(encoding, due)
@@ -230,11 +230,12 @@ class Hub:
 
     def _chunks(self, encoding: Encoding, due: list[Message]) -> list[Chunk]:
         epochs = self.epochs
-        return _joined([encoding.message(text_of(message, epochs), message.seq) for message in due])
+        return _joined([encoding.message(message, text_of(message, epochs)) for message in due])
 
     def _write(self, members: tuple[Connection, ...], chunks: list[Chunk], due: list[Message]) -> None:
         if len(chunks) == 1:
-            self._write_one(members, chunks[0], due)
+            if chunks[0][0]:
+                self._write_one(members, chunks[0], due)
         else:
             self._write_many(members, chunks, due)
 
@@ -330,9 +331,10 @@ class Hub:
 
     def _write_page(self, connection: Connection, messages: list[Message], upto: int) -> None:
         for data, count, _ in self._chunks(connection.encoding, messages) if messages else ():
-            connection.write(data, count)
+            if data:
+                connection.write(data, count)
         connection.position = upto
-        if messages:
+        if messages and connection.encoding.keeps_place:
             self._cursors.mark(connection.client, upto)
             if connection.room is not None:  # it owes a ping for these, also when it is live by then
                 connection.room.last_seq = max(messages[-1].seq, connection.room.last_seq)
@@ -359,8 +361,7 @@ class Hub:
             self.feed(connection)
             return
         connection.live = True
-        room.lagging.discard(connection)
-        room.members.setdefault(connection.encoding, {})[connection] = None
+        room.enter(connection)
         if connection.dropped:
             connection.reply(b'{"type":"dropped","n":%d}' % connection.dropped)
             connection.dropped = 0
@@ -374,7 +375,7 @@ class Hub:
         connection.live = False
         connection.position = next((message.seq - 1 for message in missed if message.seq), self.tail.delivered)
         connection.dropped += sum(1 for message in missed if not message.seq)
-        del room.members[connection.encoding][connection]
+        room.withdraw(connection)
         room.lagging.add(connection)
         self._listener.presence_changed(room)
 
@@ -386,7 +387,7 @@ class Hub:
         if connection.live:
             connection.position = self.tail.delivered
             connection.live = False
-            del room.members[connection.encoding][connection]
+            room.withdraw(connection)
         room.lagging.discard(connection)
         self._audience.leave(connection)
         room.size -= 1
@@ -407,24 +408,14 @@ class Hub:
             connection.confirmed = seq
             self._cursors.confirm(connection.client, seq)
 
-    def owes_ping(self, connection: Connection) -> bool:
-        """True when something was written since the last ping."""
-        room = connection.room
-        if room is None:
+    def confirm_taken(self, connection: Connection) -> bool:
+        """A peer that answers no pings has what its kernel took. False when something is still on its way."""
+        if connection.held is not None or connection.count_unsent():
             return False
-        if not connection.live:
-            return connection.position > connection.pinged
-        return max(room.last_seq, self._last_to_all) > connection.pinged
-
-    def ping(self, connection: Connection) -> None:
-        """Ask the peer to confirm what was written to it so far."""
-        self.flush()
-        if connection.descriptor < 0 or connection.closing:
-            return
-        seq = self.tail.delivered if connection.live else connection.position
-        connection.pinged = max(seq, connection.pinged)
-        connection.last_ping = self.now
-        connection.write(connection.encoding.ping(connection.pinged), 0)
+        connection.pinged = self.tail.delivered if connection.live else connection.position
+        if connection.encoding.keeps_place:
+            self.confirm(connection, connection.pinged)
+        return True
 
     def emptied(self, connection: Connection) -> None:
         """Nothing is held any more for a connection."""

@@ -12,7 +12,7 @@ import re
 import secrets
 import time
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 
 import msgspec
@@ -81,7 +81,8 @@ class Message(msgspec.Struct, gc=False):
     appended (`,"priority":"high"`), or empty. `own_id` is set for ephemeral messages and those with OWN_ID. `rendered`
     keeps what `text_of` made, for as long as the message is on its way. `terms` is there on the way into the store.
     `leased_to`, of a message that needs an ack: the recipients whose lease began with its commit, since they were
-    online; None when that is not known, because it was read from the store.
+    online; None when that is not known, because it was read from the store. `excluded`, of an event to all: the clients
+    that do not get it; they stand in `extras` too.
     """
 
     kind: int
@@ -99,6 +100,7 @@ class Message(msgspec.Struct, gc=False):
     rendered: bytes = b""
     terms: Terms | None = None
     leased_to: tuple[str, ...] | None = None
+    excluded: tuple[str, ...] = ()
 
 
 # ---- names
@@ -319,6 +321,31 @@ def correlation_of(message: Message) -> str | None:
         return None
     found = msgspec.json.decode(b"{" + message.extras[1:] + b"}").get("correlation_id")
     return found if isinstance(found, str) else None
+
+
+def is_for(message: Message, name: str) -> bool:
+    """True when a message to all reaches this client."""
+    return message.sender != name and name not in message.excluded
+
+
+def set_apart(messages: Iterable[Message]) -> set[str]:
+    """The clients that do not get all of these messages to all."""
+    names = set()
+    for message in messages:
+        names.add(message.sender)
+        if message.excluded:
+            names.update(message.excluded)
+    return names
+
+
+def excluding(names: Sequence[str]) -> bytes:
+    """The `extras` of an event that these clients do not get."""
+    return b',"exclude":%b' % msgspec.json.encode(names) if names else b""
+
+
+def excluded_of(extras: bytes) -> tuple[str, ...]:
+    """Whom the `extras` of an event exclude."""
+    return tuple(msgspec.json.decode(b"{" + extras[1:] + b"}").get("exclude", ())) if extras else ()
 
 
 def audience_of(message: Message) -> str:

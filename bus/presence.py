@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 
 from bus.backplane import Presence
@@ -11,10 +12,10 @@ from bus.room import Room
 def presence_of(room: Room) -> Presence:
     """What this process has of a client."""
     mine = room.connections()
-    live = sum(1 for connection in mine if connection.live)
+    live = sum(connection.live and connection.encoding.takes_messages for connection in mine)
     since = min((connection.opened_us for connection in mine), default=0)
-    transport = ",".join(sorted({connection.encoding.name for connection in mine}))
-    return Presence(room.name, len(mine), live, since, transport)
+    transports = Counter(connection.encoding.name for connection in mine)
+    return Presence(room.name, len(mine), live, since, dict(transports))
 
 
 def together(presences: Iterable[Presence]) -> dict[str, Presence]:
@@ -27,11 +28,10 @@ def together(presences: Iterable[Presence]) -> dict[str, Presence]:
 
 
 def _joined(one: Presence, other: Presence) -> Presence:
-    transports = sorted({*one.transport.split(","), *other.transport.split(",")})
     return Presence(
         one.name,
         one.connections + other.connections,
         one.live + other.live,
         min(one.since_us, other.since_us),
-        ",".join(transports),
+        dict(Counter(one.transports) + Counter(other.transports)),
     )

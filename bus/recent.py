@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterable
 
 from bus.connection import Connection
-from bus.message import REQUIRES_ACK, Kind, Message
+from bus.message import REQUIRES_ACK, Kind, Message, is_for
 
 RECENT_BYTES, RECENT_MESSAGES = 8 * 1024 * 1024, 4096
 
@@ -48,7 +48,7 @@ def _is_due(message: Message, connection: Connection) -> bool:
     if message.flags & REQUIRES_ACK:
         return False  # it comes by its own state; see bus.delivery
     if message.kind == Kind.ALL:
-        return message.sender != connection.client
+        return is_for(message, connection.client)
     if message.kind == Kind.TOPIC:
         return connection.topics is not None and connection.topics.matches(message.address)
     return connection.client in message.names

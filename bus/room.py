@@ -9,9 +9,10 @@ from bus.message import Message
 
 
 class Room:
-    """The connections of one client on this process. `members`: the live ones, by encoding. `due`: this turn's messages."""
+    """The connections of one client on this process. `members`: the live ones, by encoding; `takers`: how many of them take
+    every message. `due`: this turn's messages."""
 
-    __slots__ = ("due", "lagging", "last_seq", "members", "name", "size")
+    __slots__ = ("due", "lagging", "last_seq", "members", "name", "size", "takers")
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -20,11 +21,26 @@ class Room:
         self.size = 0
         self.due: list[Message] = []
         self.last_seq = 0
+        self.takers = 0
 
     @property
     def live(self) -> bool:
-        """True when a connection of it keeps up."""
-        return any(self.members.values())
+        """True when a connection of it that takes every message keeps up."""
+        return self.takers > 0
+
+    def enter(self, connection: Connection) -> None:
+        """A lagging connection keeps up from now on."""
+        self.lagging.discard(connection)
+        members, encoding = self.members, connection.encoding
+        if encoding not in members:  # streams with other filters come and go: keep no place for those that are gone
+            self.members = members = {encoding: live for encoding, live in members.items() if live} | {encoding: {}}
+        members[encoding][connection] = None
+        self.takers += encoding.takes_messages
+
+    def withdraw(self, connection: Connection) -> None:
+        """A live connection keeps up no longer."""
+        del self.members[connection.encoding][connection]
+        self.takers -= connection.encoding.takes_messages
 
     def connections(self) -> list[Connection]:
         """All of them, live and lagging."""

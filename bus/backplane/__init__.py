@@ -14,13 +14,19 @@ from bus.message import Message
 
 
 class Presence(msgspec.Struct, array_like=True, gc=False):
-    """A client's connections on one process: how many, how many of them keep up, since when, over what."""
+    """A client's connections on one process: how many, how many of them take every message and keep up, since when, and
+    how many over which transport."""
 
     name: str
     connections: int
     live: int
     since_us: int
-    transport: str
+    transports: dict[str, int]
+
+    @property
+    def transport(self) -> str:
+        """Over what, in one string."""
+        return ",".join(sorted(self.transports))
 
 
 class Neighbours(Protocol):

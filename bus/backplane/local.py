@@ -436,14 +436,16 @@ def _pack(message: Message) -> tuple[Any, ...]:
     plain = (message.seq, message.kind, message.names, message.sender, message.type, message.rendered)
     if not message.flags and message.terms is None and message.kind < Kind.TOPIC:
         return plain
-    return (*plain, message.flags, message.address, message.leased_to, correlation_of(message))
+    more = (message.flags, message.address, message.leased_to, correlation_of(message), message.excluded)
+    return (*plain, *more)
 
 
 def _unpack(packed: list[Any]) -> Message:
     seq, kind, names, sender, type_, rendered, *more = packed
     message = Message(kind, "", tuple(names), sender, type_, b"", 0, seq=seq, rendered=rendered)
     if more:
-        message.flags, message.address, leased_to, correlation_id = more
+        message.flags, message.address, leased_to, correlation_id, excluded = more
+        message.excluded = tuple(excluded)
         message.leased_to = None if leased_to is None else tuple(leased_to)
         message.terms = Terms(correlation_id=correlation_id)
     return message

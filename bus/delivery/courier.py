@@ -184,6 +184,8 @@ class Courier:
 
     def _begin_greeting(self, connection: Connection, above: int) -> None:
         """Give a connection what its client has open: what was pushed before, again; then what waits."""
+        if not connection.encoding.takes_messages:
+            return
         greeting = self._greetings.get(connection)
         if greeting is not None and greeting.upto > above:
             return  # it is among what is read
@@ -344,8 +346,13 @@ class Courier:
 
 
 def _takes_more(room: Room) -> bool:
-    """True when a live connection of the room has nothing held for it."""
-    return any(connection.held is None for members in room.members.values() for connection in members)
+    """True when a live connection of the room that takes every message has nothing held for it."""
+    return any(
+        connection.held is None
+        for encoding, members in room.members.items()
+        if encoding.takes_messages
+        for connection in members
+    )
 
 
 def _settle(transaction: Transaction, said: Settle) -> Settled | BusError:

@@ -16,7 +16,7 @@ import msgspec
 
 from bus.delivery.courier import Courier
 from bus.errors import Conflict, NotFound
-from bus.message import Epochs, Kind, Message, now_us
+from bus.message import EVENT, Epochs, Kind, Message, now_us
 from bus.protocol import encode
 from bus.storage import Filter, Outcome, Page, Reader, Transaction
 from bus.storage.deliveries import Failure
@@ -157,7 +157,15 @@ def _copy(message: Message, recipient: str, epochs: Epochs) -> Message:
     original = message.own_id or epochs.id_of(message.seq).decode()
     extras = _MARKS.sub(b"", message.extras) + b',"replayed":true,"replay_of":"%b"' % original.encode()
     return Message(
-        Kind.CLIENT, recipient, (recipient,), message.sender, message.type, message.payload, now_us(), 0, None, extras
+        Kind.CLIENT,
+        recipient,
+        (recipient,),
+        message.sender,
+        message.type,
+        message.payload,
+        now_us(),
+        message.flags & EVENT,
+        extras=extras,
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from bus.message import OWN_ID, Kind, Message
+from bus.message import EVENT, OWN_ID, Kind, Message, excluded_of
 
 COLUMNS = "m.seq, m.kind, m.address, m.sender, m.type, m.stamp, m.expires_at, m.flags, m.extras, m.payload"
 
@@ -25,6 +25,8 @@ def message_of(row: tuple[Any, ...], query: Callable[[str, tuple[Any, ...]], Any
     message = Message(
         kind, address, named(kind, address), sender, type_, payload, stamp, flags, expires_at, extras, seq
     )
+    if flags & EVENT:
+        message.excluded = excluded_of(extras)
     if flags & OWN_ID:
         message.own_id = next(iter(query("SELECT id FROM other_ids WHERE seq = ?", (seq,))))[0]
     return message

@@ -24,9 +24,14 @@ _NARROW = (
 )
 
 
+# An event to all may exclude clients: its extras name them.
+_NOT_EXCLUDED = """(m.flags & 2 = 0 OR ?1 NOT IN
+  (SELECT value FROM json_each('{' || substr(CAST(m.extras AS TEXT), 2) || '}', '$.exclude')))"""
+
+
 def _addressed(narrow: str) -> str:
-    """What is addressed to one client: directly, in a list, or to all but the sender. Each arm walks an index in seq
-    order, so SQLite merges them and stops at the limit."""
+    """What is addressed to one client: directly, in a list, or to all but the sender and whom it excludes. Each arm walks
+    an index in seq order, so SQLite merges them and stops at the limit."""
     return f"""
 SELECT {COLUMNS} FROM messages m WHERE m.kind = 0 AND m.address = ?1 AND m.seq > ?2 AND m.seq <= ?3 {narrow}
 UNION ALL
@@ -34,7 +39,7 @@ SELECT a.seq, {COLUMNS[7:]} FROM addressed a JOIN messages m ON m.seq = a.seq
  WHERE a.name = ?1 AND a.seq > ?2 AND a.seq <= ?3 {narrow}
 UNION ALL
 SELECT {COLUMNS} FROM messages m
- WHERE m.kind = 2 AND m.address = '' AND m.sender <> ?1 AND m.seq > ?2 AND m.seq <= ?3 {narrow}"""
+ WHERE m.kind = 2 AND m.address = '' AND m.sender <> ?1 AND m.seq > ?2 AND m.seq <= ?3 AND {_NOT_EXCLUDED} {narrow}"""
 
 
 # An inbox's plain messages, but for those set aside when it was full; what needs an ack comes by its own state.

@@ -37,7 +37,7 @@ class Parameter(msgspec.Struct, frozen=True):
 
 class Operation(msgspec.Struct, frozen=True):
     """One method of one path. `errors` are the statuses it may refuse with, beside 401 and 403; `statuses` those of its
-    answer. `name` is the view's, unless given."""
+    answer. `name` is the view's, unless given; `media` is what the answer is made of."""
 
     method: str
     path: str
@@ -49,6 +49,7 @@ class Operation(msgspec.Struct, frozen=True):
     errors: Sequence[int] = ()
     statuses: Sequence[int] = (200,)
     name: str = ""
+    media: str = "application/json"
 
 
 class ErrorBody(msgspec.Struct):
@@ -70,6 +71,10 @@ FORMS: dict[str, dict[str, Any]] = {
     "reason": {"enum": list(REASONS)},
 }
 """What a parameter of this name may be, beyond its type."""
+
+
+KEYED = ("/api/", "/stream/")
+"""Where a key is asked for, with auth on."""
 
 
 def describe(operations: Sequence[Operation]) -> dict[str, Any]:
@@ -108,9 +113,9 @@ def _twins(path: str) -> list[str]:
 
 def _operation(operation: Operation, path: str, by_type: dict[int, Any]) -> dict[str, Any]:
     error = {"application/json": {"schema": by_type[id(ErrorBody)]}}
-    answer = {"description": "Done.", "content": {"application/json": {"schema": by_type[id(operation.answer)]}}}
+    answer = {"description": "Done.", "content": {operation.media: {"schema": by_type[id(operation.answer)]}}}
     responses: dict[str, Any] = {str(status): answer for status in operation.statuses}
-    for status in sorted({*operation.errors, 503, *((401, 403) if path.startswith("/api/") else ())}):
+    for status in sorted({*operation.errors, 503, *((401, 403) if path.startswith(KEYED) else ())}):
         responses[str(status)] = {"description": "Refused.", "content": error}
     described: dict[str, Any] = {
         "operationId": f"{operation.method.lower()}{re.sub(r'[^a-z0-9]+', '_', path)}",
@@ -125,7 +130,7 @@ def _operation(operation: Operation, path: str, by_type: dict[int, Any]) -> dict
     if operation.body is not None:
         content = {"application/json": {"schema": by_type[id(operation.body)]}}
         described["requestBody"] = {"required": True, "content": content}
-    if path.startswith("/api/"):
+    if path.startswith(KEYED):
         described["security"] = [{}, {"key": []}, {"bearer": []}]
     return described
 

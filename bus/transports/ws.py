@@ -8,6 +8,7 @@ After the handshake the descriptor is detached from gevent's socket and driven b
 from __future__ import annotations
 
 import logging
+import math
 import re
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -39,6 +40,7 @@ from bus.transports.ws_verbs import VERBS, Verbs
 
 if TYPE_CHECKING:
     from bus.bus import Bus
+    from bus.message import Message
     from bus.receipts import Receipt
 
 log = logging.getLogger("bus.ws")
@@ -54,8 +56,13 @@ class WebSocketEncoding:
     """Messages as text frames, built once for all. See `bus.connection.Encoding`."""
 
     name = "websocket"
+    answers = takes_messages = keeps_place = True
+    beat_seconds = math.inf
 
-    def message(self, rendered: bytes, seq: int) -> bytes:
+    def message(self, message: Message, rendered: bytes) -> bytes:
+        return frames.text_frame(message_frame(rendered))
+
+    def leased(self, rendered: bytes) -> bytes:
         return frames.text_frame(message_frame(rendered))
 
     def control(self, text: bytes) -> bytes:
@@ -150,6 +157,8 @@ class WebSocketTransport:
             "resumed": resumed,
         }
         connection.write(self._encoding.control(encode(hello)), 0)
+        if connection.descriptor < 0:
+            return  # it has gone already
         bus.hub.join(connection, place.seq)
         bus.connection_opened(connection)
 
