@@ -216,7 +216,7 @@ class LocalBackplane:
     # ---- knowing
 
     def live(self, name: str) -> bool:
-        return any(name in present and present[name].live for present in self._present.values())
+        return bool(self._present) and any(name in present and present[name].live for present in self._present.values())
 
     def elsewhere(self) -> Iterable[Presence]:
         for present in self._present.values():
