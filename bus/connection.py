@@ -294,7 +294,7 @@ class Connection:
         self.taken = taken
 
     def count_taken(self) -> int:
-        """How much the peer's kernel has taken: a figure that rises with it; where TCP does not tell, it falls as more waits."""
+        """How much the peer's kernel has taken: it rises with it. Where TCP does not tell, it falls as more waits."""
         sock = _Socket(socket.AF_INET, socket.SOCK_STREAM, fileno=self.descriptor)
         try:
             known = sock.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, _BYTES_ACKED + 8)
