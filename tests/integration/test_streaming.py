@@ -629,6 +629,11 @@ def test_pages_of_strangers_get_no_stream_and_allowed_ones_may_read_it(fresh_ser
     server = fresh_server(env={"ALLOWED_ORIGINS": "https://page.example"})
     refused = server.call("GET", "/stream/events", headers={"Origin": "https://evil.example"})
     assert (refused.status, refused.body["code"]) == (403, "origin_not_allowed")
+    image = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors", "Sec-Fetch-Dest": "image"}
+    assert server.call("GET", "/stream/events?client_id=victim", headers=image).status == 403
+    assert server.call("GET", "/api/clients/victim").status == 404
+    with opened(server, headers={"Sec-Fetch-Site": "same-origin"}):
+        pass
     with opened(server, headers={"Origin": "https://page.example"}) as source:
         assert source.headers["access-control-allow-origin"] == "https://page.example"
         assert source.headers["vary"] == "Origin"
