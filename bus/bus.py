@@ -300,13 +300,13 @@ class Bus:
             rows = [*rows, *draft.rows]
             if deliver_us(message) is not None:
                 message.own_id = self._new_id("s")
+        there: tuple[str, ...] = ()
         if len(names) == 1:
-            present = self.is_live(names[0])
-            live = names if present and message.flags & REQUIRES_ACK else ()
-        else:
+            there = names if self.is_live(names[0]) else ()
+        elif names:
             there = tuple(filter(self.is_live, names))
-            present = bool(names) and len(there) == len(names)
-            live = there if message.flags & REQUIRES_ACK else ()
+        live = there if message.flags & REQUIRES_ACK else ()
+        present = bool(names) and len(there) == len(names)
         return Pending(message, self._settle, settled, draft.key, present, live, rows, len(names) // 10, receipt)
 
     def _refuse(self, message: Message, refusal: BusError, settled: Settled) -> None:

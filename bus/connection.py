@@ -122,6 +122,7 @@ class Connection:
         "opened_us",
         "partial",
         "partial_need",
+        "paused",
         "pinged",
         "position",
         "read_watcher",
@@ -161,6 +162,7 @@ class Connection:
         self.replies: list[bytes] | None = None
         self.partial: bytearray | None = None
         self.partial_need = 0
+        self.paused = False
         self.closing = False  # a close frame was queued: nothing follows it
         self.ending = False  # both sides have closed: the socket goes when the queue is empty
         self.close_code = 1006
@@ -194,7 +196,7 @@ class Connection:
                 return
             self.last_read = self.hub.now = time.monotonic()
             self._take(data)
-            if len(data) < BUSY_BYTES or self.descriptor < 0 or not self.read_watcher.active:
+            if len(data) < BUSY_BYTES or self.descriptor < 0 or self.paused:
                 return
 
     def _take(self, data: bytes) -> None:
@@ -214,10 +216,12 @@ class Connection:
 
     def pause(self) -> None:
         """Stop reading: the kernel's window fills, and the peer has to wait."""
+        self.paused = True
         if self.descriptor >= 0:
             self.read_watcher.stop()
 
     def resume(self) -> None:
+        self.paused = False
         if self.descriptor >= 0:
             self.read_watcher.start(self._readable)
 

@@ -188,6 +188,8 @@ class SqliteStore:
     def _connect(self, flags: int) -> apsw.Connection:
         connection = apsw.Connection(str(self.path), flags=flags, statementcachesize=STATEMENTS)
         connection.set_busy_timeout(BUSY_TIMEOUT_MS)
+        # What is bound changes no plan: else some statements are prepared anew each time.
+        connection.config(apsw.SQLITE_DBCONFIG_ENABLE_QPSG, 1)
         return connection
 
     # ---- checking

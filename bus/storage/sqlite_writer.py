@@ -59,7 +59,9 @@ class SqliteWriter:
         self._clock = clock
         self._inbox_limit = inbox_limit
         self._queue_limit = queue_limit
-        self._names = Names()
+        self.names = Names()
+        self._version = -1  # of the file, as this connection last saw it: another's commit changes it
+        self._head = 0
 
     def commit(self, batch: Sequence[Item]) -> tuple[int, list[Message]]:
         """See `bus.storage.Writer.commit`."""
@@ -81,17 +83,28 @@ class SqliteWriter:
         execute = self._connection.execute
         execute("BEGIN IMMEDIATE")
         try:
-            work = _Work(self, int(execute("SELECT seq FROM log_head").get))
+            self._catch_up()
+            work = _Work(self, self._head)
             work.take(batch)
             execute("COMMIT")
         except BaseException:
-            self._names.forget()
+            self.names.forget()
+            self._version = -1
             if self._connection.in_transaction:
                 execute("ROLLBACK")
             raise
         with suppress(OSError):  # it is stored: a note that fails must not turn that into a refusal
             self._lock.note(work.head)
+        self._head = work.head
         return work.first, work.written
+
+    def _catch_up(self) -> None:
+        """Learn where the log ends, and forget what others may have changed, if others have written at all."""
+        version = int(self._connection.execute("PRAGMA data_version").get)
+        if version != self._version:
+            self._version = version
+            self._head = int(self._connection.execute("SELECT seq FROM log_head").get)
+            self.names.look_anew()
 
 
 class _Work:
@@ -112,13 +125,13 @@ class _Work:
         self._inboxes = Inboxes(
             self._execute,
             self.ledger,
-            writer._names,
+            writer.names,
             self.first,
             now_us(),
             inbox_limit=writer._inbox_limit,
             queue_limit=writer._queue_limit,
         )
-        writer._names.tidy()
+        writer.names.tidy()
 
     def take(self, batch: Sequence[Item]) -> None:
         for item in batch:
@@ -167,7 +180,7 @@ class _Work:
             self._undo(head, written)
             job.error = error
         self._execute("RELEASE job")
-        self._inboxes.recount()
+        self._writer.names.look_anew()
 
     def _undo(self, head: int, written: int) -> None:
         """Forget, in memory, what a savepoint has taken back."""
