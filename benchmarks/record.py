@@ -49,7 +49,10 @@ def page(folder: Path, questions: Sequence[Question], systems: Sequence[System])
     curves_head, curves = read(folder / CURVES)
     asked = [question for question in questions if any(result.question == question.name for result in results)]
     parts = [INTRODUCTION, head, "\n## Required, and what came out\n"]
-    parts.append("Medians of the ratios round by round. A ratio is the bus to the peer.\n")
+    parts.append(
+        "Medians of the ratios, bus to peer, round by round. `by CPU` is the same ratio by what one message costs"
+    )
+    parts.append("the server's processor: it holds on a machine that others use, too.\n")
     parts.append(goals.table([*results, *kept_ends(curves)], shown=short))
     parts += [f"\n![{caption}]({file})" for file, caption in plots.draw_questions(folder, asked, results)]
     if curves:
