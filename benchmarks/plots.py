@@ -12,6 +12,7 @@ mpl.use("Agg")
 
 from matplotlib import pyplot as plt  # only after it is told that there is no screen
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure  # noqa: E402
 from matplotlib.ticker import EngFormatter
 
 from benchmarks.questions import Question
@@ -140,7 +141,7 @@ def value_of(curve: str) -> Callable[[Sequence[Result]], float]:
     return lambda runs: middle(runs, "server_us_per_message" if curve == "workers" else "per_second")
 
 
-def save(figure: plt.Figure, file: Path, caption: str) -> None:
+def save(figure: Figure, file: Path, caption: str) -> None:
     if caption:
         figure.suptitle(caption, fontsize=12)
     figure.tight_layout()

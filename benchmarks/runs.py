@@ -7,7 +7,6 @@ import os
 import resource
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -20,7 +19,7 @@ from typing import cast
 
 from benchmarks import machine
 from benchmarks.questions import Question
-from benchmarks.systems import ROOT, Place, System
+from benchmarks.systems import ROOT, Place, System, free_port
 
 MAX_DISTURBANCE = 0.1
 START_SECONDS = 30
@@ -66,12 +65,6 @@ class Result:
     problem: str = ""
     disturbance: float = 0.0
     at: float = 0.0
-
-
-def free_port() -> int:
-    """A port nobody listens on now."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return cast(int, listener.getsockname()[1])
 
 
 @contextmanager

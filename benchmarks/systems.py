@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from subprocess import run
-from typing import Literal
+from typing import Literal, cast
 
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = Path(os.environ.get("BENCHMARK_PEERS") or ROOT / "benchmarks" / "build" / "peers")
@@ -36,6 +36,12 @@ class Place:
 
     port: int
     folder: Path
+
+
+def free_port() -> int:
+    """A port nobody listens on now."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return cast(int, listener.getsockname()[1])
 
 
 def accepts(port: int) -> bool:

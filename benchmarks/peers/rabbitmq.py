@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
-from benchmarks.systems import PLAIN, Kind, Place, System, needs, program
+from benchmarks.systems import PLAIN, Kind, Place, System, free_port, needs, program
 
 AMQP = ["--tcp", "--subscriber-speaks", "amqp", "--publisher-speaks", "amqp", "--message", PLAIN]
 
@@ -24,14 +24,15 @@ def command(place: Place) -> list[str]:
     )
     (place.folder / "rabbitmq.conf").write_text(settings)
     (place.folder / "plugins").write_text("[].\n")
-    mapper = place.port + 1 if place.port < 60000 else place.port - 1
+    mapper = free_port()
     names = {
         "HOME": place.folder,
+        "ERL_CRASH_DUMP": place.folder / "crash",
         "ERL_EPMD_PORT": mapper,
         "ERL_EPMD_ADDRESS": "127.0.0.1",
         "RABBITMQ_NODENAME": f"bench{place.port}@localhost",
         "RABBITMQ_NODE_PORT": place.port,
-        "RABBITMQ_DIST_PORT": mapper + 1 if mapper > place.port else mapper - 1,
+        "RABBITMQ_DIST_PORT": free_port(),
         "RABBITMQ_MNESIA_BASE": place.folder / "mnesia",
         "RABBITMQ_LOG_BASE": place.folder / "log",
         "RABBITMQ_CONFIG_FILE": place.folder / "rabbitmq.conf",
