@@ -12,7 +12,7 @@ mpl.use("Agg")
 
 from matplotlib import pyplot as plt  # only after it is told that there is no screen
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure  # noqa: E402
+from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
 from benchmarks.questions import Question

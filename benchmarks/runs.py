@@ -22,7 +22,7 @@ from benchmarks.questions import Question
 from benchmarks.systems import ROOT, Place, System, free_port
 
 MAX_DISTURBANCE = 0.1
-START_SECONDS = 30
+START_SECONDS = 60
 STOP_SECONDS = 4
 SETTLE_SECONDS = 0.3
 RUN_SECONDS_AT_MOST = 90
