@@ -25,7 +25,7 @@ from benchmarks.systems import ROOT, System
 
 QUICK = {"rounds": 1, "seconds": 0.5, "warm_seconds": 0.2, "limit_seconds": 110.0, "patience_seconds": 0.0}
 THOROUGH = {"rounds": 3, "seconds": 2.0, "warm_seconds": 0.5, "limit_seconds": 14400.0, "patience_seconds": 20.0}
-QUICK_RESULTS = ROOT / "benchmarks" / "build" / "quick"
+PARTIAL_RESULTS = ROOT / "benchmarks" / "build" / "results"
 
 
 def progress(result: Result) -> str:
@@ -114,7 +114,9 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bus-root", type=Path, default=ROOT, help="the checkout of the bus; the one this is in")
     parser.add_argument("--baseline", type=Path, help="another checkout of the bus to compare with")
     parser.add_argument("--scratch", type=Path, help="folder for stores, on the disk to be measured; a temporary one")
-    parser.add_argument("--results", type=Path, help="folder for what is written; benchmarks/results")
+    parser.add_argument(
+        "--results", type=Path, help="folder for what is written: benchmarks/results, or build/results for a part"
+    )
 
 
 def read_arguments(words: Sequence[str]) -> argparse.Namespace:
@@ -135,7 +137,8 @@ def read_arguments(words: Sequence[str]) -> argparse.Namespace:
     for name, value in (QUICK if arguments.quick else THOROUGH).items():
         if getattr(arguments, name) is None:
             setattr(arguments, name, value)
-    arguments.results = arguments.results or (QUICK_RESULTS if arguments.quick else record.RESULTS)
+    partial = arguments.quick or arguments.questions or arguments.systems or arguments.baseline
+    arguments.results = arguments.results or (PARTIAL_RESULTS if partial else record.RESULTS)
     return arguments
 
 
@@ -166,12 +169,19 @@ def header(arguments: argparse.Namespace, systems: Sequence[System], *, plan: Pl
     return "\n".join(lines)
 
 
+def all_systems(arguments: argparse.Namespace | None = None, reference: Path = Path("reference")) -> list[System]:
+    """Every system, in the order of the tables; without arguments only to be named."""
+    if arguments is None:
+        arguments = read_arguments([])
+    settings = dict(setting.split("=", 1) for setting in arguments.bus_setting)
+    ours = buses(arguments.bus_root.resolve(), arguments.bus_command, settings, arguments.baseline)
+    return [*ours, *references(reference), *all_peers()]
+
+
 def prepare(arguments: argparse.Namespace, scratch: Path) -> tuple[Plan, list[System]]:
     """Build the C programs; what is fixed for all runs, and the systems that were chosen."""
     binaries = machine.build(scratch)
-    settings = dict(setting.split("=", 1) for setting in arguments.bus_setting)
-    ours = buses(arguments.bus_root.resolve(), arguments.bus_command, settings, arguments.baseline)
-    known = [*ours, *references(binaries["reference"]), *all_peers()]
+    known = all_systems(arguments, binaries["reference"])
     wanted = arguments.systems.split(",") if arguments.systems else []
     names = chosen(wanted, [system.name for system in known], "system")
     plan = Plan(

@@ -50,7 +50,7 @@ def by_size() -> Iterator[tuple[float, Question]]:
     """Ten subscribers; at most UNDER_WAY_BYTES under way, so that a large message is not only a long queue."""
     for size in SIZES:
         window = max(1, min(64, UNDER_WAY_BYTES // size))
-        around = 75  # the envelope of the smallest message: `size` is what its payload holds
+        around = 40  # the message around its payload, of which `size` is
         yield (
             size,
             point(
@@ -187,4 +187,4 @@ def main(words: Sequence[str]) -> None:
         for result in all_points(arguments, curves, systems, plan=plan):
             runs.add(result)
             print(f"at {result.at:>10,.0f} {bench.progress(result)}", file=sys.stderr, flush=True)
-        record.page(arguments.results, QUESTIONS, systems)
+        record.page(arguments.results, QUESTIONS, bench.all_systems())
