@@ -115,7 +115,7 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--baseline", type=Path, help="another checkout of the bus to compare with")
     parser.add_argument("--scratch", type=Path, help="folder for stores, on the disk to be measured; a temporary one")
     parser.add_argument(
-        "--results", type=Path, help="folder for what is written: benchmarks/results, or build/results for a part"
+        "--results", type=Path, help="folder for what is written: results, or build/results for a part"
     )
 
 
