@@ -23,7 +23,7 @@
 #include "client.h"
 
 enum { OPENING_AT_ONCE = 64, IDLE_WARM_UP = 50 };
-enum { CONNECT_SECONDS = 40, STALL_SECONDS = 2, DRAIN_SECONDS = 5, MAX_BACKLOG = 1 << 20 };
+enum { CONNECT_SECONDS = 40, STALL_SECONDS = 5, DRAIN_SECONDS = 8, MAX_BACKLOG = 1 << 20 };
 
 static struct connection *connections;
 static int connection_count, idle_count;
@@ -164,6 +164,7 @@ static bool has_stalled(uint64_t t)
     return t - changed_at > STALL_SECONDS * NANO;
 }
 
+/* Load for --seconds, or until the first message counts: some servers acknowledge thousands at once. */
 static struct window drive(void)
 {
     struct window window = {0};
@@ -171,7 +172,7 @@ static struct window drive(void)
     uint64_t end = counts_from + (uint64_t)(option.seconds * 1e9);
     for (int g = 0; g < option.groups; g++) /* staggered, so that groups are not due all at once */
         groups[g].next_at = begin + (option.rate > 0 ? (uint64_t)(1e9 / option.rate * g / option.groups) : 0);
-    for (uint64_t t = begin; t < end && !window.stalled; t = clock_ns()) {
+    for (uint64_t t = begin; (t < end || !tally.counted) && !window.stalled; t = clock_ns()) {
         if (!measuring && t >= counts_from)
             open_window(&window);
         pump();
