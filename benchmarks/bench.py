@@ -114,9 +114,7 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bus-root", type=Path, default=ROOT, help="the checkout of the bus; the one this is in")
     parser.add_argument("--baseline", type=Path, help="another checkout of the bus to compare with")
     parser.add_argument("--scratch", type=Path, help="folder for stores, on the disk to be measured; a temporary one")
-    parser.add_argument(
-        "--results", type=Path, help="folder for what is written: results, or build/results for a part"
-    )
+    parser.add_argument("--results", type=Path, help="folder for what is written: results, or build/results for a part")
 
 
 def read_arguments(words: Sequence[str]) -> argparse.Namespace:

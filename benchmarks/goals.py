@@ -90,6 +90,7 @@ PEERS = {
     "jetstream_sync": "jetstream-sync",
     "jetstream": "jetstream",
     "rabbitmq": "rabbitmq-durable",
+    "rabbitmq_stomp": "rabbitmq-stomp",
 }
 
 
@@ -110,9 +111,9 @@ GOALS = (
     *against("fanout100-w16", "bus-ephemeral", uws=0.9),
     *against("fanout1000-w1", "bus-ephemeral", c=0.8, uws=0.95, nats=1.5),
     *against("one-to-one", "bus-ephemeral", uws=1, nchan=3, socket_io=4),
-    *against("one-to-one-kept", "bus", jetstream_sync=10, rabbitmq=10),
+    *against("one-to-one-kept", "bus", jetstream_sync=10, rabbitmq=10, rabbitmq_stomp=10),
     Goal("ingest", "bus", 120_000),
-    *against("ingest", "bus", jetstream_sync=25, rabbitmq=8, jetstream=0.4),
+    *against("ingest", "bus", jetstream_sync=25, rabbitmq=8, rabbitmq_stomp=8, jetstream=0.4),
     Goal("ingest64", "bus", 30_000),
     Goal("ingest64", "bus", 5_000, figure="p99_us"),
     *against("ingest64", "bus", jetstream_sync=10),

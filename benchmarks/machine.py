@@ -15,7 +15,9 @@ from pathlib import Path
 NATIVE = Path(__file__).resolve().parent / "native"
 CALM_SECONDS = 0.3
 PROGRAMS = {
-    "load": ("load.c", "client.c", "message.c", "dialects.c", "mqtt.c", "amqp.c", "probe.c", "measure.c"),
+    "load": tuple(
+        f"{part}.c" for part in ("load", "client", "message", "dialects", "mqtt", "amqp", "stomp", "probe", "measure")
+    ),
     "reference": ("reference.c",),
 }
 

@@ -10,7 +10,7 @@ enum state { CONNECTING, UPGRADING, JOINING, READY, CLOSED };
 struct connection;
 struct group;
 
-/* How one side talks, inside WebSocket frames or, with --tcp, without; dialects.c, mqtt.c and amqp.c have them. */
+/* How one side talks, inside WebSocket frames or, with --tcp, without; dialects.c, mqtt.c, amqp.c and stomp.c have them. */
 struct dialect {
     const char *name;
     bool never_in_websocket;
@@ -95,9 +95,9 @@ void write_message(struct group *group);
 /* Put the group's next message on its publisher's way; flush() sends it. due: when it should have gone. */
 void publish(struct group *group, uint64_t due);
 
-/* ---- dialects.c, mqtt.c, amqp.c */
+/* ---- dialects.c, mqtt.c, amqp.c, stomp.c */
 
-extern const struct dialect mqtt, amqp;
+extern const struct dialect mqtt, amqp, stomp;
 /* Ends the program with a sentence when there is no such dialect. */
 const struct dialect *dialect_named(const char *name);
 bool holds(const uint8_t *payload, size_t n, const char *text);

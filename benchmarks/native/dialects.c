@@ -140,7 +140,7 @@ static const struct dialect text = {.name = "text"}, nats = {.name = "nats", .re
 
 const struct dialect *dialect_named(const char *name)
 {
-    static const struct dialect *const known[] = {&text, &nats, &http, &sse, &resp, &mqtt, &amqp};
+    static const struct dialect *const known[] = {&text, &nats, &http, &sse, &resp, &mqtt, &amqp, &stomp};
     for (size_t i = 0; i < sizeof known / sizeof *known; i++)
         if (!strcmp(known[i]->name, name))
             return known[i];

@@ -12,7 +12,7 @@
  *                --probe PATH how long a stranger's GET took meanwhile. --beside N holds N of them beside a load.
  *
  * Speaks WebSocket, or with --tcp without. What is said inside is a dialect of each role: text (a message a frame),
- * nats, resp, mqtt, amqp; http and sse are never inside. --durable and --channel are for mqtt and amqp.
+ * nats, resp, mqtt, amqp, stomp; http and sse are never inside. --durable and --channel are for mqtt, amqp and stomp.
  * Templates know {g} (group), {i} (subscriber), {marker}, {pad} (fills up to --size), {length} and {body}.
  * An acknowledgement counts --per-ack messages. */
 #define _GNU_SOURCE

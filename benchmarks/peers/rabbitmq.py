@@ -1,4 +1,4 @@
-"""RabbitMQ over AMQP 0-9-1: plain exchanges, and durable queues with persistent messages and publisher confirms."""
+"""RabbitMQ: exchanges over AMQP 0-9-1; durable queues with persistent messages, each confirmed, over AMQP and STOMP."""
 
 from __future__ import annotations
 
@@ -9,21 +9,25 @@ from benchmarks.systems import PLAIN, Kind, Place, System, free_port, needs, pro
 
 AMQP = ["--tcp", "--subscriber-speaks", "amqp", "--publisher-speaks", "amqp", "--message", PLAIN]
 
+STOMP = ["--tcp", "--subscriber-speaks", "stomp", "--publisher-speaks", "stomp", "--message", PLAIN]
+LISTENER = {"amqp": "listeners.tcp.1", "stomp": "listeners.tcp = none\nstomp.listeners.tcp.1"}
+PLUGINS = {"amqp": "", "stomp": "rabbitmq_stomp"}
+ERLANG = "+S 1:1 +sbwt none +sbwtdcpu none +sbwtdio none -kernel inet_dist_use_interface {127,0,0,1}"
 MAPPER = "epmd -port {port} -address 127.0.0.1 & until epmd -port {port} -names >/dev/null 2>&1; do sleep 0.05; done;"
 
 
-def command(place: Place) -> list[str]:
+def started(place: Place, *, speaks: str) -> list[str]:
     """The broker and a port mapper of its own, in one process group, with everything it writes in the folder.
 
     One scheduler on its one core, which does not spin while it waits.
     """
     settings = (
-        f"listeners.tcp.1 = 127.0.0.1:{place.port}\n"
+        f"{LISTENER[speaks]} = 127.0.0.1:{place.port}\n"
         "log.console = false\nlog.file.level = error\nconsumer_timeout = 3600000\n"
         "vm_memory_high_watermark.relative = 0.6\ndisk_free_limit.absolute = 50MB\n"
     )
     (place.folder / "rabbitmq.conf").write_text(settings)
-    (place.folder / "plugins").write_text("[].\n")
+    (place.folder / "plugins").write_text(f"[{PLUGINS[speaks]}].\n")
     mapper = free_port()
     names = {
         "HOME": place.folder,
@@ -37,7 +41,7 @@ def command(place: Place) -> list[str]:
         "RABBITMQ_LOG_BASE": place.folder / "log",
         "RABBITMQ_CONFIG_FILE": place.folder / "rabbitmq.conf",
         "RABBITMQ_ENABLED_PLUGINS_FILE": place.folder / "plugins",
-        "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "+S 1:1 +sbwt none +sbwtdcpu none +sbwtdio none",
+        "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": ERLANG,
         "RABBITMQ_FEATURE_FLAGS_FILE": place.folder / "flags",
         "RABBITMQ_PID_FILE": place.folder / "pid",
     }
@@ -56,13 +60,18 @@ def version() -> str:
     return "RabbitMQ " + (folders[-1].name.partition("-")[2] if folders else "of unknown version")
 
 
+def system(name: str, keeps: str, *, speaks: str, load: dict[Kind, list[str]]) -> System:
+    """The broker with one listener that is used."""
+    missing = "" if program("rabbitmq-server") else needs("rabbitmq-server", debian="rabbitmq-server")
+    return System(name, keeps, lambda place: started(place, speaks=speaks), load, version(), missing)
+
+
 def systems() -> list[System]:
     """As a distributor of what nobody keeps, and as a keeper."""
-    missing = "" if program("rabbitmq-server") else needs("rabbitmq-server", debian="rabbitmq-server")
-    kept = [*AMQP, "--durable", "--ack", "-"]
-    plain: dict[Kind, list[str]] = {"deliver": AMQP}
-    durable: dict[Kind, list[str]] = {"ingest": kept, "both": kept}
+    kept, receipts = [*AMQP, "--durable", "--ack", "-"], [*STOMP, "--ack", "-"]
+    synced = "durable queue, synced before the confirm"
     return [
-        System("rabbitmq", "nothing", command, plain, version(), missing),
-        System("rabbitmq-durable", "durable queue, synced before the confirm", command, durable, version(), missing),
+        system("rabbitmq", "nothing", speaks="amqp", load={"deliver": AMQP}),
+        system("rabbitmq-durable", synced, speaks="amqp", load={"ingest": kept, "both": kept}),
+        system("rabbitmq-stomp", synced, speaks="stomp", load={"ingest": receipts, "both": receipts}),
     ]
