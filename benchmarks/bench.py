@@ -45,7 +45,7 @@ def progress(result: Result) -> str:
 
 
 def asked(question: Question, systems: Sequence[System], *, quick: bool) -> list[System]:
-    """Who answers a question. When quick: the bus, and each other system only at the first that it can answer."""
+    """Who answers a question. When quick: the bus, and of each other program one system at the first that it can answer."""
     able = [
         system
         for system in systems
@@ -61,6 +61,12 @@ def asked(question: Question, systems: Sequence[System], *, quick: bool) -> list
         for system in able
         if system.name == question.ours or (not system.name.startswith("bus") and first_of(system) == question)
     ]
+
+
+def one_a_version(systems: Sequence[System]) -> list[System]:
+    """Of each program but the bus one system."""
+    first = {system.version: system for system in reversed(systems)}
+    return [system for system in first.values() if not system.name.startswith("bus")]
 
 
 def first_of(system: System) -> Question:
