@@ -25,7 +25,7 @@ from benchmarks.systems import ROOT, System
 
 QUICK = {"rounds": 1, "seconds": 0.5, "warm_seconds": 0.2, "limit_seconds": 110.0, "patience_seconds": 0.0}
 THOROUGH = {"rounds": 3, "seconds": 2.0, "warm_seconds": 0.5, "limit_seconds": 14400.0, "patience_seconds": 20.0}
-PARTIAL_RESULTS = ROOT / "benchmarks" / "build" / "results"
+PARTIAL_RESULTS = ROOT / "build" / "benchmark-results"
 
 
 def progress(result: Result) -> str:
@@ -120,7 +120,9 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bus-root", type=Path, default=ROOT, help="the checkout of the bus; the one this is in")
     parser.add_argument("--baseline", type=Path, help="another checkout of the bus to compare with")
     parser.add_argument("--scratch", type=Path, help="folder for stores, on the disk to be measured; a temporary one")
-    parser.add_argument("--results", type=Path, help="folder for what is written: results, or build/results for a part")
+    parser.add_argument(
+        "--results", type=Path, help="folder for what is written: results, or build/benchmark-results for a part"
+    )
 
 
 def read_arguments(words: Sequence[str]) -> argparse.Namespace:

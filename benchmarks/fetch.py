@@ -1,6 +1,6 @@
 """`python -m benchmarks peers`: fetch what npm and pip can bring, and say what else is missing and how to get it.
 
-Everything goes into benchmarks/build/peers, or where BENCHMARK_PEERS says; nothing else of the machine is touched.
+Everything goes into build/benchmark-peers, or where BENCHMARK_PEERS says; nothing else of the machine is touched.
 """
 
 from __future__ import annotations

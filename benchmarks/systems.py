@@ -16,7 +16,7 @@ from subprocess import run
 from typing import Literal, cast
 
 ROOT = Path(__file__).resolve().parent.parent
-CACHE = Path(os.environ.get("BENCHMARK_PEERS") or ROOT / "benchmarks" / "build" / "peers")
+CACHE = Path(os.environ.get("BENCHMARK_PEERS") or ROOT / "build" / "benchmark-peers")
 """Where `python -m benchmarks peers` puts what npm and pip bring."""
 
 Kind = Literal["deliver", "both", "ingest", "post", "batch", "sse", "idle", "idle-sse", "hop"]
