@@ -56,10 +56,9 @@ def asked(question: Question, systems: Sequence[System], *, quick: bool) -> list
     ]
     if not quick:
         return able
+    single = one_a_version(systems)
     return [
-        system
-        for system in able
-        if system.name == question.ours or (not system.name.startswith("bus") and first_of(system) == question)
+        system for system in able if system.name == question.ours or (system in single and first_of(system) == question)
     ]
 
 
