@@ -9,7 +9,9 @@ from __future__ import annotations
 import hashlib
 import hmac
 import secrets
-from typing import Protocol
+import sys
+from collections.abc import Callable
+from typing import Any, Protocol
 from urllib.parse import SplitResult, urlsplit
 
 import msgspec
@@ -46,7 +48,7 @@ def new_key() -> str:
 
 
 class Auth:
-    """Decides from the headers. Immutable after `use`; safe from any greenlet."""
+    """Decides from the headers. Immutable after `take_first_key`; safe from any greenlet."""
 
     def __init__(self, settings: Settings) -> None:
         self.on = settings.auth_on
@@ -54,14 +56,23 @@ class Auth:
         self._origins = settings.origins()
         self._hosts = settings.hosts() | {settings.message_bus_host}
 
-    @property
-    def needs_first_key(self) -> bool:
-        """True when auth is on and no key is set, so that the store's has to be used, or made."""
-        return self.on and not self._digest
+    def take_first_key(self, write: Callable[[Callable[[Any], str]], str]) -> None:
+        """With auth on and no API_KEY: use the key made at the first start, or make it and print it, once.
 
-    def use(self, digest: str) -> None:
-        """Accept the key with this digest."""
-        self._digest = digest
+        `write(job)` runs `job(transaction)` in the store's writer, and returns its value.
+        """
+        if not self.on or self._digest:
+            return
+        key = new_key()
+
+        def job(transaction: Any) -> str:
+            transaction.execute("INSERT OR IGNORE INTO meta VALUES ('admin_key_digest', ?)", (key_digest(key),))
+            return str(transaction.execute("SELECT value FROM meta WHERE name = 'admin_key_digest'")[0][0])
+
+        self._digest = write(job)
+        if secrets.compare_digest(self._digest, key_digest(key)):
+            sys.stdout.write(f"\nThe admin key of this bus, shown this once: {key}\n\n")
+            sys.stdout.flush()
 
     def caller(self, headers: Headers) -> Caller | None:
         """Who calls, from `X-API-Key` or `Authorization: Bearer`; None without a credential. Raises Unauthenticated."""

@@ -7,7 +7,6 @@ then answered; every process, this one included, delivers from the tail of the l
 from __future__ import annotations
 
 import logging
-import secrets
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ import msgspec
 from gevent.event import AsyncResult
 
 from bus.audience import Audience
-from bus.auth import Auth, key_digest, new_key
+from bus.auth import Auth
 from bus.backplane import Presence
 from bus.backplane.local import LocalBackplane, Slot
 from bus.clock import Clock
@@ -168,7 +167,7 @@ class Bus:
         self.hub.tail.start(self.read(lambda reader: reader.head()).seq)
         if self._slot.alone:
             self.delivery.recover()
-        self._first_key()
+        self.auth.take_first_key(self.write)
         self.backplane.start(self)
         self.heartbeat.start()
         self._upkeep.start()
@@ -373,6 +372,7 @@ class Bus:
         self.hub.tail.offer(first, last, messages)
 
     def _relieve(self) -> None:
+        self.hub.commit_ended()
         if self._paused and self.writer.waiting < MAX_UNCOMMITTED // 2:
             paused, self._paused = self._paused, []
             for connection in paused:
@@ -434,6 +434,9 @@ class Bus:
             gathered, self._gathered = self._gathered, []
             self.writer.submit([*gathered, *said])
 
+    def is_committing(self) -> bool:
+        return bool(self._gathered or self.writer.waiting)
+
     def tracked(self, message: Message) -> None:
         self.courier.arrived(message)
 
@@ -479,20 +482,3 @@ class Bus:
 
     def subscriptions(self) -> Iterable[tuple[int, Collection[str]]]:
         return self.audience.subscriptions()
-
-    # ---- below
-
-    def _first_key(self) -> None:
-        """With auth on and no API_KEY: use the key made at the first start, or make it and print it, once."""
-        if not self.auth.needs_first_key:
-            return
-        key = new_key()
-
-        def job(transaction: Transaction) -> str:
-            transaction.execute("INSERT OR IGNORE INTO meta VALUES ('admin_key_digest', ?)", (key_digest(key),))
-            return str(transaction.execute("SELECT value FROM meta WHERE name = 'admin_key_digest'")[0][0])
-
-        digest = self.write(job)
-        self.auth.use(digest)
-        if secrets.compare_digest(digest, key_digest(key)):
-            print(f"\nThe admin key of this bus, shown this once: {key}\n", flush=True)

@@ -12,15 +12,18 @@ import os
 import time
 from collections.abc import Callable, Sequence, Set
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import gevent
 from gevent.event import Event
 
 from bus.audience import Audience, by_seq
+from bus.chunks import Chunk, joined
 from bus.connection import Connection, Encoding
 from bus.cursors import Cursors
+from bus.listener import Listener
 from bus.message import REQUIRES_ACK, Epochs, Kind, Message, correlation_of, is_for, set_apart, text_of
+from bus.pace import WIDE_CONNECTIONS, Pace
 from bus.recent import Recent
 from bus.room import Room
 from bus.storage import Page, Reader
@@ -28,9 +31,6 @@ from bus.tail import Tail
 from bus.threads import WorkerPool
 from bus.topics import TopicSet
 from bus.waiters import Waiters, answer_to
-
-CHUNK_BYTES = 256 * 1024
-"""Frames are joined up to this size: what one write carries, and what a slow reader may be given at once."""
 
 PAGE_MESSAGES, PAGE_BYTES = 500, 512 * 1024
 
@@ -41,29 +41,6 @@ TAIL_WAIT_SECONDS = 0.002
 """How soon to look again whether the tail has come as far as a connection that was ahead of it."""
 
 NOBODY: Set[Connection] = frozenset()
-
-Chunk = tuple[bytes, int, int]
-"""Joined frames, how many messages they are, and the place of the first among those that are due."""
-
-
-class Listener(Protocol):
-    """Hears of the hub's changes."""
-
-    def presence_changed(self, room: Room) -> None: ...
-
-    def turn_ended(self) -> None: ...
-
-    def connection_lost(self, connection: Connection) -> None: ...
-
-    def tracked(self, message: Message) -> None:
-        """A message that needs an ack came by the tail; those it is leased to get it from here."""
-        ...
-
-    def turned_live(self, connection: Connection) -> None: ...
-
-    def emptied(self, connection: Connection) -> None:
-        """Nothing is held any more for a connection that keeps up."""
-        ...
 
 
 class Hub:
@@ -86,6 +63,8 @@ class Hub:
         self._due_rooms: list[Room] = []  # rooms with something due this turn, each once
         self._touched: list[Connection] = []  # connections with replies this turn, each once
         self._kicked = False
+        self._is_kept_due = False
+        self._pace = Pace(self.flush, listener.is_committing)
         self.last_to_all = 0
         self._recent = Recent()
         self._waiters = Waiters()
@@ -96,6 +75,7 @@ class Hub:
 
     def _tailed(self, messages: Sequence[Message]) -> None:
         self._recent.keep(messages)
+        self._is_kept_due = True
         self.deliver(messages)
 
     def deliver(self, messages: Sequence[Message]) -> None:
@@ -138,7 +118,7 @@ class Hub:
         self.flush()
         if not connection.live or connection.closing:
             return 0
-        for data, count, start in _joined([connection.encoding.leased(text) for text in texts]):
+        for data, count, start in joined([connection.encoding.leased(text) for text in texts]):
             if connection.descriptor < 0:
                 return start
             if not connection.has_room(len(data), count):
@@ -148,19 +128,41 @@ class Hub:
         return len(texts)
 
     def kick(self) -> None:
-        """Have `flush` run at the end of this turn of the loop."""
+        """Have what is due written at the end of this turn of the loop."""
         if not self._kicked:
             self._kicked = True
-            self._loop.run_callback(self.flush)
+            self._loop.run_callback(self._end_turn)
+
+    def commit_ended(self) -> None:
+        """A commit of this process has ended, and what it brought is due."""
+        if self._pace.commit_ended():
+            self.kick()
 
     def touch(self, connection: Connection) -> None:
         """A connection has replies waiting for the end of the turn."""
         self._touched.append(connection)
         self.kick()
 
+    def _end_turn(self) -> None:
+        if self._pace.waits(wide=self._is_wide()):
+            self._kicked = False
+            self._answer()
+        else:
+            self.flush()
+
+    def _is_wide(self) -> bool:
+        """True when what is due is in the log, and for many connections."""
+        if not self._is_kept_due:
+            return False
+        if self._everybody or self._audience.due:
+            return len(self.connections) >= WIDE_CONNECTIONS
+        return sum(room.size for room in self._due_rooms[:WIDE_CONNECTIONS]) >= WIDE_CONNECTIONS
+
     def flush(self) -> None:
         """Write everything that is due: one write a connection."""
         self._kicked = False
+        wide = self._is_wide()
+        self._is_kept_due = False
         self.now = time.monotonic()
         rooms, self._due_rooms = self._due_rooms, []
         everybody, self._everybody = self._everybody, []
@@ -171,6 +173,11 @@ class Hub:
             for room in rooms:
                 due, room.due = room.due, []
                 self._push(room, due, {}, served)
+        self._pace.flushed(wide=wide)
+        self._answer()
+
+    def _answer(self) -> None:
+        """Write the replies of this turn, and hand over what it gathered."""
         touched, self._touched = self._touched, []
         for connection in touched:
             if connection.replies is not None:
@@ -230,7 +237,7 @@ class Hub:
 
     def _chunks(self, encoding: Encoding, due: list[Message]) -> list[Chunk]:
         epochs = self.epochs
-        return _joined([encoding.message(message, text_of(message, epochs)) for message in due])
+        return joined([encoding.message(message, text_of(message, epochs)) for message in due])
 
     def _write(self, members: tuple[Connection, ...], chunks: list[Chunk], due: list[Message]) -> None:
         if len(chunks) == 1:
@@ -471,20 +478,6 @@ class Hub:
             call()
 
         timer.start(run)
-
-
-def _joined(frames: list[bytes]) -> list[Chunk]:
-    if sum(map(len, frames)) <= CHUNK_BYTES:
-        return [(b"".join(frames), len(frames), 0)]
-    chunks = []
-    start = size = 0
-    for index, frame in enumerate(frames):
-        if size and size + len(frame) > CHUNK_BYTES:
-            chunks.append((b"".join(frames[start:index]), index - start, start))
-            start, size = index, 0
-        size += len(frame)
-    chunks.append((b"".join(frames[start:]), len(frames) - start, start))
-    return chunks
 
 
 def _last_seq(messages: list[Message]) -> int:
