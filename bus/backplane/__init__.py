@@ -91,6 +91,10 @@ class Backplane(Protocol):
         """Send something small that all neighbours should hear, in order, with everything else."""
         ...
 
+    def neighbours(self) -> list[int]:
+        """The slots of those whom a note reaches."""
+        ...
+
     def announce_topics(self, number: int, patterns: Collection[str], *, added: bool) -> None:
         """A connection of this process, known by a number, subscribed to patterns, or unsubscribed."""
         ...

@@ -207,6 +207,9 @@ class LocalBackplane:
             for link in tuple(self._links.values()):
                 link.send(frame)
 
+    def neighbours(self) -> list[int]:
+        return sorted(self._links)
+
     def announce_topics(self, number: int, patterns: Collection[str], *, added: bool) -> None:
         if self._links:
             frame = _frame([TOPICS, number, tuple(patterns), added])
