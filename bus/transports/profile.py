@@ -22,6 +22,7 @@ import bus.connection
 import bus.frames
 import bus.storage.log_writer
 import bus.storage.sqlite_writer
+import bus.transports.sends
 import bus.transports.ws
 from bus.connection import Connection
 from bus.errors import Conflict, Malformed
@@ -76,8 +77,8 @@ POINTS = (
     Row(bus.transports.ws, "plain_draft", "validate", _one),
     Row(bus.transports.ws, "read", "validate"),
     Row(bus.transports.ws, "draft_of", "validate", _one),
-    Row(Sends, "single", "validate", _one),
-    Row(Sends, "batch", "validate", lambda ways, given, asked: len(asked.drafts)),
+    Row(bus.transports.sends, "read", "validate"),
+    Row(Sends, "_draft", "validate", _one),
     Row("ws", "_handle_all", "accept"),
     Row(LaneConnection, "_serve", "accept"),
     Row(Sends, "publish", "accept"),
@@ -172,13 +173,15 @@ def points(app: Flask, ways: Ways) -> Iterator[Point]:
 class Profiler:
     """Profiles of all workers, one at a time. Event loop only.
 
-    `_run`: the present one of this process. `_answers`: what neighbours sent back for the profile that was asked for here.
+    `_run`: the last of this process. `_gathering`: one was asked for here; `_number` is its, and `_answers` what neighbours
+    sent back for it, by slot.
     """
 
     def __init__(self, app: Flask, bus: Bus) -> None:
         self._app = app
         self._bus = bus
         self._run: Run | None = None
+        self._gathering = False
         self._number = 0
         self._answers: dict[int, Measured | Missing] = {}
         self._came = Event()
@@ -190,6 +193,15 @@ class Profiler:
 
     def profile(self, seconds: float) -> Profile:
         """Measure for some seconds, in all workers; waits for it in the calling greenlet. Raises Conflict."""
+        if self._gathering:
+            raise _running()
+        self._gathering = True
+        try:
+            return self._profile(seconds)
+        finally:
+            self._gathering = False
+
+    def _profile(self, seconds: float) -> Profile:
         bus, mine = self._bus, []
         ended = Event()
 
@@ -199,7 +211,7 @@ class Profiler:
 
         self._begin(seconds, then)
         self._number += 1
-        self._answers = {}
+        self._answers.clear()
         slot, neighbours = bus.backplane.slot, bus.backplane.neighbours()
         bus.backplane.note([NOTE, "begin", slot, self._number, seconds])
         ended.wait()
@@ -213,18 +225,17 @@ class Profiler:
         )
 
     def _await_answers(self, neighbours: Sequence[int]) -> list[Measured | Missing]:
-        answers, number = self._answers, self._number
+        answers = self._answers
         with gevent.Timeout(ANSWER_SECONDS, False):  # type: ignore[arg-type]  # the stubs know no False
             while not all(slot in answers for slot in neighbours):
                 self._came.clear()
                 self._came.wait()
-        if number == self._number:
-            self._number += 1  # whatever comes now is too late
+        self._number += 1  # whatever comes now is too late
         return [answers.get(slot) or Missing(slot, "It did not answer in time.") for slot in neighbours]
 
     def _begin(self, seconds: float, then: Callable[[Measured], None]) -> None:
         if self._run is not None and not self._run.ended:
-            raise Conflict("A profile is being taken; ask again when it has ended.", code="profile_running")
+            raise _running()
         run = self._run = Run(self._app, then)
         self._bus.hub.later(seconds, run.end)
 
@@ -250,6 +261,10 @@ class Profiler:
 
     def _tell(self, what: str, *more: object) -> None:
         self._bus.backplane.note([NOTE, what, *more])
+
+
+def _running() -> Conflict:
+    return Conflict("A profile is being taken; ask again when it has ended.", code="profile_running")
 
 
 def _seconds() -> float:
