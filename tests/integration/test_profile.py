@@ -93,6 +93,7 @@ def load(server: BusServer) -> None:
         while lines < 3 * SENT:
             lines += events.readline().startswith(b"event: message_received")
     stream.close()
+    assert server.call("GET", "/api/messages?to=away&since=earliest").status == 200
 
 
 def found(table: Table) -> dict[str, tuple[int, int]]:
