@@ -173,8 +173,8 @@ def points(app: Flask, ways: Ways) -> Iterator[Point]:
 class Profiler:
     """Profiles of all workers, one at a time. Event loop only.
 
-    `_run`: the last of this process. `_gathering`: one was asked for here; `_number` is its, and `_answers` what neighbours
-    sent back for it, by slot.
+    `_run`: the present one of this process. `_gathering`: one was asked for here; `_number` is its, and `_answers` what
+    neighbours sent back for it, by slot.
     """
 
     def __init__(self, app: Flask, bus: Bus) -> None:
@@ -234,9 +234,14 @@ class Profiler:
         return [answers.get(slot) or Missing(slot, "It did not answer in time.") for slot in neighbours]
 
     def _begin(self, seconds: float, then: Callable[[Measured], None]) -> None:
-        if self._run is not None and not self._run.ended:
+        if self._run is not None:
             raise _running()
-        run = self._run = Run(self._app, then)
+
+        def ended(measured: Measured) -> None:
+            self._run = None
+            then(measured)
+
+        run = self._run = Run(self._app, ended)
         self._bus.hub.later(seconds, run.end)
 
     def stop(self, _: object = None) -> None:

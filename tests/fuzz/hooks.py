@@ -70,9 +70,9 @@ def filter_failure(context: HookContext, failure: Failure, case: Case, response:
 
 
 def _cap(holder: dict[str, Any]) -> None:
-    for name in ("wait", "seconds"):
+    for name, most in (("wait", 50), ("seconds", 60)):
         with contextlib.suppress(TypeError, ValueError):  # it may be anything
-            if MAX_WAIT_SECONDS < float(holder.get(name, 0)) <= 60:
+            if MAX_WAIT_SECONDS < float(holder.get(name, 0)) <= most:
                 holder[name] = MAX_WAIT_SECONDS
 
 

@@ -47,7 +47,7 @@ def switched(server: BusServer, *, on: bool) -> None:
 
     def all_alike() -> bool:
         answer = server.call("GET", "/traced").body
-        if set(answer["points"].values()) == {on} and bool(answer["left"]) == on:
+        if set(answer["points"].values()) == {on} and bool(answer["shadows"]) == on:
             seen.add(answer["worker"])
         else:
             seen.clear()
@@ -99,6 +99,12 @@ def load(server: BusServer) -> None:
 def found(table: Table) -> dict[str, tuple[int, int]]:
     """(calls, messages) by stage."""
     return {each.stage: (each.calls, each.messages) for each in table.stages}
+
+
+def test_the_table_names_only_what_is_there(traced: BusServer) -> None:
+    answer = traced.call("GET", "/traced").body
+    assert answer["missing"] == [], "POINTS in bus/transports/profile.py names what was renamed."
+    assert len(answer["points"]) > 40
 
 
 def test_every_stage_that_messages_pass_is_timed_and_then_nothing_is(traced: BusServer) -> None:
