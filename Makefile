@@ -43,7 +43,7 @@ format: $(TOOLS) ## Format the code and mend what the linter can
 docs: $(RUNTIME) ## Write docs/settings.md and .env.example anew
 	$(PY) docs/make_settings.py
 
-bench: $(TOOLS) ## Run the benchmarks; see benchmarks/README.md
+bench: $(TOOLS) ## Compare the bus with its peers: tables and plots in benchmarks/results, in an hour
 	$(PY) -m benchmarks
 
 crash-test: $(TOOLS) ## Kill the server ROUNDS times (300) under load and look for what was lost

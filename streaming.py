@@ -246,8 +246,13 @@ class SSEManager:
 
     def check_origin(self) -> dict[str, str]:
         """Refuse pages of strangers; the headers that let an allowed page of another origin read. Raises Forbidden."""
+        if self._bus is None:
+            return {}
         origin = request.headers.get("Origin")
-        if self._bus is None or origin is None:
+        if origin is None:
+            # An image of a stranger's page can't be read by it, but it would take what is due to the client.
+            if request.headers.get("Sec-Fetch-Site") in ("cross-site", "same-site"):
+                self._bus.auth.check_origin("null", request.host)
             return {}
         self._bus.auth.check_origin(origin, request.host)
         return {"Access-Control-Allow-Origin": origin, "Vary": "Origin"}

@@ -12,9 +12,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
+NATIVE = Path(__file__).resolve().parent / "native"
 CALM_SECONDS = 0.3
-PROGRAMS = {"load": ("load.c", "client.c", "measure.c"), "reference": ("reference.c",)}
+PROGRAMS = {
+    "load": tuple(
+        f"{part}.c" for part in ("load", "client", "message", "dialects", "mqtt", "amqp", "stomp", "probe", "measure")
+    ),
+    "reference": ("reference.c",),
+}
 
 
 def build(folder: Path) -> dict[str, Path]:
@@ -22,7 +27,7 @@ def build(folder: Path) -> dict[str, Path]:
     binaries = {}
     for name, sources in PROGRAMS.items():
         binaries[name] = folder / name
-        files = [str(HERE / source) for source in sources]
+        files = [str(NATIVE / source) for source in sources]
         try:
             subprocess.run(["gcc", "-O3", "-std=gnu11", "-o", str(binaries[name]), *files], check=True)
         except FileNotFoundError:

@@ -90,7 +90,7 @@ def _ack_next(socket: ClientConnection) -> tuple[int, int]:
 
 def main() -> None:
     """Measure and print."""
-    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    options = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     options.add_argument("--rounds", type=int, default=3)
     options.add_argument("--claims", type=int, default=300)
     given = options.parse_args()

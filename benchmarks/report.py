@@ -1,35 +1,19 @@
-"""From results to Markdown: one table a question, medians over the rounds, and what a reader must know to trust them."""
+"""From runs to Markdown: one table a question, medians over the rounds, and what a reader must know to trust them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from statistics import median
 
 from benchmarks.questions import Question
+from benchmarks.runs import MAX_DISTURBANCE, Result
 from benchmarks.systems import System
 
-MAX_DISTURBANCE = 0.1
 
-Figures = Mapping[str, float]
-
-
-@dataclass(frozen=True)
-class Result:
-    """One run of one system. `figures` is what load.c printed, empty when `problem` says why there are none."""
-
-    question: str
-    system: str
-    round: int
-    figures: Figures
-    problem: str = ""
-    disturbance: float = 0.0
-
-
-def fault(figures: Figures) -> str:
+def fault(figures: Mapping[str, float]) -> str:
     """What was wrong with a run, in words; empty when every message came once and in order."""
-    names = ("gaps", "duplicates", "undelivered", "errors", "disconnects")
-    found = [f"{figures[name]:.0f} {name}" for name in names if figures.get(name)]
+    names = ("gaps", "duplicates", "undelivered", "errors", "disconnects", "probes_failed")
+    found = [f"{figures[name]:.0f} {name.replace('_', ' ')}" for name in names if figures.get(name)]
     if figures.get("stalled"):
         found.append("stalled")
     return ", ".join(found)
@@ -52,7 +36,7 @@ def ratio(results: Sequence[Result], others: Sequence[Result], figure: str) -> s
     """The median of the ratios round by round: neighbours in time share what disturbed them."""
     by_round = {other.round: other.figures[figure] for other in others if other.figures[figure]}
     ratios = [result.figures[figure] / by_round[result.round] for result in results if result.round in by_round]
-    return f"{median(ratios):.2f}" if ratios else "-"
+    return f"{median(ratios):.3g}" if ratios else "-"
 
 
 def rate_cells(results: Sequence[Result], first: Sequence[Result]) -> list[str]:
@@ -70,20 +54,30 @@ def rate_cells(results: Sequence[Result], first: Sequence[Result]) -> list[str]:
 
 def idle_cells(results: Sequence[Result], first: Sequence[Result]) -> list[str]:
     """A row of a table of memory."""
+    asked = middle(results, "probes")
     return [
         f"{middle(results, 'kib_per_connection'):.2f}",
         ratio(results, first, "kib_per_connection"),
         f"{middle(results, 'pss_before_kib') / 1024:.0f}",
-        f"{middle(results, 'connect_seconds'):.2f}",
+        short(middle(results, "handshakes_per_second")),
+        f"{max(result.figures['slowest_probe_ms'] for result in results):.1f} of {asked:.0f}" if asked else "not asked",
     ]
 
 
-def heads(question: Question, first: str) -> list[str]:
-    """The heads of a question's table."""
-    common = ["system", "keeps", question.unit, f"x {first}"]
-    if question.kind == "idle":
-        return [*common, "MiB before", "s to connect"]
-    return [*common, "p50 / p99 ms", "server us/message", "CPU server / load"]
+def hop_cells(results: Sequence[Result], first: Sequence[Result]) -> list[str]:
+    """A row of the table of hops."""
+    figures = ("hop_ms", "within_p50_ms", "across_p50_ms", "within_p99_ms", "across_p99_ms")
+    return [f"{middle(results, figure):.3f}" for figure in figures]
+
+
+KINDS = {
+    "idle": (["MiB before", "handshakes/s", "slowest probe, ms, of so many"], idle_cells),
+    "idle-sse": (["MiB before", "handshakes/s", "slowest probe, ms, of so many"], idle_cells),
+    "rate": (["p50 / p99 ms", "server us/message", "CPU server / load"], rate_cells),
+}
+"""By kind of question: the heads after the figure and the ratio, and what fills a row."""
+
+HOP_HEADS = ["p50 within", "p50 across", "p99 within", "p99 across"]
 
 
 def row(cells: Sequence[str]) -> str:
@@ -97,26 +91,36 @@ def table(question: Question, systems: Sequence[System], results: Sequence[Resul
     notes: list[str] = []
     for system in systems:
         own = [result for result in results if result.system == system.name and result.question == question.name]
-        notes += notes_about(system, own)
+        notes += notes_about(system, question, own)
         if good := [result for result in own if result.figures]:
             rows.append((system, good))
     lines = [f"### {question.name}", "", question.asks, ""]
     if rows:
-        first = rows[0]
-        cells_of: Callable[[Sequence[Result], Sequence[Result]], list[str]]
-        cells_of = idle_cells if question.kind == "idle" else rate_cells
-        head = heads(question, first[0].name)
-        lines += [row(head), row(["---"] * len(head))]
-        lines += [row([system.name, system.keeps, *cells_of(good, first[1])]) for system, good in rows]
+        lines += table_lines(question, rows)
         lines.append("")
     notes += disturbances([result for result in results if result.question == question.name])
     return "\n".join([*lines, *(f"- {note}" for note in notes)]).rstrip()
 
 
-def notes_about(system: System, results: Sequence[Result]) -> list[str]:
+def table_lines(question: Question, rows: Sequence[tuple[System, list[Result]]]) -> list[str]:
+    """Heads and rows; the ratios are to the bus in the form that the question names, or to whoever is there."""
+    first = next((pair for pair in rows if pair[0].name == question.ours), rows[0])
+    if question.kind == "hop":
+        heads, cells_of = HOP_HEADS, hop_cells
+    else:
+        further, cells_of = KINDS.get(question.kind, KINDS["rate"])
+        heads = [f"x {first[0].name}", *further]
+    head = ["system", "keeps", question.unit, *heads]
+    lines = [row(head), row(["---"] * len(head))]
+    return lines + [row([system.name, system.keeps, *cells_of(good, first[1])]) for system, good in rows]
+
+
+def notes_about(system: System, question: Question, results: Sequence[Result]) -> list[str]:
     """What is missing, failed or went wrong in a system's runs, as sentences."""
     if system.missing:
         return [f"{system.name}: not measured, {system.missing}."]
+    if question.name in system.beyond:
+        return [f"{system.name}: not asked, {system.beyond[question.name]}."]
     notes = [f"{system.name}, round {r.round}: {r.problem}" for r in results if r.problem]
     notes += [f"{system.name}, round {r.round}: {fault(r.figures)}." for r in results if fault(r.figures)]
     return notes

@@ -236,8 +236,9 @@ class Bus:
         """
         pending = self._accept(draft, settled, receipt=receipt)
         if pending is not None:
+            if not self._gathered:
+                self.hub.kick()
             self._gathered.append(pending)
-            self.hub.kick()
 
     def publish_all(self, drafts: Sequence[Draft], settled: Sequence[Settled], *, atomic: bool) -> None:
         """Accept several drafts for one commit. Atomic: all are stored, or none."""
@@ -304,8 +305,13 @@ class Bus:
             rows = [*rows, *draft.rows]
             if deliver_us(message) is not None:
                 message.own_id = self._new_id("s")
-        live = tuple(filter(self.is_live, names)) if message.flags & REQUIRES_ACK else ()
-        present = self.is_live(names[0]) if len(names) == 1 else bool(names) and all(map(self.is_live, names))
+        there: tuple[str, ...] = ()
+        if len(names) == 1:
+            there = names if self.is_live(names[0]) else ()
+        elif names:
+            there = tuple(filter(self.is_live, names))
+        live = there if message.flags & REQUIRES_ACK else ()
+        present = bool(names) and len(there) == len(names)
         return Pending(message, self._settle, settled, draft.key, present, live, rows, len(names) // 10, receipt)
 
     def _refuse(self, message: Message, refusal: BusError, settled: Settled) -> None:

@@ -90,7 +90,7 @@ class Heartbeat:
             return
         if not connection.unsure:  # the deadline begins when the first bytes are on their way
             connection.unsure = True
-            connection.unsent = connection.count_unsent()
+            connection.taken = connection.count_taken()
             connection.last_progress = now
             return
         connection.look_for_progress(now)

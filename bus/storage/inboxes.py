@@ -38,23 +38,33 @@ class Names:
 
     `known` and `opened`: their row needs no look-up any more. `fill`: (mark, counted through, waiting) of inboxes that were
     written to while their client was away. All are forgotten when a transaction fails, when they are too many, and hourly.
+    `left`: what is left in inboxes that were written to; `unknown`: names whose row says that nobody knows them. These hold
+    only until somebody else writes, or a job does: `look_anew`.
     """
 
     def __init__(self) -> None:
         self.known: set[str] = set()
         self.opened: set[str] = set()
         self.fill: dict[str, tuple[int, int, int]] = {}
+        self.left: dict[str, int] = {}
+        self.unknown: set[str] = set()
         self._since = time.monotonic()
 
     def forget(self) -> None:
         self.known.clear()
         self.opened.clear()
         self.fill.clear()
+        self.look_anew()
         self._since = time.monotonic()
+
+    def look_anew(self) -> None:
+        """Something else has taken from inboxes, given back, or made names known."""
+        self.left.clear()
+        self.unknown.clear()
 
     def tidy(self) -> None:
         """Forget when it is time."""
-        many = len(self.known) + len(self.opened) + len(self.fill) > NAMES_REMEMBERED
+        many = len(self.known) + len(self.opened) + len(self.fill) + len(self.unknown) > NAMES_REMEMBERED
         if many or time.monotonic() - self._since > NAMES_REMEMBERED_SECONDS:
             self.forget()
 
@@ -70,8 +80,7 @@ class Batch(Protocol):
 
 
 class Inboxes:
-    """The room that one batch finds. `_left`: what is left in the inboxes that it wrote to; `_unknown`: names whose row says
-    that nobody knows them."""
+    """The room that one batch finds."""
 
     def __init__(
         self,
@@ -92,18 +101,10 @@ class Inboxes:
         self._now = now_us
         self._inbox_limit = inbox_limit
         self._queue_limit = queue_limit
-        self._left: dict[str, int] = {}
-        self._unknown: set[str] = set()
 
     def drop(self) -> None:
         """Forget what a savepoint has taken back."""
-        self._left.clear()
         self._names.forget()
-
-    def recount(self) -> None:
-        """Look anew: a job has taken from inboxes, given back, or made names known."""
-        self._left.clear()
-        self._unknown.clear()
 
     def know_sender(self, sender: str, head: int) -> None:
         """A client that sends is known from then on."""
@@ -151,10 +152,10 @@ class Inboxes:
                 self._execute(_OPEN_INBOX, (name, batch.head, self._now))
                 names.opened.add(name)
             if name not in names.known:
-                if name not in self._unknown and self._execute("SELECT known FROM clients WHERE name = ?", (name,)).get:
+                if name not in names.unknown and self._execute("SELECT known FROM clients WHERE name = ?", (name,)).get:
                     names.known.add(name)
                 else:
-                    self._unknown.add(name)
+                    names.unknown.add(name)
                     unknown.append(name)
             if not self._has_room(name, item, batch):
                 refused.append(name)
@@ -186,7 +187,7 @@ class Inboxes:
         """
         if self._goes_out(name, item):
             return True
-        left = self._left.get(name)
+        left = self._names.left.get(name)
         tracked = item.message.flags & REQUIRES_ACK
         if left and not tracked and name in self._names.fill:
             self._count_in(name, left, batch)
@@ -197,12 +198,12 @@ class Inboxes:
             left = capacity - self._count_waiting(name, capacity, batch) - backlog.waiting
         if left <= 0:
             if backlog.on_full != "dead_letter" or not self._set_aside(name, item, batch):
-                self._left[name] = 0
+                self._names.left[name] = 0
                 return False
             left = 1
         if tracked:
             takes_room = not self._goes_out(name, item)  # what was set aside may have been all that waited
-            self._left[name] = left - takes_room
+            self._names.left[name] = left - takes_room
             return True
         if name not in self._names.fill:
             self._count_waiting(name, capacity, batch)
@@ -211,7 +212,7 @@ class Inboxes:
 
     def _count_in(self, name: str, left: int, batch: Batch) -> None:
         """The next message is a plain one that waits in an inbox with `left` places."""
-        self._left[name] = left - 1
+        self._names.left[name] = left - 1
         mark, _, waiting = self._names.fill[name]
         self._names.fill[name] = (mark, batch.head + 1, waiting + 1)
 

@@ -52,6 +52,9 @@ CHECKED_WHOLE_BYTES = 128 * 1024 * 1024
 """A file up to this size is checked page by page at the first start (about 0.3 s); of a larger one, the ends."""
 
 BUSY_TIMEOUT_MS = 10_000
+STATEMENTS = 300
+"""Prepared statements that a connection keeps: the inserts of up to 64 rows, and all others."""
+
 _MAGIC = b"SQLite format 3\x00"
 
 
@@ -183,8 +186,10 @@ class SqliteStore:
         return WritersLock(self.lock_folder / "writers.lock")
 
     def _connect(self, flags: int) -> apsw.Connection:
-        connection = apsw.Connection(str(self.path), flags=flags)
+        connection = apsw.Connection(str(self.path), flags=flags, statementcachesize=STATEMENTS)
         connection.set_busy_timeout(BUSY_TIMEOUT_MS)
+        # What is bound changes no plan: else some statements are prepared anew each time.
+        connection.config(apsw.SQLITE_DBCONFIG_ENABLE_QPSG, 1)
         return connection
 
     # ---- checking

@@ -231,10 +231,15 @@ class LaneServer(StreamServer):
 def _hindrance(app: Flask, cfg: Any) -> str:
     """Why requests may not pass Flask or gunicorn by; empty when they may."""
     edge = app.extensions["edge"]
-    hooks = [*app.before_request_funcs.get(None, ()), *app.after_request_funcs.get(None, ())]
+    hooks = [
+        hook
+        for hooks_of in (app.before_request_funcs, app.after_request_funcs, app.teardown_request_funcs)
+        for scope in (None, "rest")
+        for hook in hooks_of.get(scope, ())
+    ]
     if "rest" not in app.extensions:
         return "there is no REST."
-    if hooks != [edge.before, edge.after] or app.teardown_request_funcs or "wsgi_app" in vars(app):
+    if hooks != [edge.before, edge.after] or "wsgi_app" in vars(app):
         return "an extension wants to see each request."
     if cfg.accesslog or cfg.logconfig or cfg.logconfig_dict or cfg.logconfig_json or cfg.syslog or cfg.statsd_host:
         return "gunicorn is to log each request."

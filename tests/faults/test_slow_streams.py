@@ -101,6 +101,22 @@ def test_a_stuck_stream_is_ended_and_goes_on_where_it_was(hasty_server: BusServe
     assert got == list(range(1000))
 
 
+def test_a_stream_that_reads_more_slowly_than_it_is_written_to_is_left_alone(hasty_server: BusServer) -> None:
+    with stuck(hasty_server, "outrun") as source:
+        sent = 0
+        got: list[int] = []
+        ends = time.monotonic() + 4 * short_deadlines.STUCK_SECONDS
+        while time.monotonic() < ends:
+            for _ in range(3):  # what waits for it grows all the time
+                send(hasty_server, "outrun", {"n": sent, "pad": "x" * 3000})
+                sent += 1
+            got += numbers(source, 1)
+            time.sleep(0.02)  # this is what is tested: somebody slow
+        widen(source)
+        got += numbers(source, sent - len(got))
+    assert got == list(range(sent))
+
+
 def test_a_peer_whose_kernel_takes_nothing_is_dropped_though_nothing_is_held(hasty_server: BusServer) -> None:
     with stuck(hasty_server, "dead"):
         began = time.monotonic()

@@ -451,11 +451,12 @@ def tabs_of(server: BusServer, name: str) -> int:
     return sum(client["streams"] for client in clients if client["client_id"] == name)
 
 
-def test_a_kill_and_a_restart_lose_and_double_nothing(fresh_server) -> None:
-    server = fresh_server(workers=4)
+@pytest.mark.parametrize(("workers", "rounds"), [(1, 2), pytest.param(4, 4, marks=pytest.mark.slow)])
+def test_a_kill_and_a_restart_lose_and_double_nothing(fresh_server, workers: int, rounds: int) -> None:
+    server = fresh_server(workers=workers)
     got: list[int] = []
     source = opened(server, "client_id=survivor")
-    for round_ in range(3):
+    for round_ in range(rounds):
         for number in range(10):
             send(server, "survivor", round_ * 20 + number)
         got += source.payloads(5)  # the rest is lost on the way, or with the server
@@ -469,7 +470,7 @@ def test_a_kill_and_a_restart_lose_and_double_nothing(fresh_server) -> None:
         source = opened(server, "client_id=survivor", headers={"Last-Event-ID": last})
         got += source.payloads(15)
     source.close()
-    assert got == list(range(60))
+    assert got == list(range(20 * rounds))
 
 
 def test_a_stop_ends_streams_well(fresh_server) -> None:
@@ -628,6 +629,11 @@ def test_pages_of_strangers_get_no_stream_and_allowed_ones_may_read_it(fresh_ser
     server = fresh_server(env={"ALLOWED_ORIGINS": "https://page.example"})
     refused = server.call("GET", "/stream/events", headers={"Origin": "https://evil.example"})
     assert (refused.status, refused.body["code"]) == (403, "origin_not_allowed")
+    image = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors", "Sec-Fetch-Dest": "image"}
+    assert server.call("GET", "/stream/events?client_id=victim", headers=image).status == 403
+    assert server.call("GET", "/api/clients/victim").status == 404
+    with opened(server, headers={"Sec-Fetch-Site": "same-origin"}):
+        pass
     with opened(server, headers={"Origin": "https://page.example"}) as source:
         assert source.headers["access-control-allow-origin"] == "https://page.example"
         assert source.headers["vary"] == "Origin"

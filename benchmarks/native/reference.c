@@ -19,7 +19,7 @@
 
 #include "wire.h"
 
-enum { ROOM_TABLE = 4096, EVENTS = 256, READ_BYTES = 512 * 1024 };
+enum { ROOM_TABLE = 4096, EVENTS = 256, READ_BYTES = 1280 * 1024 };
 
 static const char CONFIRMED[] = "{\"type\":\"connection_confirmed\",\"server\":\"reference\"}";
 static const char SENT[] = "{\"type\":\"sent\",\"ref\":\"r\"}";

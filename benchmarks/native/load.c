@@ -7,23 +7,26 @@
  *                its subscribers, or, without subscribers, acknowledged to the publisher (--ack TEXT).
  *   open loop    --rate R: R messages a second and group, whatever comes back. Latency counts from the moment a
  *                message was due, so that a slow server cannot slow its own clock.
- *   idle         --idle N: open N connections, hold them, report what each costs the server's memory.
+ *   both         --both: of one subscriber and --ack; a message is complete when it is received and acknowledged.
+ *   idle         --idle N: open N connections, hold them, report what each costs the server's memory, and with
+ *                --probe PATH how long a stranger's GET took meanwhile. --beside N holds N of them beside a load.
  *
- * Speaks WebSocket; --tcp leaves it out, --nats puts NATS' line protocol inside either, --post sends by HTTP POST.
- * Templates know {g} (group), {i} (subscriber), {marker}, {pad} (fills up to --size), {length} and {body}. */
+ * Speaks WebSocket, or with --tcp without. What is said inside is a dialect of each role: text (a message a frame),
+ * nats, resp, mqtt, amqp, stomp; http and sse are never inside. --durable and --channel are for mqtt, amqp and stomp.
+ * Templates know {g} (group), {i} (subscriber), {marker}, {pad} (fills up to --size), {length} and {body}.
+ * An acknowledgement counts --per-ack messages. */
 #define _GNU_SOURCE
 #include <getopt.h>
 #include <inttypes.h>
 #include <signal.h>
 
 #include "client.h"
-#include "measure.h"
 
 enum { OPENING_AT_ONCE = 64, IDLE_WARM_UP = 50 };
-enum { CONNECT_SECONDS = 40, STALL_SECONDS = 2, DRAIN_SECONDS = 5, MAX_BACKLOG = 1 << 20 };
+enum { CONNECT_SECONDS = 40, STALL_SECONDS = 5, DRAIN_SECONDS = 8, MAX_BACKLOG = 1 << 20 };
 
 static struct connection *connections;
-static int connection_count;
+static int connection_count, idle_count;
 
 /* ---- sending */
 
@@ -35,7 +38,9 @@ static uint64_t completions(void)
 
 static uint64_t outstanding(const struct group *group)
 {
-    return group->sent * completions() - group->completed;
+    if (option.both)
+        return group->sent - group->settled;
+    return group->sent * completions() - (option.subscribers ? group->delivered : group->acked);
 }
 
 static void fill_window(struct group *group)
@@ -71,21 +76,25 @@ static void pump(void)
 
 /* ---- the cast */
 
+/* Idle ones first, then subscribers, then publishers: the order in which they are opened. */
 static void build_cast(void)
 {
-    int publishers = option.idle ? 0 : option.groups, subscribers = option.idle ? option.idle : option.subscribers;
-    connection_count = (option.idle ? 1 : option.groups) * subscribers + publishers;
+    idle_count = option.idle ? option.idle : option.beside;
+    int playing = option.idle ? 0 : option.groups;
+    connection_count = idle_count + playing * (option.subscribers + 1);
     connections = calloc((size_t)connection_count, sizeof *connections);
     groups = calloc((size_t)option.groups, sizeof *groups);
     struct connection *c = connections;
-    for (int g = 0; g < (option.idle ? 1 : option.groups); g++)
-        for (int i = 0; i < subscribers; i++, c++)
+    for (int i = 0; i < idle_count; i++, c++)
+        *c = (struct connection){.role = &idle_role, .index = i, .subscriber = true};
+    for (int g = 0; g < playing; g++)
+        for (int i = 0; i < option.subscribers; i++, c++)
             *c = (struct connection){.role = &subscriber_role, .group = &groups[g], .index = i, .subscriber = true};
-    for (int g = 0; g < publishers; g++, c++) {
-        *c = (struct connection){.role = &publisher_role, .group = &groups[g], .posts = option.post};
+    for (int g = 0; g < playing; g++, c++) {
+        *c = (struct connection){.role = &publisher_role, .group = &groups[g]};
         groups[g].publisher = c;
         write_message(&groups[g]);
-        if (!option.subscribers)
+        if (!option.subscribers || option.both)
             groups[g].sent_at = calloc((size_t)option.window, sizeof(uint64_t));
     }
 }
@@ -95,6 +104,7 @@ static double open_all(int from, int until)
 {
     uint64_t begin = clock_ns(), limit = begin + CONNECT_SECONDS * NANO;
     for (int next = from; ready_count < until; poll_for(20)) {
+        probe_when_due();
         while (next < until && next - ready_count < OPENING_AT_ONCE)
             open_connection(&connections[next++]);
         if (tally.errors || clock_ns() > limit) {
@@ -107,8 +117,10 @@ static double open_all(int from, int until)
 
 static void idle_for(double seconds)
 {
-    for (uint64_t end = clock_ns() + (uint64_t)(seconds * 1e9); clock_ns() < end;)
+    for (uint64_t end = clock_ns() + (uint64_t)(seconds * 1e9); clock_ns() < end;) {
+        probe_when_due();
         poll_for(20);
+    }
 }
 
 /* ---- the runs */
@@ -152,6 +164,7 @@ static bool has_stalled(uint64_t t)
     return t - changed_at > STALL_SECONDS * NANO;
 }
 
+/* Load for --seconds, or until the first message counts: some servers acknowledge thousands at once. */
 static struct window drive(void)
 {
     struct window window = {0};
@@ -159,7 +172,7 @@ static struct window drive(void)
     uint64_t end = counts_from + (uint64_t)(option.seconds * 1e9);
     for (int g = 0; g < option.groups; g++) /* staggered, so that groups are not due all at once */
         groups[g].next_at = begin + (option.rate > 0 ? (uint64_t)(1e9 / option.rate * g / option.groups) : 0);
-    for (uint64_t t = begin; t < end && !window.stalled; t = clock_ns()) {
+    for (uint64_t t = begin; (t < end || !tally.counted) && !window.stalled; t = clock_ns()) {
         if (!measuring && t >= counts_from)
             open_window(&window);
         pump();
@@ -180,8 +193,8 @@ static struct window drive(void)
 static void print_result(const struct window *w, double connect_seconds)
 {
     double seconds = (double)(w->end - w->begin) / 1e9;
-    uint64_t count = option.subscribers ? tally.deliveries : tally.acks;
-    printf("{\"per_second\": %.0f, \"p50_us\": %.0f, \"p99_us\": %.0f, \"max_us\": %.0f, ", (double)count / seconds,
+    uint64_t count = tally.counted;
+    printf("{\"per_second\": %.0f, \"p50_us\": %.1f, \"p99_us\": %.1f, \"max_us\": %.0f, ", (double)count / seconds,
            quantile_us(0.5), quantile_us(0.99), (double)latencies.slowest / 1e3);
     printf("\"gaps\": %" PRIu64 ", \"duplicates\": %" PRIu64 ", \"undelivered\": %" PRIu64 ", ", tally.gaps,
            tally.duplicates, all_outstanding());
@@ -192,7 +205,7 @@ static void print_result(const struct window *w, double connect_seconds)
     printf("\"seconds\": %.2f, \"connect_seconds\": %.2f}\n", seconds, connect_seconds);
 }
 
-/* The first few connections are not counted: they make the server load what it loads once. */
+/* Open the idle ones and report. The first few are not counted: they make the server load what it loads once. */
 static void run_idle(void)
 {
     int warm_up = option.idle < 2 * IDLE_WARM_UP ? 0 : IDLE_WARM_UP;
@@ -203,14 +216,17 @@ static void run_idle(void)
     idle_for(option.seconds);
     uint64_t after = memory_kib_of(option.pids);
     printf("{\"kib_per_connection\": %.2f, \"pss_before_kib\": %" PRIu64 ", \"pss_after_kib\": %" PRIu64
-           ", \"errors\": %" PRIu64 ", \"disconnects\": %" PRIu64 ", \"connect_seconds\": %.2f}\n",
+           ", \"errors\": %" PRIu64 ", \"disconnects\": %" PRIu64 ", \"connect_seconds\": %.2f, ",
            ((double)after - (double)before) / (option.idle - warm_up), before, after, tally.errors, tally.disconnects,
            connect_seconds);
+    printf("\"handshakes_per_second\": %.0f, \"probes\": %" PRIu64 ", \"probes_failed\": %" PRIu64
+           ", \"slowest_probe_ms\": %.2f}\n", (option.idle - warm_up) / connect_seconds, probes.count, probes.failed,
+           (double)probes.slowest / 1e6);
 }
 
 /* ---- options */
 
-enum kind { NUMBER, REAL, TEXT, ON, OFF };
+enum kind { NUMBER, REAL, TEXT, DIALECT, ON, OFF };
 
 static const struct {
     const char *name;
@@ -223,6 +239,8 @@ static const struct {
     {"window", NUMBER, &option.window},
     {"size", NUMBER, &option.size},
     {"idle", NUMBER, &option.idle},
+    {"beside", NUMBER, &option.beside},
+    {"per-ack", NUMBER, &option.per_ack},
     {"rate", REAL, &option.rate},
     {"warm-seconds", REAL, &option.warm_seconds},
     {"seconds", REAL, &option.seconds},
@@ -231,6 +249,15 @@ static const struct {
     {"ack", TEXT, &option.ack},
     {"failure", TEXT, &option.failure},
     {"pids", TEXT, &option.pids},
+    {"subprotocol", TEXT, &option.subprotocol},
+    {"channel", TEXT, &option.channel},
+    {"probe", TEXT, &option.probe},
+    {"subscriber-speaks", DIALECT, &subscriber_role.dialect},
+    {"publisher-speaks", DIALECT, &publisher_role.dialect},
+    {"idle-speaks", DIALECT, &idle_role.dialect},
+    {"idle-path", TEXT, &idle_role.path},
+    {"idle-greeting", TEXT, &idle_role.greeting},
+    {"idle-ready", TEXT, &idle_role.ready},
     {"subscriber-path", TEXT, &subscriber_role.path},
     {"subscriber-greeting", TEXT, &subscriber_role.greeting},
     {"subscriber-ready", TEXT, &subscriber_role.ready},
@@ -238,8 +265,8 @@ static const struct {
     {"publisher-greeting", TEXT, &publisher_role.greeting},
     {"publisher-ready", TEXT, &publisher_role.ready},
     {"tcp", OFF, &option.websocket},
-    {"nats", ON, &option.nats},
-    {"post", ON, &option.post},
+    {"both", ON, &option.both},
+    {"durable", ON, &option.durable},
 };
 enum { KNOWN_OPTIONS = sizeof known_options / sizeof *known_options };
 
@@ -250,6 +277,7 @@ static void take_option(int which, const char *text)
     case NUMBER: *(int *)value = atoi(text); break;
     case REAL: *(double *)value = atof(text); break;
     case TEXT: *(const char **)value = text; break;
+    case DIALECT: *(const struct dialect **)value = dialect_named(text); break;
     case ON: *(bool *)value = true; break;
     case OFF: *(bool *)value = false; break;
     }
@@ -276,6 +304,13 @@ static void check_options(void)
         problem = "--message or --idle is needed";
     else if (option.rate > 0 && !option.subscribers)
         problem = "--rate needs --subscribers";
+    else if (option.both && (option.subscribers != 1 || !option.ack))
+        problem = "--both needs one subscriber and --ack";
+    for (struct role **role = (struct role *[]){&subscriber_role, &publisher_role, &idle_role, NULL}; *role; role++)
+        if (!(*role)->dialect)
+            (*role)->dialect = dialect_named("text");
+        else if (!(*role)->dialect->read && !option.websocket)
+            problem = "a dialect is needed with --tcp";
     if (!problem)
         return;
     fprintf(stderr, "load: %s\n", problem);
