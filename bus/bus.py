@@ -87,7 +87,6 @@ class Bus:
         self._before_publish: list[Callable[[Message], Message | None]] = []
         self._with_commit: list[Guarded] = []
         self._dispatcher = Dispatcher()
-        self._hearers: dict[str, Callable[[int, list[Any]], None]] = {}
         self._gathered: list[Pending | Group | Job] = []
         self._paused: list[Connection] = []
         self.delivery = Delivery(self.read, self.write, self.clock, lambda: self.epochs, self.online)
@@ -127,10 +126,6 @@ class Bus:
         if any(name == taken for taken, _ in self._migrations):
             raise ValueError(f"the tables of {name} are registered already")
         self._migrations.append((name, migrations))
-
-    def hear_notes(self, kind: str, handler: Callable[[int, list[Any]], None]) -> None:
-        """Have `handler(slot, note)` hear what neighbours send by `backplane.note`, where a note begins with `kind`."""
-        self._hearers[kind] = handler
 
     def write(self, job: Callable[[Transaction], Any]) -> Any:
         """Run `job(transaction)` on the writer in its next batch; waits for its answer in the calling greenlet."""
@@ -477,7 +472,7 @@ class Bus:
         return self.courier.notes()
 
     def noted(self, slot: int, note: list[Any]) -> None:
-        self._hearers.get(note[0], self.courier.noted)(slot, note)
+        self.courier.noted(slot, note)
 
     def left(self, slot: int) -> None:
         self.courier.queues.neighbour_left(slot)

@@ -26,7 +26,7 @@ import bus.transports.sends
 import bus.transports.ws
 from bus.connection import Connection
 from bus.errors import Conflict, Malformed
-from bus.events import BusStopping
+from bus.events import BusStarted, BusStopping
 from bus.profile import MAX_SECONDS, Measured, Missing, Profile, Ways, table_of
 from bus.storage.sqlite_reader import SqliteReader
 from bus.storage.sqlite_writer import SqliteWriter
@@ -300,6 +300,6 @@ def register(app: Flask, bus: Bus) -> None:
         name="profile",
     )
     serve(app, Blueprint("profile", __name__), [operation])
-    bus.hear_notes(NOTE, profiler.noted)
+    bus.on(BusStarted, lambda _: bus.backplane.hear(NOTE, profiler.noted))
     bus.on(BusStopping, profiler.stop)
     app.extensions["profile"] = profiler
