@@ -5,7 +5,7 @@ What goes over it are hints. Losing one costs a poll interval, never a message: 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, Protocol
 
 import msgspec
@@ -89,6 +89,14 @@ class Backplane(Protocol):
 
     def note(self, note: list[Any]) -> None:
         """Send something small that all neighbours should hear, in order, with everything else."""
+        ...
+
+    def hear(self, kind: str, handler: Callable[[int, list[Any]], None]) -> None:
+        """Have `handler(slot, note)` hear the notes that begin with `kind`, in place of `Neighbours.noted`."""
+        ...
+
+    def neighbours(self) -> list[int]:
+        """The slots of those whom a note reaches."""
         ...
 
     def announce_topics(self, number: int, patterns: Collection[str], *, added: bool) -> None:

@@ -136,6 +136,7 @@ class LocalBackplane:
         self._present: dict[int, dict[str, Presence]] = {}
         self._topics: dict[int, TopicIndex[int]] = {}
         self._neighbours: Neighbours | None = None
+        self._hearers: dict[str, Callable[[int, list[Any]], None]] = {}  # by what a note is about
         self._listener: Any = None
         self._watcher: Any = None
         self._look_out = gevent.get_hub().loop.timer(0, LOOK_OUT_SECONDS)
@@ -206,6 +207,12 @@ class LocalBackplane:
             frame = _frame([NOTE, note])
             for link in tuple(self._links.values()):
                 link.send(frame)
+
+    def hear(self, kind: str, handler: Callable[[int, list[Any]], None]) -> None:
+        self._hearers[kind] = handler
+
+    def neighbours(self) -> list[int]:
+        return sorted(self._links)
 
     def announce_topics(self, number: int, patterns: Collection[str], *, added: bool) -> None:
         if self._links:
@@ -302,7 +309,8 @@ class LocalBackplane:
             else:
                 present.pop(presence.name, None)
         elif kind == NOTE:
-            neighbours.noted(incoming.slot, frame[1])
+            note = frame[1]
+            self._hearers.get(note[0], neighbours.noted)(incoming.slot, note)
         elif kind == TOPICS:
             _, number, patterns, added = frame
             index = self._topics.setdefault(incoming.slot, TopicIndex())

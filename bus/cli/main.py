@@ -13,6 +13,7 @@ from bus.cli.claim import claim
 from bus.cli.dead_letters import dead_letters
 from bus.cli.look import clients, log, queues, status, thread
 from bus.cli.process import Ended
+from bus.cli.profile import profile
 from bus.cli.replay import replay, replays
 from bus.cli.send import request, send
 from bus.cli.tail import tail
@@ -33,7 +34,21 @@ def cli() -> None:
     """
 
 
-for command in (send, request, tail, claim, log, thread, clients, queues, status, dead_letters, replay, replays):
+for command in (
+    send,
+    request,
+    tail,
+    claim,
+    log,
+    thread,
+    clients,
+    queues,
+    status,
+    dead_letters,
+    replay,
+    replays,
+    profile,
+):
     cli.add_command(command)
 
 

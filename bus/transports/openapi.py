@@ -17,6 +17,7 @@ from flask import Blueprint, Flask, Response
 from bus import __version__
 from bus.delivery.dead_letters import REASONS
 from bus.message import MAX_NAME_LENGTH
+from bus.profile import MAX_SECONDS
 from bus.protocol import MAX_WAIT_SECONDS
 from bus.transports.edge import json_answer
 from bus.transports.parameters import MAX_LIMIT
@@ -67,6 +68,7 @@ FORMS: dict[str, dict[str, Any]] = {
     "queue": _NAME,
     "limit": {"minimum": 0, "maximum": MAX_LIMIT},
     "wait": {"minimum": 0, "maximum": MAX_WAIT_SECONDS},
+    "seconds": {"exclusiveMinimum": 0, "maximum": MAX_SECONDS},
     "on_gap": {"enum": ["oldest", "latest"]},
     "reason": {"enum": list(REASONS)},
 }

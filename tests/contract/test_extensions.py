@@ -23,6 +23,7 @@ EXTENSIONS = (
     "bus.transports.ws",
     "bus.transports.openapi",
     "bus.transports.lane",
+    "bus.transports.profile",
     "streaming",
     "extensions.log_cap",
 )

@@ -200,6 +200,7 @@ CALLS: dict[Operation, list[tuple[str, Any]]] = {
     ("POST", "/stream/send"): [("", {"client_id": "described", "event": "news"})],
     ("GET", "/stream/stats"): [("", None)],
     ("GET", "/stream/clients"): [("", None)],
+    ("POST", "/api/profile"): [("?seconds=0.05", None)],
     ("POST", "/api/clear"): [("", None)],
     ("GET", "/health"): [("", None)],
 }
@@ -355,7 +356,7 @@ def test_every_parameter_that_has_a_form_is_checked(server: BusServer, document:
             answer = server.call(method, f"{path}?{query}")
             assert (answer.status, answer.body["field"]) == (400, name), f"{method} {path}?{query}"
             checked.add(name)
-    assert checked == {"limit", "wait", "since", "until", "on_gap", "dry_run"}
+    assert checked == {"limit", "wait", "since", "until", "on_gap", "dry_run", "seconds"}
 
 
 # ---- the page
