@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("bus.lane")
 
 HURRIED_SECONDS = 1.0
-"""How long a connection that comes when the server is about to stop may take until its head is whole."""
+"""How long a connection may take until its next head is whole when the server is about to stop: it may be on its way."""
 
 LOOK_SECONDS = 1.0
 """How often deadlines are looked at."""
@@ -123,7 +123,7 @@ class Lane:
     # ---- ending
 
     def leave(self) -> None:
-        """Answer what is under way, and end the connections that are between two requests. Safe to call twice."""
+        """Answer what is under way or arrives in a moment, and end all other connections. Safe to call twice."""
         if not self.is_leaving:
             self.is_leaving = True
             self.idle_seconds = HURRIED_SECONDS
@@ -209,8 +209,6 @@ class LaneServer(StreamServer):
     def give_to_gunicorn(self, client: Any, address: Any) -> None:
         """Have a connection served in a greenlet of the pool."""
         try:
-            if not self.started:
-                raise PoolFull
             greenlet = self.places.greenlet_class(self._lane.visit, self, client, address)
             self.places.start(greenlet, blocking=False)
         except PoolFull:

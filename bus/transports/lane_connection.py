@@ -267,11 +267,10 @@ class LaneConnection:
     # ---- ending
 
     def hurry(self, now: float) -> None:
-        """The server is about to stop: end it between two requests, and wait only shortly for what the client owes."""
-        if self._head is None:
-            self.close()
-        elif self._deadline < math.inf:
-            self._deadline = min(self._deadline, now + LEAVING_SECONDS)
+        """The server is about to stop: wait only shortly for a request, which may be on its way, or for its rest."""
+        if self._deadline < math.inf:
+            patience = self._lane.idle_seconds if self._head is None else LEAVING_SECONDS
+            self._deadline = min(self._deadline, now + patience)
 
     def look_at_deadline(self, now: float) -> None:
         """End it if it was waited for in vain."""
