@@ -110,7 +110,7 @@ def test_what_would_be_too_much_changes_nothing(audience: Audience, neighbourhoo
 
 
 def test_who_waits_is_woken_by_what_matches_and_then_forgotten(audience: Audience) -> None:
-    nothing: Any = SimpleNamespace()
+    nothing: Any = SimpleNamespace(is_committing=bool)
     hub = Hub(nothing, nothing, nothing, nothing, audience)
     event = hub.waiter("reader", TopicSet(["a.*", "b"]))
     audience.hear(message(1, Kind.TOPIC, "c"))
