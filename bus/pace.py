@@ -32,8 +32,9 @@ class Pace:
         self._is_committing = is_committing
         loop = gevent.get_hub().loop
         self._flush = flush
-        self._commit_timer = loop.timer(COMMIT_WAIT_SECONDS)
-        self._grace_timer = loop.timer(GRACE_SECONDS)
+        # Repeating, for `again`: libev's `start` goes on with what was left when the timer was last stopped.
+        self._commit_timer = loop.timer(COMMIT_WAIT_SECONDS, COMMIT_WAIT_SECONDS)
+        self._grace_timer = loop.timer(GRACE_SECONDS, GRACE_SECONDS)
         self._waits = self._waits_for_commit = self._is_over = False
         self._last_wide = 0.0
 
@@ -43,10 +44,10 @@ class Pace:
             return False
         if not self._waits_for_commit and self._is_committing():
             self._waits = self._waits_for_commit = True
-            self._commit_timer.start(self._flush)
+            self._commit_timer.again(self._flush, update=True)
         elif not self._waits and time.monotonic() - self._last_wide < GRACE_SECONDS:
             self._waits = True
-            self._grace_timer.start(self._graced)
+            self._grace_timer.again(self._graced, update=True)
         return self._waits
 
     def commit_ended(self) -> bool:
@@ -64,5 +65,7 @@ class Pace:
             self._last_wide = time.monotonic()
 
     def _graced(self) -> None:
-        if not self._waits_for_commit:
+        if self._waits_for_commit:
+            self._grace_timer.stop()
+        else:
             self._flush()

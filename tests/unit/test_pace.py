@@ -6,6 +6,7 @@ import gevent
 import pytest
 from gevent.event import Event
 
+from bus import pace
 from bus.pace import Pace
 
 
@@ -72,3 +73,34 @@ def test_a_commit_that_begins_in_that_moment_is_waited_for(loop: Loop) -> None:
 def test_after_a_narrow_flush_nothing_waits(loop: Loop) -> None:
     loop.pace.flushed(wide=False)
     assert not loop.pace.waits(wide=True)
+
+
+def test_each_wait_is_as_long_as_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pace, "COMMIT_WAIT_SECONDS", 0.1)
+    loop = Loop()
+    loop.committing = True
+    assert loop.pace.waits(wide=True)
+    assert loop.flushed.wait(5)
+    loop.flushed.clear()
+    assert loop.pace.waits(wide=True)
+    sooner = Event()
+    gevent.spawn_later(0.01, lambda: sooner.set() if not loop.flushed.is_set() else None)
+    assert loop.flushed.wait(5)
+    assert sooner.is_set()
+
+
+def test_a_flush_that_failed_is_tried_again() -> None:
+    tried = Event()
+
+    def flush() -> None:
+        if not tried.is_set():
+            tried.set()
+            raise RuntimeError("a frame could not be made")
+        waiting.flushed(wide=True)
+        done.set()
+
+    done = Event()
+    waiting = Pace(flush, lambda: True)
+    assert waiting.waits(wide=True)
+    assert done.wait(5)
+    assert tried.is_set()
