@@ -44,13 +44,14 @@ class Tail:
         self._skipped = skipped
         self._ahead: list[tuple[int, int, int, list[Message]]] = []
         self._order = count()
-        self._reading = False
+        self._reading = self._has_failed = False
         self.delivered = 0
         self.anybody = False
         """Whether anything listens on this process; if not, blocks need not be read from the store."""
 
         loop = gevent.get_hub().loop
-        self._gap_timer = loop.timer(GAP_WAIT_SECONDS)
+        # Repeating, for `again`: libev's `start` goes on with what was left when the timer was last stopped.
+        self._gap_timer = loop.timer(GAP_WAIT_SECONDS, GAP_WAIT_SECONDS)
         self._poll_timer = loop.timer(POLL_SECONDS, POLL_SECONDS)
 
     def start(self, head: int) -> None:
@@ -70,7 +71,7 @@ class Tail:
             if len(self._ahead) < MAX_AHEAD:
                 heapq.heappush(self._ahead, (first, last, next(self._order), messages))
             if not self._gap_timer.active:  # type: ignore[attr-defined]  # missing in the stubs
-                self._gap_timer.start(self._read)
+                self._gap_timer.again(self._read, update=True)
             return
         self._pass_on(last, messages)
         while self._ahead and self._ahead[0][0] <= self.delivered + 1:
@@ -101,7 +102,7 @@ class Tail:
         self._gap_timer.stop()
         if self._reading:
             return
-        self._reading = True
+        self._reading, self._has_failed = True, False
         after = self.delivered
 
         def job(reader: Reader) -> Page:
@@ -112,6 +113,7 @@ class Tail:
     def _have_read(self, page: Page, error: BaseException | None) -> None:
         self._reading = False
         if error is not None:
+            self._has_failed = True  # the next poll reads again, also if nothing is committed until then
             log.error("The tail of the log could not be read: %r", error, extra={"action": "tail_failed"})
             return
         self.offer(self.delivered + 1, page.upto, page.messages)
@@ -129,3 +131,5 @@ class Tail:
             log.warning("The log could not be polled: %r", error, extra={"action": "poll_failed"})
         elif head is not None:
             self.hint(head)
+        if self._has_failed:
+            self._read()
