@@ -62,17 +62,6 @@ def test_at_sigterm_sockets_are_told_and_closed_and_polls_are_answered(fresh_ser
         for thread in polls:
             thread.start()
         eventually(lambda: status(server)["connections"]["active"] == 50, what="fifty sockets")
-        # A poll that was woken in vain waits again: by then all of them are there.
-        assert send(server, "all", "awake").status == 200
-        for follower in followers:
-            follower.wait_for(1)
-        for thread in polls:
-            thread.join(10)
-        assert [len(answer.body["messages"]) for answer in polled] == [1] * 10
-        polled.clear()
-        polls = [threading.Thread(target=poll, args=(f"poller-{i}",)) for i in range(10)]
-        for thread in polls:
-            thread.start()
         eventually(lambda: accepted_connections(server) >= 60, what="ten polls beside fifty sockets")
 
         assert seconds_to_stop(server) < SOON_SECONDS
