@@ -49,6 +49,9 @@ EVENT = 2
 OWN_ID = 4
 """Bits of a message's `flags`. Stored. OWN_ID: the id is not made of the seq; `own_id` has it."""
 
+REDRIVEN = b',"redriven":true'
+"""Among a message's `extras`: it was a dead letter, and is sent again."""
+
 PRIORITIES = {"critical": 1, "high": 3, "normal": 5, "low": 7, "bulk": 9}
 NORMAL = 5
 ACK_WAIT_US = 30_000_000
