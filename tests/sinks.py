@@ -132,6 +132,8 @@ class Sink:
         for thread in list(self._threads):
             thread.join(WAIT_SECONDS)
         self._listener.close()
+        for sock in self._open:
+            sock.close()
 
     def __enter__(self) -> Self:
         return self
