@@ -193,13 +193,13 @@ class Lane(msgspec.Struct, array_like=True):
             setattr(self, field, getattr(fresh, field))
 
     # ---- below
-    # A clock that was set back between two runs must not hold a lane for longer than its cause can.
+    # A moment further ahead than its cause can put it is from before the clock was set back, and holds nobody.
 
     def _paused_until(self, now_us: int) -> int:
-        return min(self.paused_until_us, now_us + int(MAX_PAUSE_SECONDS * SECOND_US))
+        return _within(self.paused_until_us, now_us, int(MAX_PAUSE_SECONDS * SECOND_US))
 
     def _open_until(self, now_us: int) -> int:
-        return min(self.open_until_us, now_us + LONGEST_OPEN_US)
+        return _within(self.open_until_us, now_us, LONGEST_OPEN_US)
 
     def _probing(self, now_us: int) -> bool:
         return bool(self.probe_us) and 0 <= now_us - self.probe_us < PROBE_US
@@ -209,7 +209,7 @@ class Lane(msgspec.Struct, array_like=True):
         rates = [*limits.rates, *self._slow_rate(now_us)]
         known = self.buckets + [0] * (len(rates) - len(self.buckets))
         return [
-            (rate, min(full_us, now_us + int(rate.seconds * SECOND_US)))
+            (rate, _within(full_us, now_us, int(max(rate.seconds, 1) * SECOND_US)))
             for rate, full_us in zip(rates, known, strict=False)
         ]
 
@@ -252,6 +252,10 @@ class Lane(msgspec.Struct, array_like=True):
         self.opened += 1
         self.probe_us = self.timeouts = 0
         self.tried = self.failed = self.tried_before = self.failed_before = 0
+
+
+def _within(moment_us: int, now_us: int, reach_us: int) -> int:
+    return moment_us if moment_us - now_us <= reach_us else 0
 
 
 class Budget(msgspec.Struct, array_like=True):
