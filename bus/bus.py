@@ -94,7 +94,8 @@ class Bus:
         self._workers = self.delivery.workers()
         self._known: set[str] = set()
         self._knows_since = time.monotonic()
-        self._own_ids = 0
+        self._own_ids = self._ephemerals = 0
+        self._ephemeral_stamp_us, self._ephemeral_ids = -1, ""
 
     # ---- verbs for extensions
 
@@ -348,9 +349,14 @@ class Bus:
         return f"msg-{self.clock.now_us():014x}-{self._slot.number:02d}{sort}{self._own_ids:010x}"
 
     def _publish_ephemeral(self, message: Message, settled: Settled | None) -> None:
-        message.own_id = self._new_id("e")
-        text_of(message, self.epochs)
-        self.backplane.share_ephemeral(message)
+        if message.stamp_us != self._ephemeral_stamp_us:  # what one read brought shares the beginning of its ids
+            self._ephemeral_stamp_us, self._ephemeral_ids = message.stamp_us, self._new_id("e")
+            self._ephemerals = 0
+        self._ephemerals += 1
+        message.own_id = f"{self._ephemeral_ids}-{self._ephemerals:04x}"
+        if self.backplane.size > 1:
+            text_of(message, self.epochs)
+            self.backplane.share_ephemeral(message)
         self.hub.deliver((message,))
         if settled is None:
             return

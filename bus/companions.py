@@ -9,7 +9,7 @@ it fails, nothing of it is written, and the event takes place all the same.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from bus.dispatch import Guarded
 from bus.events import Event, MessageSent
@@ -77,19 +77,15 @@ class Companions:
         self.sent = self._active.get(MessageSent, ())
 
 
-class Announcer(Protocol):
+class Announcer:
     """Where a transaction's events go, so that their companions' rows are written in it."""
 
-    def wants(self, kind: type[Event]) -> bool: ...
-
-    def announce(self, event: Event) -> None: ...
-
-
-class Nobody:
-    """An announcer without companions."""
-
-    def wants(self, kind: type[Event]) -> bool:  # noqa: ARG002  # nothing, whatever it is
-        return False
+    def __init__(self, companions: Companions, execute: Callable[..., Any]) -> None:
+        """`execute(statement, bindings)` is the transaction's."""
+        self.wants = companions.wants
+        self._rows_of = companions.rows_of
+        self._execute = execute
 
     def announce(self, event: Event) -> None:
-        """Nobody has rows for it."""
+        for statement, bindings in self._rows_of(event):
+            self._execute(statement, bindings)

@@ -11,7 +11,7 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from bus.companions import Announcer, Nobody
+from bus.companions import Announcer, Companions
 from bus.errors import Forbidden, Malformed, NotFound
 from bus.events import MessageFailed, MessageReceived
 from bus.message import REQUIRES_ACK, Epochs, Kind, Message, Terms
@@ -61,7 +61,7 @@ class Ledger:
         self._execute = execute
         self._epochs = epochs
         self._chance = chance
-        self._announcer = announcer or Nobody()
+        self._announcer = announcer or Announcer(Companions(), execute)
         self._backlogs: dict[str, Backlog] = {}
         self.now = now_us
         self.buried_bytes = 0  # what this transaction has copied into dead letters

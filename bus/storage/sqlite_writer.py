@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, cast
 import apsw
 import msgspec
 
-from bus.companions import Companions
+from bus.companions import Announcer, Companions
 from bus.errors import BusError, DiskFull, KeyReused, Unavailable
-from bus.events import Event, MessageSent
+from bus.events import MessageSent
 from bus.message import OWN_ID, REQUIRES_ACK, Epochs, Kind, Message, audience_of, now_us, text_of
 from bus.protocol import body_key, encode
 from bus.storage import SEQ, STORED, TEXT, Group, Item, Job, Outcome, Pending
@@ -124,8 +124,9 @@ class _Work:
         self.head = head
         self.written: list[Message] = []
         self._companions = writer._companions
-        self.wants = self._companions.wants
-        self.ledger = Ledger(self._execute, writer._epochs, writer._clock(), announcer=self)
+        announcer = Announcer(writer._companions, self._execute)
+        self.wants, self.announce = announcer.wants, announcer.announce
+        self.ledger = Ledger(self._execute, writer._epochs, writer._clock(), announcer=announcer)
         self._inserted = 0
         self._counted = 0  # of what was written, how much the log's head knows of
         self._inboxes = Inboxes(
@@ -172,10 +173,6 @@ class _Work:
         self._admit(item)
         self.insert()
         return item.error or item.outcome or STORED
-
-    def announce(self, event: Event) -> None:
-        for statement, bindings in self._companions.rows_of(event):
-            self._execute(statement, bindings)
 
     def _run(self, job: Job) -> None:
         self._write_all()
