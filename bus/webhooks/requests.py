@@ -1,0 +1,62 @@
+"""A claim as the request that is sent: the body made once, signed as it is, and the headers around it."""
+
+from __future__ import annotations
+
+import msgspec
+
+from bus import __version__
+from bus.webhooks import body, signing
+from bus.webhooks.claims import Claim, Item
+from bus.webhooks.endpoints import Endpoint, Sealed
+from bus.webhooks.outbox import new_event_id
+
+USER_AGENT = f"multi-agent-bridge/{__version__} (webhooks)"
+
+
+class Request(msgspec.Struct, frozen=True):
+    """Where it goes, and the very bytes."""
+
+    url: str
+    headers: dict[str, str]
+    body: bytes
+
+
+def request_of(claim: Claim, endpoint: Endpoint, now_us: int, default_secret: str | None) -> Request:
+    """The request of a claim, for an endpoint that can be read. Raises BusError for what can't be sent."""
+    sealed = endpoint.sealed
+    assert sealed is not None
+    item = claim.items[0]
+    text = body.make(item.name, item.event_id, item.occurred_us, item.data, _ref_of(item))
+    return _signed(sealed, item, text, now_us, default_secret)
+
+
+def test_request(endpoint: Endpoint, now_us: int, wall: int, default_secret: str | None) -> Request:
+    """A `webhook.test`, signed like any event."""
+    data = body.encode({"webhook": endpoint.id, "note": "A test event, sent by hand."})
+    item = Item(0, new_event_id(now_us), "webhook.test", now_us, None, data, 1, 0, now_us, wall, None, replay=False)
+    return request_of(Claim(endpoint.number, "", now_us, [item]), endpoint, now_us, default_secret)
+
+
+def _signed(sealed: Sealed, item: Item, text: bytes, now_us: int, default_secret: str | None) -> Request:
+    headers = {
+        **sealed.headers,
+        **signing.headers(
+            item.event_id, item.stamp, text, sealed.valid(now_us) or ([default_secret] if default_secret else [])
+        ),
+        "Content-Type": "application/json",
+        "User-Agent": USER_AGENT,
+        "webhook-attempt": str(item.attempts),
+    }
+    if item.sequence is not None:
+        headers["webhook-sequence"] = str(item.sequence)
+    if item.replay:
+        headers["webhook-replay"] = "1"
+    return Request(sealed.url, headers, text)
+
+
+def _ref_of(item: Item) -> str | None:
+    """Where a message can be fetched that is too large to be sent: its text begins with its id."""
+    if item.seq is None or not item.data.startswith(b'{"id":"'):
+        return None
+    message_id = item.data[7:].partition(b'"')[0].decode()
+    return f"/api/messages/{message_id}"
