@@ -22,7 +22,8 @@ FLOORS: dict[int, list[str]] = {
         "bus.webhooks", "bus.webhooks.body", "bus.webhooks.signing"],
     1: [
         "bus.logs", "bus.launch", "bus.clock", "bus.threads", "bus.counters", "bus.topics", "bus.backplane*", "bus.worker",
-        "bus.dispatch", "bus.auth", "bus.rate_limit", "bus.outbound", "bus.storage*", "bus.cursors",
+        "bus.dispatch", "bus.auth", "bus.rate_limit", "bus.addresses", "bus.guard", "bus.resolver", "bus.wire",
+        "bus.outbound", "bus.storage*", "bus.cursors",
         "bus.resume", "bus.tail", "bus.waiters", "bus.event_stream", "bus.local_streams", "bus.connection", "bus.room",
         "bus.audience", "bus.recent", "bus.chunks", "bus.pace", "bus.listener", "bus.hub", "bus.presence", "bus.process",
         "bus.receipts", "bus.delivery*", "bus.heartbeat", "bus.drain", "bus.tracing", "bus.profile",
