@@ -8,7 +8,7 @@
     410                                        gone            the endpoint is disabled, its deliveries are held
     429, 502, 504                              http_4xx/5xx    the schedule, and the lane begins slowly again
     408, 409, 425, 5xx                         http_4xx/5xx    the schedule
-    other 4xx; a forbidden target              http_4xx/…      three attempts, then dead as config_error
+    other 4xx; forbidden_target, bad_request   http_4xx/…      three attempts, then dead as config_error
     no answer, 1xx, no HTTP                    timeout, dns…   the schedule
     header webhook-delivery: abort-message     aborted         dead at once
     header webhook-delivery: disable           as above        the endpoint is disabled
@@ -40,7 +40,8 @@ Kind = Literal["http", "slack", "discord"]
 
 _FOLLOW_SCHEDULE = {408, 409, 425, 429}
 _OVERLOADED = {429, 502, 504}
-_ERRORS = {"dns", "connect", "tls", "timeout", "protocol", "body_too_big", "forbidden_target", "reset", "redirect"}
+_ERRORS = {"dns", "connect", "tls", "timeout", "protocol", "body_too_big", "reset", "redirect"}
+_MISTAKES = {"forbidden_target", "bad_request"}
 _SLACK_WORD = re.compile(rb"[a-z][a-z_]{2,63}")
 _DIGITS = re.compile(r"[0-9]+")
 
@@ -199,7 +200,7 @@ def _class_of(status: int) -> str:
 
 
 def _judge_error(error: str | None) -> Verdict:
-    if error == "forbidden_target":
+    if error in _MISTAKES:
         return Verdict(error, "brief")
     return Verdict(error if error in _ERRORS else "protocol", "retry")
 

@@ -70,8 +70,9 @@ def test_no_answer_follows_the_schedule(error: str) -> None:
     assert judged(None, error=error) == Verdict(error, "retry")
 
 
-def test_a_forbidden_target_is_a_mistake_of_somebodys() -> None:
-    assert judged(None, error="forbidden_target") == Verdict("forbidden_target", "brief")
+@pytest.mark.parametrize("error", ["forbidden_target", "bad_request"])
+def test_what_can_not_be_sent_as_it_is_set_up_is_a_mistake_of_somebodys(error: str) -> None:
+    assert judged(None, error=error) == Verdict(error, "brief")
 
 
 @pytest.mark.parametrize(
