@@ -89,7 +89,7 @@ class WebhookViews:
             return self._webhooks.rows.insert(transaction, config, sealed, state, self._now())
 
         endpoint = self._webhooks.change(job)
-        return json_answer(_shown(endpoint, secret), 201)
+        return json_answer(_shown(endpoint, secret))
 
     def show(self, webhook_id: str) -> Response:
         parameters.need_admin()
@@ -385,7 +385,7 @@ def _operations(views: WebhookViews) -> list[Operation]:
     made = [
         Operation(get, root, views.list, "Endpoints of webhooks.", answers.Endpoints, None, (limit, cursor), (400,)),
         Operation(post, root, views.create, "Make an endpoint; its secret is shown this once.", answers.Endpoint,
-                  answers.CreateBody, (), (*bad, 507), (201,)),
+                  answers.CreateBody, (), (*bad, 507)),
         Operation(get, log, views.deliveries, "The log of deliveries, the youngest first.", answers.Deliveries, None,
                   (*choice, limit, cursor), (400, 404)),
         Operation(get, f"{log}/<delivery_id>", views.delivery, "One delivery, with every attempt.", answers.OneDelivery,

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
+
 import msgspec
 
 from bus import __version__
-from bus.webhooks import body, signing
+from bus.webhooks import body, discord, signing, slack
+from bus.webhooks.chat import Note
 from bus.webhooks.claims import Claim, Item
 from bus.webhooks.endpoints import Endpoint, Sealed
 from bus.webhooks.outbox import new_event_id
+from bus.webhooks.policy import Kind
 
 USER_AGENT = f"multi-agent-bridge/{__version__} (webhooks)"
 
@@ -26,8 +31,20 @@ def request_of(claim: Claim, endpoint: Endpoint, now_us: int, default_secret: st
     sealed = endpoint.sealed
     assert sealed is not None
     item = claim.items[0]
+    if endpoint.config.kind != "http":
+        return _for_chat(endpoint.config.kind, sealed, claim.items)
     text = body.make(item.name, item.event_id, item.occurred_us, item.data, _ref_of(item))
     return _signed(sealed, item, text, now_us, default_secret)
+
+
+def _for_chat(kind: Kind, sealed: Sealed, items: Sequence[Item]) -> Request:
+    """A message for people: of one event, or a digest of several."""
+    notes = [Note(item.name, msgspec.json.decode(item.data), item.occurred_us) for item in items]
+    form = slack if kind == "slack" else discord
+    payload = form.message(notes[0]) if len(notes) == 1 else form.digest(notes, Counter(note.name for note in notes))
+    url = discord.address(sealed.url) if kind == "discord" else sealed.url
+    headers = {**sealed.headers, "Content-Type": "application/json", "User-Agent": USER_AGENT}
+    return Request(url, headers, body.encode(payload))
 
 
 def test_request(endpoint: Endpoint, now_us: int, wall: int, default_secret: str | None) -> Request:
