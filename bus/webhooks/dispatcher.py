@@ -137,7 +137,12 @@ class Dispatcher:
             self._results = results + self._results
             log.exception("A step of the deliveries failed; it is tried again", extra={"action": "webhooks"})
             return PAUSE_SECONDS
-        self._gone = None
+        return self._apply(plan, taken)
+
+    def _apply(self, plan: Plan, taken: Taken) -> float:
+        """Go on by what a step gave, now that it is committed."""
+        if plan.gone is not None:
+            self._gone = None
         for claim in taken.claims:
             self._begin(claim)
         if taken.disabled:
