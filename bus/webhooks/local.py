@@ -270,7 +270,8 @@ class Line:
         self._news.notify()
 
     def start(self) -> None:
-        """Have a thread, if the outlet runs."""
+        """Have a thread that is awake, if the outlet runs."""
+        self._news.notify()
         if self._local.running and self._thread is None:
             self._thread = threading.Thread(target=self._run, name=f"webhook {self.id}", daemon=True)
             self._thread.start()
@@ -338,7 +339,6 @@ class Line:
             batch.append(heapq.heappop(self.queue))
         for delivery in batch:
             delivery.attempts += 1
-        local.counts["attempts"] += 1
         return batch
 
     def _due(self, now_us: int) -> bool:
@@ -355,6 +355,7 @@ class Line:
 
     def _settle(self, batch: list[Delivery], verdict: Verdict, answer: Answer | None, began_us: int) -> None:
         now_us = self._local.now_us()
+        self._local.counts["attempts"] += 1
         self._lane.ended(now_us, verdict, began_us)
         disables = verdict.disables or ("only_failures" if self._lane.worn_out(now_us) else None)
         if disables is not None and self.disabled is None:
