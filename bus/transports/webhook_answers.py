@@ -36,11 +36,12 @@ class Filters(msgspec.Struct, kw_only=True):
 
 
 class CreateBody(Filters, kw_only=True):
-    """`secret`: 24 to 64 bytes as whsec_ and base64, or a text; left out, one is made, or WEBHOOK_SECRET signs."""
+    """`kind`: left out, it goes by the URL. `secret`: 24 to 64 bytes as whsec_ and base64, or a text; left out, one is
+    made, or WEBHOOK_SECRET signs."""
 
     url: str
     events: list[str]
-    kind: Literal["http", "slack", "discord"] = "http"
+    kind: Literal["http", "slack", "discord"] | None = None
     secret: str | None = None
     enabled: bool = True
 

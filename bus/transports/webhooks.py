@@ -37,12 +37,12 @@ from bus.webhooks.endpoints import (
     rotated,
 )
 from bus.webhooks.engine import Webhooks
+from bus.webhooks.outlet import kind_of
 from bus.webhooks.policy import judge
 from bus.webhooks.requests import test_request
 
 if TYPE_CHECKING:
     from bus.bus import Bus
-    from bus.outbound import Outbound
 
 BODY_BYTES = 256 * 1024
 MAX_TESTS = 20
@@ -54,10 +54,10 @@ T = TypeVar("T")
 class WebhookViews:
     """The views. Each runs in its request's greenlet and may wait."""
 
-    def __init__(self, bus: Bus, webhooks: Webhooks, outbound: Outbound) -> None:
+    def __init__(self, bus: Bus, webhooks: Webhooks) -> None:
         self._bus = bus
         self._webhooks = webhooks
-        self._outbound = outbound
+        self._outbound = webhooks.outbound
         self._testing = 0
 
     # ---- endpoints
@@ -76,9 +76,10 @@ class WebhookViews:
     def create(self) -> Response:
         parameters.need_admin()
         body: answers.CreateBody = read(_decode_create, body_of(BODY_BYTES), "body")
-        config = default_config(_config(Config(events=tuple(body.events), kind=body.kind), body)).check()
+        kind = body.kind or kind_of(body.url)
+        config = default_config(_config(Config(events=tuple(body.events), kind=kind), body)).check()
         secret = body.secret
-        if secret is None and not self._bus.settings.webhook_secret and body.kind == "http":
+        if secret is None and not self._bus.settings.webhook_secret and kind == "http":
             secret = signing.new_secret()
         kept = () if secret is None else (Secret(secret),)
         sealed = check_sealed(Sealed(body.url, kept, _given(body.headers, {})))
@@ -416,6 +417,6 @@ def _operations(views: WebhookViews) -> list[Operation]:
     return [replace(operation, name=f"webhooks_{operation.view.__name__}") for operation in made]
 
 
-def serve_webhooks(app: Flask, bus: Bus, webhooks: Webhooks, outbound: Outbound) -> None:
+def serve_webhooks(app: Flask, bus: Bus, webhooks: Webhooks) -> None:
     """Serve the surface, under /api and /api/v1."""
-    serve(app, Blueprint("webhooks", __name__), _operations(WebhookViews(bus, webhooks, outbound)))
+    serve(app, Blueprint("webhooks", __name__), _operations(WebhookViews(bus, webhooks)))

@@ -52,7 +52,9 @@ class Host(Protocol):
     settings: Settings
     clock: Clock
     epochs: Epochs
-    backplane: Backplane
+
+    @property
+    def backplane(self) -> Backplane: ...
 
     def read(self, job: Callable[[Reader], Any]) -> Any: ...
     def write(self, job: Callable[[Transaction], Any]) -> Any: ...
@@ -69,7 +71,8 @@ class Webhooks:
 
     def __init__(self, host: Host, outbound: Outbound) -> None:
         self.host = host
-        self._outbound = outbound
+        self.outbound = outbound
+        self.running = False
         self.outbox = Outbox(host.clock.now_us, lambda: host.epochs)
         self.dispatcher = Dispatcher(host.write, host.read, host.clock.now_us, self.outbox, self._changed,
                                      host.settings.webhook_secret)  # fmt: skip
@@ -113,14 +116,16 @@ class Webhooks:
         self._server = _server_identity()
         host.write(self._enter)
         process = f"{os.getpid()}@{os.uname().nodename}"
-        self.dispatcher.start(self.rows, self._outbound, host.backplane.slot, process, alone=host.backplane.alone)
+        self.dispatcher.start(self.rows, self.outbound, host.backplane.slot, process, alone=host.backplane.alone)
         self.occurrences.start()
         host.backplane.hear(_NOTE, self._noted)
         self._watch = gevent.spawn(self._look_after)
+        self.running = True
         self.dispatcher.wake()
 
     def stop(self) -> None:
         """Write and send what is left, as far as it takes no time."""
+        self.running = False
         if self._watch is not None:
             self._watch.kill()
         self.occurrences.stop()

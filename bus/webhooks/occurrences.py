@@ -67,12 +67,15 @@ class Occurrences:
 
     def add(self, name: str, subject: Subject, data: dict[str, Any]) -> None:
         """Something happened. Costs a dict lookup when nobody wants it."""
-        if not self._outbox.matcher.wants(name):
-            return
+        if self._outbox.matcher.wants(name):
+            self.put(name, subject, body.encode(data))
+
+    def put(self, name: str, subject: Subject, data: bytes) -> None:
+        """The same with JSON text, wanted or not."""
         if len(self._waiting) >= MAX_WAITING:
             self._waiting.pop(0)
             self.dropped += 1
-        self._waiting.append(Occurrence(name, subject, body.encode(data)))
+        self._waiting.append(Occurrence(name, subject, data))
         self._signal.set()
 
     def _error(self, data: dict[str, Any]) -> None:

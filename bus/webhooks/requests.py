@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 
 import msgspec
 
-from bus import __version__
-from bus.webhooks import body, discord, signing, slack
+from bus.webhooks import body, signing
 from bus.webhooks.chat import Note
 from bus.webhooks.claims import Claim, Item
 from bus.webhooks.endpoints import Endpoint, Sealed
 from bus.webhooks.outbox import new_event_id
+from bus.webhooks.outlet import compose, request_headers
 from bus.webhooks.policy import Kind
-
-USER_AGENT = f"multi-agent-bridge/{__version__} (webhooks)"
 
 
 class Request(msgspec.Struct, frozen=True):
@@ -40,11 +37,8 @@ def request_of(claim: Claim, endpoint: Endpoint, now_us: int, default_secret: st
 def _for_chat(kind: Kind, sealed: Sealed, items: Sequence[Item]) -> Request:
     """A message for people: of one event, or a digest of several."""
     notes = [Note(item.name, msgspec.json.decode(item.data), item.occurred_us) for item in items]
-    form = slack if kind == "slack" else discord
-    payload = form.message(notes[0]) if len(notes) == 1 else form.digest(notes, Counter(note.name for note in notes))
-    url = discord.address(sealed.url) if kind == "discord" else sealed.url
-    headers = {**sealed.headers, "Content-Type": "application/json", "User-Agent": USER_AGENT}
-    return Request(url, headers, body.encode(payload))
+    url, text = compose(kind, sealed.url, notes)
+    return Request(url, request_headers(sealed.headers, {}), text)
 
 
 def test_request(endpoint: Endpoint, now_us: int, wall: int, default_secret: str | None) -> Request:
@@ -55,20 +49,13 @@ def test_request(endpoint: Endpoint, now_us: int, wall: int, default_secret: str
 
 
 def _signed(sealed: Sealed, item: Item, text: bytes, now_us: int, default_secret: str | None) -> Request:
-    headers = {
-        **sealed.headers,
-        **signing.headers(
-            item.event_id, item.stamp, text, sealed.valid(now_us) or ([default_secret] if default_secret else [])
-        ),
-        "Content-Type": "application/json",
-        "User-Agent": USER_AGENT,
-        "webhook-attempt": str(item.attempts),
-    }
+    secrets = sealed.valid(now_us) or ([default_secret] if default_secret else [])
+    ours = {**signing.headers(item.event_id, item.stamp, text, secrets), "webhook-attempt": str(item.attempts)}
     if item.sequence is not None:
-        headers["webhook-sequence"] = str(item.sequence)
+        ours["webhook-sequence"] = str(item.sequence)
     if item.replay:
-        headers["webhook-replay"] = "1"
-    return Request(sealed.url, headers, text)
+        ours["webhook-replay"] = "1"
+    return Request(sealed.url, request_headers(sealed.headers, ours), text)
 
 
 def _ref_of(item: Item) -> str | None:
