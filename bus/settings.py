@@ -99,6 +99,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     enable_structured_logging: Annotated[
         bool | None, Meta(description="JSON lines instead of readable ones. Unset: on if ENVIRONMENT is production.")
     ] = None
+    enable_tracing: Annotated[
+        bool,
+        Meta(
+            description="OpenTelemetry spans for messages that carry a sampled traceparent, exported as OTEL_… says."
+            " Needs requirements-tracing.txt. Off: it costs."
+        ),
+    ] = False
     environment: Annotated[
         Literal["development", "staging", "production"], Meta(description="Chooses the default form of the logs.")
     ] = "development"

@@ -20,6 +20,7 @@ from bus.cli.send import request, send
 from bus.cli.tail import tail
 from bus.client import Offline
 from bus.errors import BusError, StartRefused
+from bus.storage.sqlite_backup import NoCopy
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -73,7 +74,7 @@ def main() -> None:
     except BusError as error:
         click.echo(error.sentence, err=True)
         code = 2 if isinstance(error, Offline) or error.field == "url" else 1
-    except StartRefused as error:
+    except (StartRefused, NoCopy) as error:
         click.echo(str(error), err=True)
         code = 1
     except BrokenPipeError:

@@ -19,7 +19,7 @@ import apsw
 import msgspec
 
 from bus.backplane.local import Slot
-from bus.errors import BusError, DiskFull, NotFound, StartRefused, StoreDamaged
+from bus.errors import StartRefused, StoreDamaged
 from bus.message import new_epoch
 from bus.storage.sqlite import WritersLock
 
@@ -28,6 +28,10 @@ NAME = "bus-{}.db"
 """How copies in a folder are called, with the time in place of the braces."""
 
 STAMP = "%Y%m%dT%H%M%S.%fZ"
+
+
+class NoCopy(Exception):
+    """There is nothing to copy, or no place for it. The text is one sentence for the operator."""
 
 
 class Copy(msgspec.Struct, frozen=True):
@@ -54,12 +58,12 @@ class Restored(msgspec.Struct, frozen=True):
 def back_up(database: Path, target: Path, *, replace: bool = False) -> Copy:
     """Write a copy of the log to `target`, a new file; it is there whole, checked and synced, or not at all.
 
-    Raises NotFound, DiskFull, StoreDamaged, and BusError for a target that is there already, unless it is to be replaced.
+    Raises NoCopy (also for a target that is there already, unless it is to be replaced) and StoreDamaged.
     """
     if not database.exists():
-        raise NotFound(f"There is no log at {database}; DATA_DIR or DATABASE_URL says where it is.", code="no_log")
+        raise NoCopy(f"There is no log at {database}; DATA_DIR or DATABASE_URL says where it is.")
     if target.exists() and not replace:
-        raise BusError(f"{target} is there already; name another file, or say --force.", code="file_exists")
+        raise NoCopy(f"{target} is there already; name another file, or say --force.")
     part = target.with_name(f"{target.name}.{os.getpid()}.part")
     try:
         os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
@@ -76,7 +80,7 @@ def back_up(database: Path, target: Path, *, replace: bool = False) -> Copy:
     except (apsw.CorruptError, apsw.NotADBError) as error:
         raise StoreDamaged(f"{database} is damaged ({error}); nothing was written.") from None
     except OSError as error:
-        raise BusError(f"{target} can't be written: {error.strerror}.", code="not_writable") from None
+        raise NoCopy(f"{target} can't be written: {error.strerror}.") from None
     finally:
         part.unlink(missing_ok=True)
     return msgspec.structs.replace(copy, path=target)
@@ -95,9 +99,9 @@ def back_up_into(database: Path, folder: Path, *, keep: int | None = None) -> tu
 
 
 def inspect(path: Path) -> Copy:
-    """Look at a copy page by page. Raises NotFound, StoreDamaged when it is not whole, StartRefused when it is too new."""
+    """Look at a copy page by page. Raises NoCopy, StoreDamaged when it is not whole, StartRefused when it is too new."""
     if not path.is_file():
-        raise NotFound(f"There is no file {path}.", code="no_copy")
+        raise NoCopy(f"There is no file {path}.")
     try:
         with _reading(path) as connection:
             (finding,) = connection.execute("PRAGMA quick_check(1)").fetchall()
