@@ -31,6 +31,7 @@ EXTENSIONS = (
     "streaming",
     "webhooks",
     "extensions.log_cap",
+    "extensions.tracing",
 )
 """What ships, in order of registration. Each module's last function is `register(app, bus)`."""
 

@@ -121,6 +121,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     enable_structured_logging: Annotated[
         bool | None, Meta(description="JSON lines instead of readable ones. Unset: on if ENVIRONMENT is production.")
     ] = None
+    enable_tracing: Annotated[
+        bool,
+        Meta(
+            description="OpenTelemetry spans for messages that carry a sampled traceparent, exported as OTEL_… says."
+            " Needs requirements-tracing.txt. Off: it costs."
+        ),
+    ] = False
     environment: Annotated[
         Literal["development", "staging", "production"], Meta(description="Chooses the default form of the logs.")
     ] = "development"
@@ -132,6 +139,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
             return self.data_path / "bus.db"
         path = Path(self.database_url.removeprefix("sqlite:///"))
         return path if path.is_absolute() else ROOT / path
+
+    @property
+    def lock_folder(self) -> Path:
+        """Where the processes that share the log meet: their locks and side files, beside it."""
+        return self.database_path.with_name(self.database_path.name + ".workers")
 
     @property
     def data_path(self) -> Path:

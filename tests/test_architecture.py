@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 MAX_LINES = 500
 
 FLOORS: dict[int, list[str]] = {
-    0: ["bus", "bus.errors", "bus.message", "bus.protocol", "bus.frames", "bus.events", "bus.settings",
+    0: ["bus", "bus.errors", "bus.message", "bus.trace_context", "bus.protocol", "bus.frames", "bus.events", "bus.settings",
         "bus.webhooks", "bus.webhooks.body", "bus.webhooks.signing"],
     1: [
         "bus.logs", "bus.launch", "bus.clock", "bus.threads", "bus.counters", "bus.topics", "bus.backplane*", "bus.worker",
@@ -27,7 +27,7 @@ FLOORS: dict[int, list[str]] = {
         "bus.resume", "bus.tail", "bus.waiters", "bus.event_stream", "bus.local_streams", "bus.connection", "bus.room",
         "bus.audience", "bus.recent", "bus.chunks", "bus.pace", "bus.listener", "bus.hub", "bus.presence", "bus.process",
         "bus.receipts", "bus.delivery*", "bus.heartbeat", "bus.drain", "bus.tracing", "bus.profile",
-        "bus.webhooks*", "bus.extensions",
+        "bus.spans", "bus.webhooks*", "bus.extensions",
     ],
     2: ["bus.bus"],
     3: ["bus.transports*", "bus.console*"],

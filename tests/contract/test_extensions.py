@@ -27,6 +27,7 @@ EXTENSIONS = (
     "streaming",
     "webhooks",
     "extensions.log_cap",
+    "extensions.tracing",
 )
 ALL = (*EXTENSIONS, THIRD_PARTY)
 
