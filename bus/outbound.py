@@ -5,7 +5,8 @@ connects to a vetted one (bus/wire.py); `Host`, SNI and the certificate keep the
 the answer. At most 16 KB of a body and 64 KB of anything are read, nothing is decoded, no redirect is followed, no
 proxy of the environment is used, and each connection serves one request.
 
-    outbound = Outbound(Guard(settings.targets()))
+    guard = Guard(settings.targets(), https_only=settings.webhook_https_only, extra_ports=settings.target_ports())
+    outbound = Outbound(guard)
     answer = outbound.request("POST", url, headers={"Content-Type": "application/json"}, body=b"{}", timeout_seconds=15)
     if answer.error is None: …
 """

@@ -150,10 +150,11 @@ def test_every_good_form_of_an_answer_is_understood(sent: bytes, body: bytes) ->
     assert (got.error, got.excerpt) == (None, body)
 
 
-def test_one_that_answers_before_it_has_read_all_is_heard() -> None:
+@pytest.mark.parametrize("reads_on", [True, False])
+def test_one_that_answers_before_it_has_read_all_is_heard(reads_on: bool) -> None:
     def refuse(sock: socket.socket) -> None:
         sock.sendall(head(413, {"Content-Length": "0"}))
-        while sock.recv(65536):  # else the kernel would send a reset
+        while reads_on and sock.recv(65536):  # else the kernel sends a reset
             pass
 
     with one_connection(refuse) as port:
@@ -375,7 +376,7 @@ def test_questions_without_end_are_bounded_and_a_name_is_asked_once_at_a_time() 
                 resolver.addresses(f"n{n}.example", 0.001)
         with pytest.raises(Unresolved, match="other names wait"):
             resolver.addresses("one-more.example", 10)
-        ours.sendall(b"!" * 2 * MOST_QUESTIONS)
+        ours.sendall(b"!" * 3 * MOST_QUESTIONS)
         for n in range(MOST_QUESTIONS):
             assert resolver.addresses(f"n{n}.example", 10) == ["127.0.0.1"]
         assert resolver.addresses("one-more.example", 10) == ["127.0.0.1"]
