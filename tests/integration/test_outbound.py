@@ -89,17 +89,26 @@ def test_what_is_sent_is_what_was_given_and_nothing_else() -> None:
         got = Outbound(LOOPBACK).request(
             "POST",
             sink.url + "?q=ü",
-            headers={"X-Own": "v", "host": "evil", "Content-Length": "1", "accept-encoding": "gzip", "TE": "x"},
+            headers={
+                "user-agent": "own",
+                "X-Own": "v",
+                "host": "evil",
+                "Content-Length": "1",
+                "accept-encoding": "gzip",
+                "TE": "x",
+            },
             body="שלום".encode(),
             timeout_seconds=10,
         )
-    (hit,) = sink.hits
+        post(sink.url)
+    hit, second = sink.hits
+    assert second.headers["user-agent"].startswith("multi-agent-bridge/")
     assert (got.status, got.error, got.detail, got.address) == (200, None, "", "127.0.0.1")
     assert (
         hit.raw
         == (
             b"POST /hook?q=%%C3%%BC HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nAccept-Encoding: identity\r\nConnection: close\r\n"
-            b"X-Own: v\r\nContent-Length: 8\r\n\r\n" % sink.port
+            b"user-agent: own\r\nX-Own: v\r\nContent-Length: 8\r\n\r\n" % sink.port
         )
         + "שלום".encode()
     )
