@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import socket
 import ssl
 import threading
@@ -344,6 +345,22 @@ def test_the_next_address_is_tried_when_one_does_not_answer() -> None:
         outbound = resolving(lambda name: ["127.0.0.3", "127.0.0.1"], LOOPBACK)
         got = post(f"http://two.example:{good.port}/", outbound=outbound)
     assert (got.status, got.address) == (200, "127.0.0.1")
+
+
+def test_a_machine_without_ipv6_goes_on_to_the_next_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = socket.socket
+
+    def without(family: int = -1, *how: int, **more: int) -> socket.socket:
+        if family == socket.AF_INET6:
+            raise OSError(errno.EAFNOSUPPORT, "no IPv6")
+        return whole(family, *how, **more)
+
+    outbound = resolving(
+        lambda name: ["2606:2800:220:1::1", "127.0.0.1"], Guard([ip_network("0.0.0.0/0"), ip_network("::/0")])
+    )
+    with Sink() as good:
+        monkeypatch.setattr(socket, "socket", without)
+        assert post(f"http://two.example:{good.port}/", outbound=outbound).address == "127.0.0.1"
 
 
 def test_a_url_can_be_judged_before_it_is_kept() -> None:
