@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import socket
 import ssl
 import threading
@@ -89,17 +90,26 @@ def test_what_is_sent_is_what_was_given_and_nothing_else() -> None:
         got = Outbound(LOOPBACK).request(
             "POST",
             sink.url + "?q=ü",
-            headers={"X-Own": "v", "host": "evil", "Content-Length": "1", "accept-encoding": "gzip", "TE": "x"},
+            headers={
+                "user-agent": "own",
+                "X-Own": "v",
+                "host": "evil",
+                "Content-Length": "1",
+                "accept-encoding": "gzip",
+                "TE": "x",
+            },
             body="שלום".encode(),
             timeout_seconds=10,
         )
-    (hit,) = sink.hits
+        post(sink.url)
+    hit, second = sink.hits
+    assert second.headers["user-agent"].startswith("multi-agent-bridge/")
     assert (got.status, got.error, got.detail, got.address) == (200, None, "", "127.0.0.1")
     assert (
         hit.raw
         == (
             b"POST /hook?q=%%C3%%BC HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nAccept-Encoding: identity\r\nConnection: close\r\n"
-            b"X-Own: v\r\nContent-Length: 8\r\n\r\n" % sink.port
+            b"user-agent: own\r\nX-Own: v\r\nContent-Length: 8\r\n\r\n" % sink.port
         )
         + "שלום".encode()
     )
@@ -150,10 +160,11 @@ def test_every_good_form_of_an_answer_is_understood(sent: bytes, body: bytes) ->
     assert (got.error, got.excerpt) == (None, body)
 
 
-def test_one_that_answers_before_it_has_read_all_is_heard() -> None:
+@pytest.mark.parametrize("reads_on", [True, False])
+def test_one_that_answers_before_it_has_read_all_is_heard(reads_on: bool) -> None:
     def refuse(sock: socket.socket) -> None:
         sock.sendall(head(413, {"Content-Length": "0"}))
-        while sock.recv(65536):  # else the kernel would send a reset
+        while reads_on and sock.recv(65536):  # else the kernel sends a reset
             pass
 
     with one_connection(refuse) as port:
@@ -336,6 +347,22 @@ def test_the_next_address_is_tried_when_one_does_not_answer() -> None:
     assert (got.status, got.address) == (200, "127.0.0.1")
 
 
+def test_a_machine_without_ipv6_goes_on_to_the_next_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = socket.socket
+
+    def without(family: int = -1, *how: int, **more: int) -> socket.socket:
+        if family == socket.AF_INET6:
+            raise OSError(errno.EAFNOSUPPORT, "no IPv6")
+        return whole(family, *how, **more)
+
+    outbound = resolving(
+        lambda name: ["2606:2800:220:1::1", "127.0.0.1"], Guard([ip_network("0.0.0.0/0"), ip_network("::/0")])
+    )
+    with Sink() as good:
+        monkeypatch.setattr(socket, "socket", without)
+        assert post(f"http://two.example:{good.port}/", outbound=outbound).address == "127.0.0.1"
+
+
 def test_a_url_can_be_judged_before_it_is_kept() -> None:
     names = {"good.example": ["127.0.0.1"], "bad.example": ["10.0.0.1"], "later.example": []}
     outbound = resolving(names.__getitem__)
@@ -375,7 +402,7 @@ def test_questions_without_end_are_bounded_and_a_name_is_asked_once_at_a_time() 
                 resolver.addresses(f"n{n}.example", 0.001)
         with pytest.raises(Unresolved, match="other names wait"):
             resolver.addresses("one-more.example", 10)
-        ours.sendall(b"!" * 2 * MOST_QUESTIONS)
+        ours.sendall(b"!" * 3 * MOST_QUESTIONS)
         for n in range(MOST_QUESTIONS):
             assert resolver.addresses(f"n{n}.example", 10) == ["127.0.0.1"]
         assert resolver.addresses("one-more.example", 10) == ["127.0.0.1"]

@@ -276,6 +276,14 @@ def test_what_is_no_good_url_is_refused(url: str) -> None:
     assert sentence(OPEN, url).endswith(".")
 
 
+def test_a_scope_is_refused_even_where_the_network_is_allowed() -> None:
+    guard = Guard([ip_network("fe80::/10")])
+    assert guard.vet(["fe80::1"]) == ["fe80::1"]
+    with pytest.raises(ForbiddenTarget):
+        guard.vet(["fe80::1%2"])
+    assert "%" in sentence(guard, "http://[fe80::1%25eth0]/")
+
+
 def test_localhost_means_what_is_allowed_of_it() -> None:
     assert TO_LOOPBACK.check_url("http://localhost:9000/").addresses == ("127.0.0.1",)
     both = Guard([ip_network("127.0.0.1"), ip_network("::1")])
