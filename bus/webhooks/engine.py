@@ -15,6 +15,7 @@ from typing import Any, Protocol, TypeVar
 
 import gevent
 import psutil
+from gevent.event import Event as Signal
 
 from bus.backplane import Backplane
 from bus.clock import Clock
@@ -38,6 +39,9 @@ log = logging.getLogger("bus.webhooks")
 MIGRATIONS = Path(__file__).parent / "migrations"
 LOOK_SECONDS = 1.0
 """How often a process looks whether another has changed the endpoints, if no note told it."""
+
+KNOWN_SECONDS = 1.0
+"""How long a change waits for the other processes to know it."""
 
 FAREWELL_SECONDS = 2.0
 STOP_SECONDS = 5.0
@@ -79,6 +83,8 @@ class Webhooks:
         self.occurrences = Occurrences(self.outbox, host.write, self.dispatcher.wake)
         self.version = -1
         self._full = False
+        self._known: dict[int, int] = {}  # what versions the neighbours said they know, by slot
+        self._heard = Signal()
         self._watch: gevent.Greenlet[..., None] | None = None
         self._server = ""
 
@@ -105,6 +111,7 @@ class Webhooks:
         host = self.host
         vault = Vault.of(host.settings.secret_key, host.settings.data_path / "webhooks.key")
         self.rows = Rows(vault)
+        host.backplane.hear(_NOTE, self._noted)  # before the first look, so that no change falls between
         self._refresh()
         for endpoint in self.dispatcher.endpoints.values():
             if endpoint.sealed is None:
@@ -118,7 +125,6 @@ class Webhooks:
         process = f"{os.getpid()}@{os.uname().nodename}"
         self.dispatcher.start(self.rows, self.outbound, host.backplane.slot, process, alone=host.backplane.alone)
         self.occurrences.start()
-        host.backplane.hear(_NOTE, self._noted)
         self._watch = gevent.spawn(self._look_after)
         self.running = True
         self.dispatcher.wake()
@@ -161,9 +167,15 @@ class Webhooks:
         return list(self.dispatcher.endpoints.values())
 
     def change(self, job: Callable[[Transaction], T]) -> T:
-        """Run a job that changes endpoints; every process learns of it. Waits for the commit."""
+        """Run a job that changes endpoints. Waits for the commit, and for the other processes to have heard of it: for at
+        most KNOWN_SECONDS, since one that does not answer looks by itself."""
         value: T = self.host.write(job)
         self._changed()
+        deadline = time.monotonic() + KNOWN_SECONDS
+        while any(self._known.get(slot, -1) < self.version for slot in self.host.backplane.neighbours()):
+            self._heard.clear()
+            if not self._heard.wait(deadline - time.monotonic()) or time.monotonic() > deadline:
+                break
         return value
 
     def enable(self, endpoint_id: str) -> None:
@@ -186,11 +198,21 @@ class Webhooks:
 
         self.change(job)
 
-    def _noted(self, _slot: int, _note: list[Any]) -> None:
-        gevent.spawn(self._refresh)
+    def _noted(self, slot: int, note: list[Any]) -> None:
+        """A neighbour changed something, or says which version it knows."""
+        known = note[1]
+        if known is None:
+            gevent.spawn(self._refresh_and_say)
+        else:
+            self._known[slot] = known
+            self._heard.set()
+
+    def _refresh_and_say(self) -> None:
+        self._refresh()
+        self.host.backplane.note([_NOTE, self.version])
 
     def _changed(self) -> None:
-        self.host.backplane.note([_NOTE])
+        self.host.backplane.note([_NOTE, None])
         self._refresh()
 
     def _refresh(self) -> None:
