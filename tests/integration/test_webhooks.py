@@ -14,10 +14,8 @@ from websockets.sync.client import connect
 
 from bus.testing import BusServer, eventually
 from tests.calls import call, send, send_all
-from tests.sinks import Hit, Sink, Visit, answer, in_turn
-
-ENV = {"WEBHOOK_ALLOWED_TARGETS": "127.0.0.0/8"}
-FAST: dict[str, Any] = {"rate": {"count": 1000}, "schedule_seconds": [0] * 6}
+from tests.sinks import Sink, Visit, answer, in_turn
+from tests.webhook_calls import ENV, data_of, drop, hook, settled, stats
 
 
 @pytest.fixture(scope="module")
@@ -38,26 +36,6 @@ def server4() -> Iterator[BusServer]:
 def sink() -> Iterator[Sink]:
     with Sink() as receiver:
         yield receiver
-
-
-def hook(server: BusServer, sink: Sink, *events: str, **more: Any) -> dict[str, Any]:
-    """An endpoint at the sink; every worker knows it."""
-    body = {"url": sink.url, "events": events or ("message.sent",), **FAST, **more}
-    made: dict[str, Any] = call(server, "POST", "/api/webhooks", body)
-    return made
-
-
-def stats(server: BusServer, made: dict[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = call(server, "GET", f"/api/webhooks/{made['id']}/stats")
-    return found
-
-
-def settled(server: BusServer, made: dict[str, Any]) -> None:
-    eventually(lambda: stats(server, made)["pending"] == 0, what="the end of all deliveries")
-
-
-def data_of(hit: Hit) -> Any:
-    return json.loads(hit.body)["data"]
 
 
 # ---- what is sent
@@ -89,7 +67,7 @@ def test_ten_thousand_random_payloads_verify_and_none_with_a_bit_changed(server:
         changed[chance.randrange(len(changed))] ^= 1 << chance.randrange(8)
         with pytest.raises((WebhookVerificationError, UnicodeDecodeError)):
             reference.verify(bytes(changed), hit.headers)
-    call(server, "DELETE", f"/api/webhooks/{made['id']}")
+    drop(server, made)
 
 
 def anything(chance: random.Random, depth: int) -> Any:
@@ -118,7 +96,7 @@ def test_an_event_too_large_to_be_sent_goes_as_a_reference(server: BusServer, si
     assert "data" not in body
     assert body["ref"] == f"/api/messages/{receipt['message_id']}"
     assert body["bytes"] > 300_000
-    call(server, "DELETE", f"/api/webhooks/{made['id']}")
+    drop(server, made)
 
 
 # ---- when it fails
@@ -145,7 +123,7 @@ def test_a_failed_delivery_comes_again_with_the_same_id_and_is_logged(each_serve
         ("ok", 200),
     ]
     assert all(attempt["total_ms"] > 0 and attempt["address"] == "127.0.0.1" for attempt in log)
-    call(each_server, "DELETE", f"/api/webhooks/{made['id']}")
+    drop(each_server, made)
 
 
 def test_what_failed_too_often_is_dead_and_a_replay_brings_it_marked(each_server: BusServer, sink: Sink) -> None:
@@ -167,7 +145,7 @@ def test_what_failed_too_often_is_dead_and_a_replay_brings_it_marked(each_server
         path = f"/api/webhooks/replays/{replay['id']}"
         eventually(lambda path=path: call(each_server, "GET", path)["status"] == "done", what="the end of a replay")
     assert len(sink.hits) == 9
-    call(each_server, "DELETE", f"/api/webhooks/{made['id']}")
+    drop(each_server, made)
 
 
 def test_gone_disables_at_once_keeps_what_is_owed_and_tells(each_server: BusServer, sink: Sink) -> None:
@@ -188,8 +166,7 @@ def test_gone_disables_at_once_keeps_what_is_owed_and_tells(each_server: BusServ
         call(each_server, "POST", resume, {})
         first, second = sink.wait_for(2)
         assert first.headers["webhook-id"] == second.headers["webhook-id"]
-        for each in (watcher, made):
-            call(each_server, "DELETE", f"/api/webhooks/{each['id']}")
+        drop(each_server, watcher, made)
 
 
 def test_retry_after_rests_the_whole_lane(server: BusServer, sink: Sink) -> None:
@@ -204,7 +181,7 @@ def test_retry_after_rests_the_whole_lane(server: BusServer, sink: Sink) -> None
     assert stats(server, made)["lane"]["state"] in ("closed", "paused")
     hits = sink.wait_for(21, seconds=20)
     assert sum(hit.at - second.at < 0.9 for hit in hits[2:]) <= 2  # it begins slowly again
-    call(server, "DELETE", f"/api/webhooks/{made['id']}")
+    drop(server, made)
 
 
 # ---- who gets what
@@ -230,8 +207,7 @@ def test_filters_let_through_what_they_say_and_nothing_else(each_server: BusServ
         for each in made:
             settled(each_server, each)
         assert sorted(data_of(hit)["payload"] for hit in sink.hits) == [1, 2, 3, 4]
-        for each in (*made, last):
-            call(each_server, "DELETE", f"/api/webhooks/{each['id']}")
+        drop(each_server, *made, last)
 
 
 def test_what_is_received_and_what_fails_is_told(each_server: BusServer, sink: Sink) -> None:
@@ -244,7 +220,7 @@ def test_what_is_received_and_what_fails_is_told(each_server: BusServer, sink: S
     assert (bodies["message.received"]["id"], bodies["message.received"]["recipient"]) == (taken, "taker")
     assert bodies["message.failed"]["message_id"] == refused
     assert bodies["message.failed"]["reason"] == "rejected"
-    call(each_server, "DELETE", f"/api/webhooks/{made['id']}")
+    drop(each_server, made)
 
 
 def test_connections_are_told(each_server: BusServer, sink: Sink) -> None:
@@ -254,10 +230,10 @@ def test_connections_are_told(each_server: BusServer, sink: Sink) -> None:
     bodies = [json.loads(hit.body) for hit in sink.wait_for(2)]
     assert [body["type"] for body in bodies] == ["client.connected", "client.disconnected"] or each_server.workers > 1
     assert {body["data"]["client"] for body in bodies} == {"connects"}
-    call(each_server, "DELETE", f"/api/webhooks/{made['id']}")
+    drop(each_server, made)
 
 
-@pytest.mark.parametrize("workers", [1, 4])
+@pytest.mark.parametrize("workers", [1, pytest.param(4, marks=pytest.mark.slow)])
 def test_a_server_tells_once_that_it_stopped_and_once_that_it_started(
     fresh_server: Any, sink: Sink, workers: int
 ) -> None:
@@ -307,4 +283,4 @@ def test_in_ordered_mode_the_first_success_of_each_comes_in_order(
         assert mine == sorted(mine)
     if order == "endpoint":
         assert [sequence for _, sequence in done] == list(range(1, 31))
-    call(each_server, "DELETE", f"/api/webhooks/{made['id']}")
+    drop(each_server, made)
