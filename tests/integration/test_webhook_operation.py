@@ -50,9 +50,7 @@ def test_secrets_are_shown_once_and_stand_nowhere_in_the_files(
     server = fresh_server(env=ENV)
     token = "a-token-that-nobody-may-read"
     made = hook(server, sink, headers={"Authorization": token})
-    slack = call(
-        server, "POST", "/api/webhooks", {"url": sink.url + "/T0/B0/hidden", "kind": "slack", "events": ["x"]}
-    )
+    slack = call(server, "POST", "/api/webhooks", {"url": sink.url + "/T0/B0/hidden", "kind": "slack", "events": ["x"]})
     send(server, "anybody")
     sink.wait_for(1)
     assert sink.hits[0].headers["authorization"] == token
