@@ -20,17 +20,18 @@ from bus.auth import Auth
 from bus.backplane import Presence
 from bus.backplane.local import LocalBackplane, Slot
 from bus.clock import Clock
+from bus.companions import Companion, Companions, Rows
 from bus.connection import Connection
 from bus.counters import Counters, clear
 from bus.cursors import Cursors
 from bus.delivery.delivery import Delivery
-from bus.dispatch import Dispatcher, Guarded
+from bus.dispatch import Dispatcher
 from bus.drain import Drain
 from bus.errors import BusError, DiskFull, Malformed, StartRefused, Unavailable
 from bus.events import BusStarted, BusStopping, ClientConnected, ClientDisconnected, Event, MessageRefused, MessageSent
 from bus.heartbeat import Heartbeat
 from bus.hub import Hub
-from bus.message import REQUIRES_ACK, Kind, Message, Names, audience_of, now_us, text_of
+from bus.message import REDRIVEN, REQUIRES_ACK, Kind, Message, Names, audience_of, now_us, text_of
 from bus.presence import presence_of, together
 from bus.process import calm_collector, raise_file_limit
 from bus.protocol import Draft
@@ -69,8 +70,9 @@ class Bus:
         self.settings = settings
         self.names = Names()
         self.auth = Auth(settings)
-        self.lock_folder = settings.database_path.with_name(settings.database_path.name + ".workers")
+        self.lock_folder = settings.lock_folder
         self.clock = Clock(self.lock_folder / "clock")
+        self._companions = Companions()
         self.store: Store = SqliteStore(
             settings.database_path,
             self.lock_folder,
@@ -78,13 +80,13 @@ class Bus:
             durability=settings.durability,
             inbox_limit=settings.inbox_limit,
             queue_limit=settings.queue_limit,
+            companions=self._companions,
         )
         self.running = False
         self.draining = False
         self.started_us = 0
         self._migrations: list[tuple[str, Path]] = [("core", MIGRATIONS)]
         self._before_publish: list[Callable[[Message], Message | None]] = []
-        self._with_commit: list[Guarded] = []
         self._dispatcher = Dispatcher()
         self._gathered: list[Pending | Group | Job] = []
         self._paused: list[Connection] = []
@@ -92,7 +94,8 @@ class Bus:
         self._workers = self.delivery.workers()
         self._known: set[str] = set()
         self._knows_since = time.monotonic()
-        self._own_ids = 0
+        self._own_ids = self._ephemerals = 0
+        self._ephemeral_stamp_us, self._ephemeral_ids = -1, ""
 
     # ---- verbs for extensions
 
@@ -116,9 +119,12 @@ class Bus:
         """Have a worker started after the fork, and stopped in reverse order."""
         self._workers.append(worker)
 
-    def with_commit(self, rows: Callable[[Message], Sequence[Row]]) -> None:
-        """Have `rows(message)` say what else is written in the message's own transaction. May neither block nor switch."""
-        self._with_commit.append(Guarded(rows))
+    def with_commit(self, kind: type[Event], rows: Rows) -> Companion:
+        """Have `rows(event)` say what else is written in the transaction of each event of a type; see bus.companions.
+
+        There are MessageSent, MessageReceived, MessageFailed, and what jobs announce (`Transaction.announce`).
+        """
+        return self._companions.add(kind, rows)
 
     def use_tables(self, name: str, migrations: Path) -> None:
         """Have a numbered folder of SQL files applied with the core's, once, under `name`."""
@@ -151,6 +157,7 @@ class Bus:
             ) from None
         self.epochs = self.store.epochs
         self.mailbox = Mailbox()
+        self._companions.report_by(self.mailbox.post)
         self.readers = WorkerPool(self.mailbox, self.store.reader, size=READER_THREADS)
         self.writer = LogWriter(self.mailbox, self.store.writer, self._committed)
         self.writer.on_relief = self._relieve
@@ -293,7 +300,7 @@ class Bus:
         if draft.ephemeral:
             self._publish_ephemeral(message, settled if receipt else None)
             return None
-        rows = [row for extra in self._with_commit for row in extra(message) or ()] if self._with_commit else ()
+        rows: Sequence[Row] = self._companions.rows_of(MessageSent(message)) if self._companions.sent else ()
         names = message.names
         if message.terms is not None or message.flags:
             rows = [*rows, *draft.rows]
@@ -321,8 +328,6 @@ class Bus:
             return
         message, outcome = pending.message, pending.outcome
         assert outcome is not None
-        if self._hears_sent and message.seq and not outcome.duplicate:
-            self.emit(MessageSent(message))
         if outcome.failures:
             self.courier.tell_failures(outcome.failures)
         if not pending.receipt:
@@ -344,9 +349,14 @@ class Bus:
         return f"msg-{self.clock.now_us():014x}-{self._slot.number:02d}{sort}{self._own_ids:010x}"
 
     def _publish_ephemeral(self, message: Message, settled: Settled | None) -> None:
-        message.own_id = self._new_id("e")
-        text_of(message, self.epochs)
-        self.backplane.share_ephemeral(message)
+        if message.stamp_us != self._ephemeral_stamp_us:  # what one read brought shares the beginning of its ids
+            self._ephemeral_stamp_us, self._ephemeral_ids = message.stamp_us, self._new_id("e")
+            self._ephemerals = 0
+        self._ephemerals += 1
+        message.own_id = f"{self._ephemeral_ids}-{self._ephemerals:04x}"
+        if self.backplane.size > 1:
+            text_of(message, self.epochs)
+            self.backplane.share_ephemeral(message)
         self.hub.deliver((message,))
         if settled is None:
             return
@@ -365,6 +375,10 @@ class Bus:
     def _committed(self, first: int, messages: list[Message]) -> None:
         last = first + len(messages) - 1
         self.counters.add("messages_accepted", len(messages))
+        if self._hears_sent:
+            for message in messages:
+                if REDRIVEN not in message.extras:
+                    self.emit(MessageSent(message))
         if self.backplane.size > 1:
             for message in messages:
                 text_of(message, self.epochs)

@@ -15,9 +15,22 @@ class Event(msgspec.Struct, frozen=True):
 
 
 class MessageSent(Event, frozen=True):
-    """`message.sent`: a message was committed by this process. Raised once, before it is delivered."""
+    """`message.sent`: a message entered the log, by a commit of this process. Raised once, before it is delivered.
+
+    A delayed message enters it when it is due; a copy by a replay is a message of its own; a redriven one was sent before.
+    """
 
     message: Message
+
+
+class MessageReceived(Event, frozen=True):
+    """`message.received`: a named recipient has acked a message, or its kept cursor has passed a plain one.
+
+    For the companions of a transaction alone (`Bus.with_commit`): nobody hears it by `Bus.on`.
+    """
+
+    message: Message
+    recipient: str
 
 
 class MessageRefused(Event, frozen=True):
@@ -30,8 +43,8 @@ class MessageRefused(Event, frozen=True):
 class MessageFailed(Event, frozen=True):
     """`message.failed`: a delivery became a dead letter of `owner` (a client, or queue:<name>); raised where it happened."""
 
+    message: Message
     message_id: str
-    sender: str
     owner: str
     reason: str
 

@@ -49,6 +49,9 @@ EVENT = 2
 OWN_ID = 4
 """Bits of a message's `flags`. Stored. OWN_ID: the id is not made of the seq; `own_id` has it."""
 
+REDRIVEN = b',"redriven":true'
+"""Among a message's `extras`: it was a dead letter, and is sent again."""
+
 PRIORITIES = {"critical": 1, "high": 3, "normal": 5, "low": 7, "bulk": 9}
 NORMAL = 5
 ACK_WAIT_US = 30_000_000
@@ -253,9 +256,9 @@ def parse_time(text: str, field: str) -> int:
 # ---- epochs, ids, cursors
 
 
-def new_epoch() -> str:
-    """A name for a log's life: 8 hex digits of the second it began, 4 of chance. Sorts by time."""
-    return f"{int(time.time()):08x}{secrets.token_hex(2)}"
+def new_epoch(after: str = "0") -> str:
+    """A name for a log's life: 8 hex digits of the second it began, 4 of chance. Sorts behind the life before, `after`."""
+    return max(f"{int(time.time()):08x}{secrets.token_hex(2)}", f"{int(after, 16) + 1:012x}")
 
 
 class Epochs:

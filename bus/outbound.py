@@ -5,7 +5,8 @@ connects to a vetted one (bus/wire.py); `Host`, SNI and the certificate keep the
 the answer. At most 16 KB of a body and 64 KB of anything are read, nothing is decoded, no redirect is followed, no
 proxy of the environment is used, and each connection serves one request.
 
-    outbound = Outbound(Guard(settings.targets()))
+    guard = Guard(settings.targets(), https_only=settings.webhook_https_only, extra_ports=settings.target_ports())
+    outbound = Outbound(guard)
     answer = outbound.request("POST", url, headers={"Content-Type": "application/json"}, body=b"{}", timeout_seconds=15)
     if answer.error is None: …
 """
@@ -23,6 +24,7 @@ from itertools import islice
 import h11
 from msgspec import Struct
 
+from bus import __version__
 from bus.errors import ForbiddenTarget
 from bus.guard import Guard, Target
 from bus.resolver import Resolver, Unresolved
@@ -30,6 +32,7 @@ from bus.wire import Deadline, PlainWire, SecureWire, Wire, dial
 
 __all__ = ["Answer", "ForbiddenTarget", "Guard", "Outbound", "Target"]
 
+USER_AGENT = f"multi-agent-bridge/{__version__}"
 DNS_SECONDS = 3.0
 CONNECT_SECONDS = 5.0
 EXCERPT_BYTES = 16 * 1024
@@ -237,8 +240,13 @@ def said(error: OSError) -> str:
 
 
 def written(method: str, target: Target, headers: Mapping[str, str], body: bytes) -> tuple[h11.Connection, bytes]:
-    """The request as bytes, and the connection of h11 that will read the answer. Headers of OURS are left out."""
+    """The request as bytes, and the connection of h11 that will read the answer. Headers of OURS are left out.
+
+    Without a User-Agent some receivers (Discord among them) refuse a request, so there is one.
+    """
     fields = [("Host", target.authority), ("Accept-Encoding", "identity"), ("Connection", "close")]
+    if not any(name.lower() == "user-agent" for name in headers):
+        fields.append(("User-Agent", USER_AGENT))
     fields += [(name, value) for name, value in headers.items() if name.lower() not in OURS]
     if body or method not in ("GET", "HEAD"):
         fields.append(("Content-Length", str(len(body))))

@@ -123,6 +123,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
         return path if path.is_absolute() else ROOT / path
 
     @property
+    def lock_folder(self) -> Path:
+        """Where the processes that share the log meet: their locks and side files, beside it."""
+        return self.database_path.with_name(self.database_path.name + ".workers")
+
+    @property
     def data_path(self) -> Path:
         """DATA_DIR as an absolute path."""
         path = Path(self.data_dir)

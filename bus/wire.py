@@ -51,22 +51,26 @@ def dial(addresses: Sequence[str], port: int, deadline: Deadline, seconds: float
     """Connect to the first address that answers, and say which. No name is resolved. Raises OSError of the last."""
     connecting = Deadline(deadline.left(seconds))
     tried = addresses[:MOST_DIALLED]
-    for position, address in enumerate(tried, 1):
-        sock = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM)
+    for others in range(len(tried) - 1, -1, -1):
+        address = tried[-1 - others]
         try:
-            sock.settimeout(connecting.left() / (len(tried) - position + 1))
-            sock.connect((address, port))
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            return connected(address, port, connecting.left() / (others + 1)), address
         except OSError:
-            sock.close()
-            if position == len(tried):
+            if not others:
                 raise
-        except BaseException:
-            sock.close()
-            raise
-        else:
-            return sock, address
     raise OSError("there is no address to connect to")
+
+
+def connected(address: str, port: int, seconds: float) -> socket.socket:
+    sock = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        sock.settimeout(seconds)
+        sock.connect((address, port))
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
 
 
 class PlainWire:

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from bus.errors import InboxFull
 from bus.message import REQUIRES_ACK, Kind, Message
-from bus.storage import MAKE_KNOWN, Pending
+from bus.storage import MAKE_KNOWN, STORED, Outcome, Pending
 from bus.storage.deliveries import Failure
 from bus.storage.ledger import Ledger
 from bus.storage.rows import COLUMNS, message_of
@@ -38,8 +38,8 @@ class Names:
 
     `known` and `opened`: their row needs no look-up any more. `fill`: (mark, counted through, waiting) of inboxes that were
     written to while their client was away. All are forgotten when a transaction fails, when they are too many, and hourly.
-    `left`: what is left in inboxes that were written to; `unknown`: names whose row says that nobody knows them. These hold
-    only until somebody else writes, or a job does: `look_anew`.
+    `left`: what is left in inboxes that were written to; `unknown`: names whose row says that nobody knows them, each with
+    the outcome of a send to it alone. These hold only until somebody else writes, or a job does: `look_anew`.
     """
 
     def __init__(self) -> None:
@@ -47,7 +47,7 @@ class Names:
         self.opened: set[str] = set()
         self.fill: dict[str, tuple[int, int, int]] = {}
         self.left: dict[str, int] = {}
-        self.unknown: set[str] = set()
+        self.unknown: dict[str, Outcome] = {}
         self._since = time.monotonic()
 
     def forget(self) -> None:
@@ -155,13 +155,15 @@ class Inboxes:
                 if name not in names.unknown and self._execute("SELECT known FROM clients WHERE name = ?", (name,)).get:
                     names.known.add(name)
                 else:
-                    names.unknown.add(name)
+                    names.unknown.setdefault(name, Outcome(unknown=(name,)))
                     unknown.append(name)
             if not self._has_room(name, item, batch):
                 refused.append(name)
         assert item.outcome is not None
         if not refused:
-            if unknown:
+            if unknown and item.outcome is STORED and len(message.names) == 1:
+                item.outcome = names.unknown[unknown[0]]
+            elif unknown:
                 item.outcome = replace(item.outcome, unknown=tuple(unknown))
             return
         if len(refused) == len(message.names):

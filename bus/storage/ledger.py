@@ -11,7 +11,9 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from bus.companions import Announcer, Companions
 from bus.errors import Forbidden, Malformed, NotFound
+from bus.events import MessageFailed, MessageReceived
 from bus.message import REQUIRES_ACK, Epochs, Kind, Message, Terms
 from bus.protocol import Settle
 from bus.storage.deliveries import (
@@ -50,11 +52,16 @@ class Ledger:
         epochs: Epochs,
         now_us: int,
         chance: Callable[[], float] = random.random,
+        announcer: Announcer | None = None,
     ) -> None:
-        """`execute(statement, bindings)` is the transaction's; `chance()` gives 0 to 1 for the jitter."""
+        """`execute(statement, bindings)` is the transaction's; `chance()` gives 0 to 1 for the jitter.
+
+        `announcer` is told what was received and what failed; None means that nobody wants to know.
+        """
         self._execute = execute
         self._epochs = epochs
         self._chance = chance
+        self._announcer = announcer or Announcer(Companions(), execute)
         self._backlogs: dict[str, Backlog] = {}
         self.now = now_us
         self.buried_bytes = 0  # what this transaction has copied into dead letters
@@ -247,6 +254,8 @@ class Ledger:
 
     def _ack(self, delivery: Delivery, said: Settle) -> Settled:
         self._close(delivery, ACKED, delivery.attempt, said.client)
+        if self._announcer.wants(MessageReceived):
+            self._announcer.announce(MessageReceived(self._message(delivery.seq), said.client))
         return self._settled("acked", delivery)
 
     def _nack(self, delivery: Delivery, said: Settle) -> Settled:
@@ -385,7 +394,9 @@ class Ledger:
                 ack_wait,
             ),
         )
-        return Failure(message_id, message.sender, owner, reason)
+        if self._announcer.wants(MessageFailed):
+            self._announcer.announce(MessageFailed(message, message_id, owner, reason))
+        return Failure(message, message_id, owner, reason)
 
     # ---- below
 

@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any, cast
 import apsw
 import msgspec
 
+from bus.companions import Announcer, Companions
 from bus.errors import BusError, DiskFull, KeyReused, Unavailable
-from bus.message import OWN_ID, REQUIRES_ACK, Epochs, Kind, Message, audience_of, now_us
+from bus.events import MessageSent
+from bus.message import OWN_ID, REQUIRES_ACK, Epochs, Kind, Message, audience_of, now_us, text_of
 from bus.protocol import body_key, encode
-from bus.storage import SEQ, STORED, Group, Item, Job, Outcome, Pending, Row
+from bus.storage import SEQ, STORED, TEXT, Group, Item, Job, Outcome, Pending
 from bus.storage.inboxes import Inboxes, Names
 from bus.storage.ledger import Ledger
 
@@ -51,6 +53,7 @@ class SqliteWriter:
         *,
         inbox_limit: int,
         queue_limit: int,
+        companions: Companions,
     ) -> None:
         """`clock()` is the bus's (bus.clock), in microseconds; the limits are how much may wait in one inbox or queue."""
         self._connection = connection
@@ -59,6 +62,7 @@ class SqliteWriter:
         self._clock = clock
         self._inbox_limit = inbox_limit
         self._queue_limit = queue_limit
+        self._companions = companions
         self.names = Names()
         self._version = -1  # of the file, as this connection last saw it: another's commit changes it
         self._head = 0
@@ -119,7 +123,10 @@ class _Work:
         self.first = head + 1
         self.head = head
         self.written: list[Message] = []
-        self.ledger = Ledger(self._execute, writer._epochs, writer._clock())
+        self._companions = writer._companions
+        announcer = Announcer(writer._companions, self._execute)
+        self.wants, self.announce = announcer.wants, announcer.announce
+        self.ledger = Ledger(self._execute, writer._epochs, writer._clock(), announcer=announcer)
         self._inserted = 0
         self._counted = 0  # of what was written, how much the log's head knows of
         self._inboxes = Inboxes(
@@ -160,7 +167,8 @@ class _Work:
     def execute(self, statement: str, bindings: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         return self._execute(statement, bindings).fetchall()
 
-    def append(self, message: Message, rows: Sequence[Row] = ()) -> Outcome | BusError:
+    def append(self, message: Message, *, again: bool = False) -> Outcome | BusError:
+        rows = self._companions.rows_of(MessageSent(message)) if self._companions.sent and not again else ()
         item = Pending(message, _unheard, rows=rows)
         self._admit(item)
         self.insert()
@@ -241,9 +249,15 @@ class _Work:
         if terms is not None or message.flags:
             self._admit_special(message, item.live)
         for statement, bindings in item.rows:
-            self._execute(statement, [self.head if value is SEQ else value for value in bindings])
+            self._execute(statement, [self._known_now(message, value) for value in bindings])
         if item.key is not None:
             self._remember(item, body)
+
+    def _known_now(self, message: Message, value: Any) -> Any:
+        """What stands for SEQ or TEXT; any other value stands for itself."""
+        if value is SEQ:
+            return message.seq
+        return text_of(message, self._writer._epochs) if value is TEXT else value
 
     def _admit_special(self, message: Message, live: Sequence[str]) -> None:
         """What is written of a message beyond its row."""

@@ -15,7 +15,21 @@ import msgspec
 
 from bus.errors import BusError, Malformed, TooLarge
 from bus.message import iso, now_us
-from bus.protocol import Batch, Draft, Send, decode_batch, decode_send, draft_of, encode, error_body, read
+from bus.protocol import (
+    Batch,
+    Draft,
+    PlainPost,
+    Send,
+    decode_batch,
+    decode_send,
+    draft_of,
+    encode,
+    error_body,
+    plain_batch,
+    plain_draft,
+    plain_post,
+    read,
+)
 from bus.transports.answers import BatchBody
 
 if TYPE_CHECKING:
@@ -81,10 +95,13 @@ class Sends:
 
     def single(self, body: bytes, key: str | None) -> Single:
         """Read the body of a send; `key` is its Idempotency-Key header. Raises Malformed."""
+        stamp_us = now_us()
+        if (plain := None if key else plain_post(body)) is not None:
+            return Single(self._draft_of_plain(plain, stamp_us))
         send: Send = read(decode_send, body, "body")
         if key:
             send.idempotency_key = key
-        return Single(self._draft(send, now_us()))
+        return Single(self._draft(send, stamp_us))
 
     def batch(self, body: bytes, key: str | None = None) -> Several:
         """Read the body of a batch, which has no key of its own. Raises Malformed, and what a member of an atomic one is."""
@@ -125,17 +142,21 @@ class Sends:
         else:
             then(())
 
-    def _sends_of(self, body: bytes) -> tuple[Sequence[Send | msgspec.Raw], bool]:
+    def _sends_of(self, body: bytes) -> tuple[Sequence[PlainPost | Send | msgspec.Raw], bool]:
         """The members of a batch and whether it is atomic: all decoded at once, or each left for a decode of its own."""
         if len(body) <= self.max_bytes:  # else a member may be too long, and only its text tells
+            if (plain := plain_batch(body)) is not None:
+                return plain.messages, plain.atomic
             with contextlib.suppress(Malformed):
                 good: BatchBody = read(decode_good_batch, body, "body")
                 return good.messages, good.atomic
         batch: Batch = read(decode_batch, body, "body")
         return batch.messages, batch.atomic
 
-    def _draft_or_error(self, item: Send | msgspec.Raw, stamp_us: int) -> Draft | BusError:
+    def _draft_or_error(self, item: PlainPost | Send | msgspec.Raw, stamp_us: int) -> Draft | BusError:
         try:
+            if isinstance(item, PlainPost):
+                return self._draft_of_plain(item, stamp_us)
             if isinstance(item, Send):
                 return self._draft(item, stamp_us)
             text = bytes(item)
@@ -144,6 +165,15 @@ class Sends:
             return self._draft(read(decode_send, text, "message"), stamp_us)
         except BusError as refusal:
             return refusal
+
+    def _draft_of_plain(self, send: PlainPost, stamp_us: int) -> Draft:
+        names = self._bus.names
+        sender = names.check_client(send.sender, "from")
+        draft = plain_draft(send, sender, send.type, names=names, stamp_us=stamp_us)
+        if draft is None:
+            more = Send(sender=sender, to=send.to, type=send.type, payload=send.payload, ephemeral=send.ephemeral)
+            return self._draft(more, stamp_us)
+        return draft
 
     def _draft(self, send: Send, stamp_us: int) -> Draft:
         names = self._bus.names

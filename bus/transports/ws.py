@@ -30,7 +30,7 @@ from bus.protocol import (
     error_frame,
     message_frame,
     plain_draft,
-    plain_send,
+    plain_frame,
     read,
     sent_frame,
 )
@@ -288,10 +288,10 @@ class WebSocketTransport:
     def _handle_text(self, connection: Connection, text: bytes, stamp_us: int) -> None:
         ref = None
         try:
-            plain = plain_send(text)
+            plain = plain_frame(text)
             if plain is not None:
                 ref = plain.ref
-                draft = plain_draft(plain, connection.client, names=self._bus.names, stamp_us=stamp_us)
+                draft = plain_draft(plain, connection.client, plain.msg_type, names=self._bus.names, stamp_us=stamp_us)
                 if draft is not None:
                     self._bus.publish(draft, partial(self._sent, connection, ref), receipt=ref is not None)
                     return
