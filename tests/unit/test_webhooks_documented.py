@@ -156,6 +156,19 @@ def test_the_snippets_of_the_page_for_receivers_run() -> None:
     assert isinstance(defined["receiver"], WebhookReceiver)
 
 
+def test_the_snippets_of_the_page_on_webhooks_alone_run() -> None:
+    page = (ROOT / "docs" / "webhooks_alone.md").read_text()
+    first, second = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    with Sink() as sink:
+        defined: dict[str, Any] = {}
+        exec(first.replace("https://example.com/hooks", sink.url).replace("whsec_…", signing.new_secret()), defined)
+        (hit,) = sink.wait_for(1)
+        defined["manager"].stop_worker()
+        assert json.loads(hit.body)["type"] == "order.paid"
+        exec(re.sub(r'"https://[^"]*"', repr(sink.url), second), {})
+        assert ["blocks" in json.loads(hit.body) for hit in sink.wait_for(3)[1:]] == [True, False]
+
+
 def test_the_example_of_a_receiver_shows_each_event_once() -> None:
     secret = signing.new_secret()
     command = [sys.executable, "-u", "-m", "examples.webhook_receiver", secret, "0"]
