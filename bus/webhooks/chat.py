@@ -24,6 +24,9 @@ MAX_FACT_NAME, MAX_FACT_VALUE = 60, 200
 PRETTY_BYTES = 8000
 """Data up to this size is indented; more would be cut anyway."""
 
+MAX_REST = 12_000
+"""Characters of the rest that are kept: more than any chat takes in one message."""
+
 DIGEST_NOTES, DIGEST_LINE = 8, 200
 DIGEST_KINDS = 12
 
@@ -66,7 +69,7 @@ class Told(msgspec.Struct, frozen=True):
 def tell(data: Any) -> Told:
     """Part the data of an event. Raises Malformed for what has no form at all: loops, keys that are no text."""
     try:
-        size = len(clean(_compact(data)).encode())
+        size = len(_compact(data).encode("utf-8", "replace"))
         shown = _facts(data)
         rest = {name: value for name, value in data.items() if name not in shown} if isinstance(data, dict) else data
         compact = "" if rest is None or rest in ({}, []) else _compact(rest)
@@ -75,13 +78,13 @@ def tell(data: Any) -> Told:
         raise Malformed(
             "The data has no form that can be shown; give it what JSON can hold.", code="bad_data", field="data"
         ) from None
-    return Told([(clean(name), value) for name, value in shown.items()], clean(pretty), size)
+    return Told([(clean(name), value) for name, value in shown.items()], clean(pretty[:MAX_REST]), size)
 
 
 def digest_lines(notes: Sequence[Note], counts: Mapping[str, int], escapes: Mapping[str, str]) -> tuple[str, str]:
     """The body of a digest: the first notes, a line each, and `+37 more`; then lines such as `500 × message.sent`, the most
     frequent first, that add up to all."""
-    lines = [f"• {summary(note, escapes, DIGEST_LINE)}" for note in notes[:DIGEST_NOTES]]
+    lines = [f"• {summary(note, tell(note.data), escapes, DIGEST_LINE)}" for note in notes[:DIGEST_NOTES]]
     if (more := sum(counts.values()) - len(lines)) > 0:
         lines.append(f"+{more} more")
     ranked = Counter(counts).most_common()
@@ -91,9 +94,8 @@ def digest_lines(notes: Sequence[Note], counts: Mapping[str, int], escapes: Mapp
     return "\n".join(lines), "\n".join(kinds)
 
 
-def summary(note: Note, escapes: Mapping[str, str], limit: int) -> str:
+def summary(note: Note, told: Told, escapes: Mapping[str, str], limit: int) -> str:
     """A note on one line."""
-    told = tell(note.data)
     facts = ", ".join(f"{name}: {value}" for name, value in told.facts)
     rest = " ".join(told.rest[:limit].split())
     text = "; ".join(part for part in (facts, rest) if part)
@@ -158,9 +160,11 @@ def truncated(size: int) -> str:
 def _facts(data: Any) -> dict[str, str]:
     facts: dict[str, str] = {}
     for name, value in data.items() if isinstance(data, dict) else ():
+        if len(facts) == MAX_FACTS:
+            break
         if isinstance(value, str) or value is None or isinstance(value, bool | int | float):
             text = value if isinstance(value, str) else _compact(value)
-            if len(facts) < MAX_FACTS and _is_short(name, MAX_FACT_NAME) and _is_short(text, MAX_FACT_VALUE):
+            if _is_short(name, MAX_FACT_NAME) and _is_short(text, MAX_FACT_VALUE):
                 facts[name] = clean(text)
     return facts
 

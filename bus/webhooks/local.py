@@ -246,6 +246,7 @@ class Line:
             "url": shown(self.receiver.url),
             "state": state,
             "lane": lane,
+            "flagged": self._lane.flagged,
             "waiting": len(self.queue),
         }
 

@@ -36,7 +36,7 @@ def message(note: Note, link: str | None = None) -> dict[str, Any]:
         blocks.append({"type": "section", "text": _text(code)})
     about = [f"`{fit(note.label, 150, _ON_A_LINE)[0]}`", note.stamp, None if whole else truncated(told.size)]
     blocks.append(_context(about, link))
-    return _payload(summary(note, _ON_A_LINE, MAX_FALLBACK), blocks)
+    return _payload(summary(note, told, _ON_A_LINE, MAX_FALLBACK), blocks)
 
 
 def digest(notes: Sequence[Note], counts: Mapping[str, int], link: str | None = None) -> dict[str, Any]:

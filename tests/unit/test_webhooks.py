@@ -258,6 +258,17 @@ def test_a_refusal_is_tried_three_times(bench: Bench) -> None:
     assert bench.manager.get_failed_webhooks()[0]["error"] == "config_error"
 
 
+def test_three_refused_in_a_row_flag_the_endpoint(bench: Bench) -> None:
+    with Sink(answer(401)) as sink:
+        bench.manager.register(endpoint(sink, max_retries=0))
+        for failed in (1, 2, 3):
+            assert not bench.manager.get_stats()["endpoints"][0]["flagged"]
+            bench.manager.trigger(SENT, {})
+            bench.stats("total_failed", failed)
+            bench.later(1)
+    assert bench.manager.get_stats()["endpoints"][0]["flagged"]
+
+
 def test_gone_disables_and_registering_anew_goes_on_with_what_was_held(bench: Bench) -> None:
     with Sink(in_turn(answer(410), answer(200))) as sink:
         bench.manager.register(endpoint(sink))
@@ -375,6 +386,21 @@ def test_however_often_it_is_started_and_stopped_an_endpoint_has_one_thread(benc
     assert len(sink.hits) == 1
     bench.manager.unregister(sink.url)
     eventually(lambda: sending_threads() == [])
+
+
+def test_a_stop_does_not_wait_for_ever_and_a_start_behind_it_makes_no_second_thread(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(webhooks, "STOP_SECONDS", 0.05)
+    with Sink(silent) as hole:
+        bench.manager.register(endpoint(hole, timeout=30))
+        bench.manager.trigger(SENT, {})
+        hole.wait_for(1)
+        bench.manager.stop_worker()
+        bench.manager.start_worker()
+        assert len(sending_threads()) == 1
+    bench.stats("total_attempts", 1)
+    assert len(sending_threads()) == 1
 
 
 def test_building_and_registering_start_nothing(sink: Sink) -> None:
