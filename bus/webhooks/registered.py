@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from bus.errors import Conflict
+from bus.errors import Unavailable
 from bus.storage import Reader, Transaction
 from bus.webhooks import body, deliveries, replays
 from bus.webhooks.deliveries import Choice
@@ -142,7 +142,7 @@ class Registered:
 
     def _running(self) -> Webhooks:
         if not self._webhooks.running:
-            raise Conflict("The bus is not running yet; register endpoints once it has started.", code="not_running")
+            raise Unavailable("The bus is not running yet; register endpoints once it has started.", code="not_running")
         return self._webhooks
 
     def _known(self, transaction: Transaction, url: str) -> list[Endpoint]:
