@@ -155,6 +155,7 @@ def test_a_copy_that_is_not_whole_or_not_ours_replaces_nothing(tmp_path: Path, f
     assert sorted(path.name for path in folder.iterdir() if "restoring" in path.name or "before" in path.name) == []
 
 
+@pytest.mark.full
 def test_a_folder_keeps_so_many_copies(tmp_path: Path, fresh_server: Start) -> None:
     folder, copies = tmp_path / "data", tmp_path / "copies"
     copies.mkdir()
@@ -187,6 +188,7 @@ def test_a_backup_that_finds_no_room_says_so_and_leaves_nothing(tmp_path: Path, 
     assert list(tmp_path.glob("copy*")) == []
 
 
+@pytest.mark.full
 def test_a_backup_that_is_killed_leaves_no_copy(tmp_path: Path, fresh_server: Start) -> None:
     folder, copy = tmp_path / "data", tmp_path / "copy.db"
     server = fresh_server(data_dir=folder, env={"INBOX_LIMIT": "1000000"})
