@@ -397,7 +397,7 @@ def _operations(rest: Rest) -> list[Operation]:
             (),
             (507,),
         ),
-        Operation("GET", "/health", rest.health, "The process answers.", answers.Health),
+        Operation("GET", "/health", rest.health, "The process answers.", answers.Health, statuses=(200, 503)),
     ]
 
 
