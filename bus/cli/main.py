@@ -11,6 +11,7 @@ import click
 from bus import __version__
 from bus.cli.claim import claim
 from bus.cli.dead_letters import dead_letters
+from bus.cli.health import health
 from bus.cli.look import clients, log, queues, status, thread
 from bus.cli.process import Ended
 from bus.cli.profile import profile
@@ -44,6 +45,7 @@ for command in (
     clients,
     queues,
     status,
+    health,
     dead_letters,
     replay,
     replays,
