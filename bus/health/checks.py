@@ -108,12 +108,16 @@ class _Run:
 
 
 class _Kept:
-    """A check, its run under way, and its verdict. `in_a_row`: answers that speak against the verdict."""
+    """A check, its run under way, and its verdict. `missed_at`: when a probe first met it before any round had.
+
+    `_in_a_row`: answers that speak against the verdict.
+    """
 
     def __init__(self, check: HealthCheck) -> None:
         self.check = check
         self.run: _Run | None = None
         self.outcome: Outcome | None = None
+        self.missed_at: float | None = None
         self._in_a_row = 0
 
     def judge(self, healthy: bool, message: str, error: str | None, seconds: float) -> Outcome:
@@ -155,8 +159,8 @@ class Board:
         self._lock = threading.Lock()
         self._rounds = threading.Lock()
         self._stopping = threading.Event()
-        self._first: threading.Thread | None = None  # makes a round because a probe met a check that nobody had asked
-        self._first_until = 0.0
+        self._wanted = threading.Event()  # a probe met a check that no round has asked
+        self._made = threading.Condition(self._lock)  # a round has ended
         self._pid = 0
 
     def add(self, kind: str, check: HealthCheck) -> None:
@@ -178,29 +182,38 @@ class Board:
         return [self._told(kept) for kept in wanted]
 
     def refresh(self) -> None:
-        """Run all enabled checks once, side by side; returns when each has answered or is out of time."""
+        """Run all enabled checks once, side by side; returns when each has answered or is out of time, at the latest after
+        one interval."""
         with self._rounds:
             with self._lock:
                 kept = [each for each in self._kept.values() if each.check.enabled and not each.check.instant]
+            ends = time.monotonic() + self.interval_seconds
             runs = [(each, _begin(each)) for each in kept]
             for each, run in runs:
-                self._await(each, run)
+                self._await(each, run, ends)
             self._after_round()
+            with self._lock:
+                self._made.notify_all()
 
     def stop(self) -> None:
         """End the rounds of its own, after the one that runs. Idempotent."""
         self._stopping.set()
+        self._wanted.set()
 
     # ---- below
 
-    def _await(self, kept: _Kept, run: _Run) -> None:
+    def _await(self, kept: _Kept, run: _Run, round_ends: float) -> None:
+        """Take in an answer that is there in time. One that has more time than the round has comes in with a later round."""
         check = kept.check
-        if run.done.wait(max(run.began + check.timeout - time.monotonic(), 0.0)):
+        in_time = run.done.wait(max(min(run.began + check.timeout, round_ends) - time.monotonic(), 0.0))
+        elapsed = time.monotonic() - run.began
+        if in_time and run.seconds <= check.timeout:
             kept.run = None
             kept.judge(run.healthy, run.message, run.error, run.seconds)
-            return
-        elapsed = time.monotonic() - run.began
-        kept.judge(False, f"No answer within {check.timeout:g} s; it still runs after {elapsed:.1f} s.", None, elapsed)
+        elif elapsed >= check.timeout:
+            kept.judge(
+                False, f"No answer within {check.timeout:g} s; it still runs after {elapsed:.1f} s.", None, elapsed
+            )
 
     def _told(self, kept: _Kept) -> Outcome:
         check, outcome = kept.check, kept.outcome
@@ -220,28 +233,29 @@ class Board:
         with self._lock:
             if self._pid != os.getpid():
                 self._begin_rounds()
-            unknown = any(_is_unknown(each) for each in self._kept.values())
-            if unknown and (self._first is None or not self._first.is_alive()):
-                self._first = threading.Thread(target=self.refresh, name="health-checks-first", daemon=True)
-                self._first_until = time.monotonic() + FIRST_WAIT_SECONDS
-                self._first.start()
-            first = self._first
-        if unknown and first is not None:
-            first.join(max(self._first_until - time.monotonic(), 0.0))
+            unknown = [each for each in self._kept.values() if _is_unknown(each)]
+            now = time.monotonic()
+            for each in unknown:
+                if each.missed_at is None:
+                    each.missed_at = now
+                    self._wanted.set()
+            until = max((each.missed_at or now for each in unknown), default=now) + FIRST_WAIT_SECONDS
+            self._made.wait_for(lambda: not any(map(_is_unknown, unknown)), max(until - now, 0.0))
 
     def _begin_rounds(self) -> None:
-        """Here, and again in a process that was forked: the threads stayed behind, and with them what they held."""
+        """Here, and again in a process that was forked: the thread stayed behind, and with it what it held."""
         self._pid = os.getpid()
         self._rounds = threading.Lock()
-        self._first = None
         for kept in self._kept.values():
-            kept.run = None
+            kept.run, kept.missed_at = None, time.monotonic()
         self._stopping.clear()
+        self._wanted.set()
         threading.Thread(target=self._make_rounds, name="health-checks", daemon=True).start()
 
     def _make_rounds(self) -> None:
-        self.refresh()
-        while not self._stopping.wait(self.interval_seconds):
+        while not self._stopping.is_set():
+            self._wanted.wait(self.interval_seconds)
+            self._wanted.clear()
             self.refresh()
 
 
@@ -250,8 +264,8 @@ def _is_unknown(kept: _Kept) -> bool:
 
 
 def _begin(kept: _Kept) -> _Run:
-    """A new run of a check; or the old one, as long as it has not returned."""
-    if kept.run is None or kept.run.done.is_set():
+    """A new run of a check; or the old one, if it goes on, or has answered in time."""
+    if kept.run is None or (kept.run.done.is_set() and kept.run.seconds > kept.check.timeout):
         kept.run = _Run()
         name = f"health-check-{kept.check.name}"
         threading.Thread(target=kept.run.execute, args=(kept.check,), name=name, daemon=True).start()
