@@ -6,19 +6,22 @@ import fcntl
 import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import pytest
 
 from bus import __version__
+from bus.settings import ROOT
 from bus.testing import Answer, BusServer, eventually
 from tests.calls import call, claim, inbox, send, settle
 from tests.follower import Follower
-from tests.rawws import RawWebSocket
+from tests.rawws import CLOSE, RawWebSocket
 from tests.refusals import KEY
 
 LEVERS = {"BUS_EXTENSIONS": "tests.faults.health_levers"}
@@ -314,6 +317,28 @@ def test_beyond_the_cap_sockets_are_refused_and_probes_are_answered(fresh_server
         late.read_json()
 
 
+def test_a_storm_of_handshakes_does_not_get_past_the_cap(fresh_server: Start) -> None:
+    server = fresh_server(env={"MAX_CONNECTIONS": "10"})
+
+    def shake(n: int) -> RawWebSocket:
+        return RawWebSocket(server.port, f"/ws/c{n}")
+
+    with ThreadPoolExecutor(40) as pool, ExitStack() as stack:
+        sockets = [stack.enter_context(each) for each in pool.map(shake, range(80))]
+        confirmed = refused = 0
+        for each in sockets:
+            if not each.is_open:
+                assert each.status == 503
+                refused += 1
+            elif (first := each.read_frame()).opcode == CLOSE:
+                assert first.close_code == 1013
+                refused += 1
+            else:
+                confirmed += 1
+        assert (confirmed, refused) == (10, 70)
+        assert probe(server, "live").status == 200
+
+
 def test_few_files_mean_few_connections_and_room_for_probes(fresh_server: Start) -> None:
     command = ["sh", "-c", 'ulimit -n 256 && exec "$0" server_ws.py', sys.executable]
     server = fresh_server(command=command)
@@ -371,6 +396,31 @@ def test_the_canary_flies_and_leaves_nothing_behind(levers: BusServer) -> None:
     names = {client["client"] for client in call(levers, "GET", "/api/clients")["clients"]}
     assert names == {client["client"] for client in clients["clients"]} | {"listener"}
     assert not any(name.startswith("$") for name in names)
+
+
+# ---- the command
+
+
+def test_the_commands_exit_code_tells(levers: BusServer) -> None:
+    def asked(*arguments: str, url: str = "") -> tuple[int, str, str]:
+        command = [sys.executable, "-m", "bus", "health", "--url", url or levers.url, *arguments]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30)
+        return done.returncode, done.stdout, done.stderr
+
+    eventually(lambda: probe(levers, "ready").status == 200, what="health")
+    code, out, _ = asked()
+    assert (code, out.splitlines()[0]) == (0, "healthy")
+    with pulled(levers, "crash"):
+        eventually(lambda: probe(levers, "ready").status == 503, what="the failure")
+        assert asked("--live")[0] == 0
+        code, out, _ = asked("--ready")
+        assert (code, out.splitlines()[0]) == (1, "unhealthy")
+        code, out, _ = asked("--json")
+        assert (code, json.loads(out)["status"]) == (1, "unhealthy")
+    eventually(lambda: probe(levers, "ready").status == 200, what="the cure")
+    code, _, err = asked(url="http://127.0.0.1:9")
+    assert code == 2
+    assert "can't be reached" in err
 
 
 # ---- life
