@@ -2,9 +2,9 @@
 
     python -m benchmarks.probes [--rounds 3] [--seconds 5] [--workers 1]
 
-The load is LOADERS processes that each send batches of 100 messages, one after the other, over one connection, to a topic that
-SUBSCRIBERS sockets listen to: the event loop never rests. A probe is a GET on a connection of its own, as kubelet's is; 50 a
-second. p50 and p99 in ms; what counts is the ratio.
+The load is LOADERS processes that each send batches of 100 messages, one after the other, over one connection, to a topic
+that SUBSCRIBERS sockets listen to: the event loop never rests. A probe is a GET on a connection of its own, as kubelet's is;
+50 a second. p50 and p99 in ms; what counts is the ratio.
 """
 
 from __future__ import annotations
