@@ -261,6 +261,8 @@ def test_a_worker_that_stands_still_is_missed_by_the_others(fresh_server: Start)
 def test_while_the_disk_has_too_little_room_sends_are_refused_and_all_else_goes_on(levers: BusServer) -> None:
     tracked = send(levers, "worker", 1, require_ack=True)["message_id"]
     send(levers, "queue:jobs", 2)
+    slow = {"to": "copies", "since": "earliest", "source": "log", "rate": 0.1}
+    replay = call(levers, "POST", "/api/replay", slow)["replay_id"]
     with Follower(levers.port, "reader") as reader, pulled(levers, "disk"):
         refused = eventually(
             lambda: (a := levers.call("POST", "/api/send", {"from": "a", "to": "reader"})).status != 200 and a,
@@ -274,6 +276,8 @@ def test_while_the_disk_has_too_little_room_sends_are_refused_and_all_else_goes_
         assert [result["code"] for result in results] == ["disk_low"] * 2
         assert levers.call("POST", "/api/send/batch", {**batch, "atomic": True}).status == 507
         assert levers.call("POST", "/stream/broadcast", {"event": "news"}).status == 507
+        assert levers.call("POST", "/api/replay", {"to": "reader", "since": "earliest"}).status == 507
+        assert call(levers, "GET", f"/api/replays/{replay}")["status"] == "running"
         with RawWebSocket(levers.port, "/ws/giver") as giver:
             giver.send_json({"type": "send", "to": "reader", "ref": "r"})
             assert giver.read_until("error")["code"] == "disk_low"
@@ -287,6 +291,7 @@ def test_while_the_disk_has_too_little_room_sends_are_refused_and_all_else_goes_
         assert settle(levers, "ack", item, "taker")["status"] == "acked"
         assert call(levers, "GET", "/api/status")["pending_acks"] == 0
     eventually(lambda: levers.call("POST", "/api/send", {"from": "a", "to": "reader"}).status == 200, what="its end")
+    call(levers, "DELETE", f"/api/replays/{replay}")
 
 
 def test_a_disk_with_too_little_room_is_noticed_at_the_start(fresh_server: Start) -> None:
