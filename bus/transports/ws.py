@@ -131,9 +131,8 @@ class WebSocketTransport:
         descriptor = ws.sock.detach()
         connection = Connection(descriptor, client_id, self._encoding, self._bus.hub, self._on_data)
         connection.topics = TopicSet(g.ws_topics) if g.ws_topics else None
-        if (
-            len(self._bus.hub.connections) > self._bus.max_connections
-        ):  # more shook hands at once than there was room for
+        if len(self._bus.hub.connections) > self._bus.max_connections:
+            # More shook hands at once than there was room for.
             connection.close(1013, "This process has all the connections it may have; come back later.")
         elif g.ws_authenticated:
             self._welcome(connection, g.ws_place)
