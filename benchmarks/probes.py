@@ -4,7 +4,7 @@
 
 The load is LOADERS processes that each send batches of 100 messages, one after the other, over one connection, to a topic
 that SUBSCRIBERS sockets listen to: the event loop never rests. A probe is a GET on a connection of its own, as kubelet's is;
-50 a second. p50 and p99 in ms; what counts is the ratio.
+50 a second. p50 and p99 in ms; what counts is the ratio. The load is `nice`, since elsewhere it has machines of its own.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def measure(seconds: float, workers: int, *, loaded: bool) -> tuple[dict[str, li
     """The latencies, and how many messages a second were stored meanwhile."""
     with BusServer(workers=workers, env={"LOG_LEVEL": "ERROR"}) as server, ExitStack() as stack:
         for what in ("--listen", *("--load",) * LOADERS) if loaded else ():
-            process = subprocess.Popen([sys.executable, "-m", "benchmarks.probes", what, str(server.port)])
+            process = subprocess.Popen(["nice", sys.executable, "-m", "benchmarks.probes", what, str(server.port)])
             stack.callback(process.wait)
             stack.callback(process.kill)
         probe(server.port, 2.0)
