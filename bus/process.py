@@ -23,7 +23,7 @@ def connections_possible(wanted: int) -> int:
     """Raise the limit of open files as far as the system lets this process, and say how many connections it may have:
     those that are wanted, or as many as leave room for requests, probes and the store."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < hard:
+    if soft != hard:  # no limit at all is -1
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     possible = hard - max(hard // 4, KEPT_FILES)
     if hard == resource.RLIM_INFINITY or wanted <= possible:

@@ -235,7 +235,7 @@ class Rest:
         by_client = {name: presence.connections for name, presence in online.items()}
         return json_answer(
             answers.Status(
-                "draining" if bus.draining else "running",
+                "draining" if bus.leaving else "running",
                 "websocket",
                 __version__,
                 metrics,
