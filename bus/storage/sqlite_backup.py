@@ -19,7 +19,7 @@ import apsw
 import msgspec
 
 from bus.backplane.local import Slot
-from bus.errors import DiskFull, StartRefused, StoreDamaged
+from bus.errors import StartRefused, StoreDamaged
 from bus.message import new_epoch
 from bus.storage.sqlite import WritersLock
 
@@ -74,7 +74,7 @@ def back_up(database: Path, target: Path, *, replace: bool = False) -> Copy:
         part.replace(target)
         _sync(target.parent)
     except (apsw.FullError, apsw.IOError) as error:
-        raise DiskFull(
+        raise NoCopy(
             f"The copy could not be written: the disk of {target.parent} is full or fails ({error})."
         ) from None
     except (apsw.CorruptError, apsw.NotADBError) as error:

@@ -155,6 +155,7 @@ def test_a_copy_that_is_not_whole_or_not_ours_replaces_nothing(tmp_path: Path, f
     assert sorted(path.name for path in folder.iterdir() if "restoring" in path.name or "before" in path.name) == []
 
 
+@pytest.mark.full
 def test_a_folder_keeps_so_many_copies(tmp_path: Path, fresh_server: Start) -> None:
     folder, copies = tmp_path / "data", tmp_path / "copies"
     copies.mkdir()
@@ -171,6 +172,23 @@ def test_a_folder_keeps_so_many_copies(tmp_path: Path, fresh_server: Start) -> N
     assert payloads(server) == [0, 1, 2, 3]
 
 
+def test_a_backup_that_finds_no_room_says_so_and_leaves_nothing(tmp_path: Path, fresh_server: Start) -> None:
+    folder, copy = tmp_path / "data", tmp_path / "copy.db"
+    server = fresh_server(data_dir=folder)
+    send(server, 1)
+    process = subprocess.run(
+        ["bash", "-c", 'ulimit -f 16; exec "$0" -m bus backup "$1"', sys.executable, str(copy)],
+        cwd=ROOT,
+        env={"PATH": os.environ["PATH"], "DATA_DIR": str(folder)},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_SECONDS,
+    )
+    assert (process.returncode, "is full or fails" in process.stderr) == (1, True), process.stderr
+    assert list(tmp_path.glob("copy*")) == []
+
+
+@pytest.mark.full
 def test_a_backup_that_is_killed_leaves_no_copy(tmp_path: Path, fresh_server: Start) -> None:
     folder, copy = tmp_path / "data", tmp_path / "copy.db"
     server = fresh_server(data_dir=folder, env={"INBOX_LIMIT": "1000000"})
