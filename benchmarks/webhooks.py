@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from multiprocessing.connection import Connection
+from typing import ClassVar
 
 import requests
 from websockets.sync.client import connect
@@ -34,7 +35,7 @@ class Receiver(BaseHTTPRequestHandler):
     """Answers 200, and notes how late each event came."""
 
     protocol_version = "HTTP/1.1"
-    late: list[tuple[int, int]] = []
+    late: ClassVar[list[tuple[int, int]]] = []
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
