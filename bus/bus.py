@@ -31,6 +31,7 @@ from bus.events import BusStarted, BusStopping, ClientConnected, ClientDisconnec
 from bus.heartbeat import Heartbeat
 from bus.hub import Hub
 from bus.message import REQUIRES_ACK, Kind, Message, Names, audience_of, now_us, text_of
+from bus.metrics import Metrics
 from bus.presence import presence_of, together
 from bus.process import calm_collector, raise_file_limit
 from bus.protocol import Draft
@@ -68,6 +69,7 @@ class Bus:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.names = Names()
+        self.metrics = Metrics()
         self.auth = Auth(settings)
         self.lock_folder = settings.database_path.with_name(settings.database_path.name + ".workers")
         self.clock = Clock(self.lock_folder / "clock")
@@ -89,10 +91,11 @@ class Bus:
         self._gathered: list[Pending | Group | Job] = []
         self._paused: list[Connection] = []
         self.delivery = Delivery(self.read, self.write, self.clock, lambda: self.epochs, self.online)
-        self._workers = self.delivery.workers()
+        self.workers = self.delivery.workers()
         self._known: set[str] = set()
         self._knows_since = time.monotonic()
         self._own_ids = 0
+        self.ephemeral_sent = 0
 
     # ---- verbs for extensions
 
@@ -114,7 +117,7 @@ class Bus:
 
     def add_worker(self, worker: Worker) -> None:
         """Have a worker started after the fork, and stopped in reverse order."""
-        self._workers.append(worker)
+        self.workers.append(worker)
 
     def with_commit(self, rows: Callable[[Message], Sequence[Row]]) -> None:
         """Have `rows(message)` say what else is written in the message's own transaction. May neither block nor switch."""
@@ -173,7 +176,7 @@ class Bus:
         self._upkeep.start()
         self._dispatcher.start()
         self._hears_sent = self._dispatcher.wants(MessageSent)
-        for worker in self._workers:
+        for worker in self.workers:
             worker.start(self.lock_folder)
         calm_collector()
         self.started_us = now_us()
@@ -205,7 +208,7 @@ class Bus:
         self.begin_drain()
         Drain(self.hub, self.settings).run(timeout, notify)
         self.running = False
-        for worker in reversed(self._workers):
+        for worker in reversed(self.workers):
             worker.stop()
         self._dispatcher.stop(2.0)
         self.heartbeat.stop()
@@ -220,6 +223,11 @@ class Bus:
         self.counters.close()
         self._slot.release()
         log.info("The bus has stopped", extra={"action": "stopped"})
+
+    @property
+    def shared_folder(self) -> Path:
+        """A private folder of this server's workers, which begins empty with the first of them. There after `start`."""
+        return self._slot.sockets
 
     # ---- sending
 
@@ -344,6 +352,7 @@ class Bus:
         return f"msg-{self.clock.now_us():014x}-{self._slot.number:02d}{sort}{self._own_ids:010x}"
 
     def _publish_ephemeral(self, message: Message, settled: Settled | None) -> None:
+        self.ephemeral_sent += 1
         message.own_id = self._new_id("e")
         text_of(message, self.epochs)
         self.backplane.share_ephemeral(message)
@@ -409,7 +418,11 @@ class Bus:
             place = place_of(reader, self.epochs, since, cursor, at_gap_go_to_latest=at_gap_go_to_latest)
             return msgspec.structs.replace(place, expired=reader.expired(name, place.seq))
 
-        place: Place = self.read(job)
+        try:
+            place: Place = self.read(job)
+        except Malformed:
+            self.metrics.count("bus_resume_total", "denied")
+            raise
         return place
 
     def is_live(self, name: str) -> bool:

@@ -105,7 +105,8 @@ class DeliveryViews:
         if leases and caller_is_gone():
             bus.courier.queues.give_back([(owner, lease.message.seq) for lease in leases], client)
             leases = []  # it may have hung up one way only, and must not work on what others get now
-        texts = b",".join(bus.courier.text_of(lease) for lease in leases)
+        texts = b",".join(map(bus.courier.hand_out, leases))
+        bus.hub.written.messages["http"] += len(leases)
         return json_answer(b'{"messages":[%b]}' % texts)
 
     def queues(self) -> Response:

@@ -22,7 +22,9 @@ from bus import __version__, frames
 from bus.connection import Connection, bound_unsent
 from bus.errors import BusError, Malformed, Unauthenticated, Unavailable
 from bus.message import iso, now_us
+from bus.metrics import Stopwatch
 from bus.protocol import (
+    Draft,
     Frame,
     decode_frame,
     draft_of,
@@ -93,6 +95,8 @@ class WebSocketTransport:
         self._encoding = WebSocketEncoding()
         self._max_bytes = bus.settings.max_message_size
         self._verbs = Verbs(bus)
+        self.handed_over = 0
+        self.stopwatch = Stopwatch()
 
     # ---- the handshake, in the request's greenlet
 
@@ -161,6 +165,7 @@ class WebSocketTransport:
             return  # it has gone already
         bus.hub.join(connection, place.seq)
         bus.connection_opened(connection)
+        bus.metrics.count("bus_resume_total", "ok" if place.gap is None else "gap")
 
     # ---- authentication by first frame
 
@@ -206,6 +211,7 @@ class WebSocketTransport:
             self._on_data(connection, rest)
 
     def _turn_away(self, connection: Connection) -> None:
+        self._bus.metrics.count("bus_auth_failures_total", "bad_credential")
         connection.close(4401, "The first frame must be auth, with a valid token.")
 
     def _too_late(self, connection: Connection) -> None:
@@ -293,7 +299,7 @@ class WebSocketTransport:
                 ref = plain.ref
                 draft = plain_draft(plain, connection.client, names=self._bus.names, stamp_us=stamp_us)
                 if draft is not None:
-                    self._bus.publish(draft, partial(self._sent, connection, ref), receipt=ref is not None)
+                    self._publish(draft, connection, ref, stamp_us)
                     return
             frame = read(decode_frame, text, "frame")
             ref = frame.ref
@@ -308,9 +314,16 @@ class WebSocketTransport:
             connection.reply(error_frame(refusal, ref if ref is not None else _ref_of(text)))
 
     def _send(self, connection: Connection, frame: Frame, stamp_us: int) -> None:
-        bus = self._bus
-        draft = draft_of(frame, connection.client, frame.msg_type, names=bus.names, stamp_us=stamp_us)
-        bus.publish(draft, partial(self._sent, connection, frame.ref), receipt=frame.ref is not None)
+        draft = draft_of(frame, connection.client, frame.msg_type, names=self._bus.names, stamp_us=stamp_us)
+        self._publish(draft, connection, frame.ref, stamp_us)
+
+    def _publish(self, draft: Draft, connection: Connection, ref: str | int | None, stamp_us: int) -> None:
+        self.handed_over += 1
+        if stamp_us >= self.stopwatch.next_us:
+            settled = self.stopwatch.timed(stamp_us, partial(self._sent, connection, ref))
+            self._bus.publish(draft, settled)
+        else:
+            self._bus.publish(draft, partial(self._sent, connection, ref), receipt=ref is not None)
 
     def _sent(self, connection: Connection, ref: str | int | None, answer: Receipt | BusError) -> None:
         if isinstance(answer, BusError):
