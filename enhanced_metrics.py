@@ -77,7 +77,7 @@ class Metric:
 
     def __init__(self, name: str, help_text: str, lock: Any) -> None:
         self.name = name
-        self.help_text = help_text
+        self.help_text = _storable(help_text)
         self._lock = lock  # the collector's: guards every series of every metric; nothing waits with it held
         self._series: dict[Pairs, Any] = {}
         self._values: dict[str, set[str]] = {}
@@ -379,8 +379,13 @@ def _pairs(labels: Labels | None) -> Pairs:
 
 
 def _text(value: object) -> str:
-    """A label's value: text without what UTF-8 can't hold."""
-    return str(value)[:MAX_VALUE_LENGTH].encode(errors="replace").decode()
+    """A label's value."""
+    return _storable(str(value)[:MAX_VALUE_LENGTH])
+
+
+def _storable(text: str) -> str:
+    """The text without what UTF-8 can't hold."""
+    return text.encode(errors="replace").decode()
 
 
 def _finite(value: Any) -> Number:

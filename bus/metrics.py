@@ -113,7 +113,7 @@ class Metrics:
         return series.histograms[series.key(labels)]
 
     def read(self, name: str, call: Callable[[], Number], *labels: str) -> None:
-        """Have the value of a counter or gauge be what `call()` says when it is sampled, about once a second.
+        """Have what `call()` says added to a counter or gauge when it is sampled, about once a second.
 
         It runs on the event loop and may not wait, unless the family's `across` is `once`: then it is called in the greenlet
         of a scrape, for all workers. One that raises is left out of the sample, and logged.
@@ -176,7 +176,7 @@ class _Series:
         values: dict[tuple[str, ...], list[Number]] = {key: [value] for key, value in self.numbers.items()}
         for key, call in self.reads.items():
             try:
-                values[key] = [call()]
+                values[key] = [self.numbers[key] + call()]
             except Exception as error:  # noqa: BLE001  # a module's own fault: told, and its series is left out
                 failed(self.family.name, error)
                 del values[key]

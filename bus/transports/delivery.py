@@ -245,6 +245,7 @@ class DeliveryViews:
         sender = bus.names.check_client(body.sender, "from")
         draft = draft_of(body, sender, body.type, names=bus.names, stamp_us=now_us())
         wait = self._begin_wait(wait_of(body.wait, DEFAULT_REQUEST_WAIT))
+        bus.metrics.count("bus_sends_total", "http")
         try:
             answer = bus.delivery.requests.ask(draft, wait, require_online=body.require_online)
         finally:

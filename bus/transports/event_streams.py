@@ -203,6 +203,7 @@ class EventStreams:
             extras=excluding(exclude),
             excluded=tuple(exclude),
         )
+        self._bus.metrics.count("bus_sends_total", "http")
         (answer,) = self._bus.send([Draft(message, key=key)])
         if isinstance(answer, BusError):
             try:
