@@ -17,7 +17,7 @@ import msgspec
 from flask import Blueprint, Response, request
 from gevent.pywsgi import WSGIServer
 
-from bus.errors import NotFound, Unauthenticated
+from bus.errors import Malformed, NotFound, Unauthenticated
 from bus.events import BusStarted
 from bus.exposition import Exposition, quantile
 from bus.families import ALIASES
@@ -39,6 +39,7 @@ log = logging.getLogger("bus.metrics")
 INTERVAL_SECONDS = 1.0
 """How often a worker leaves a sample: what a kill can lose."""
 
+OPENMETRICS = "application/openmetrics-text"
 PATHS = ("/metrics", "/metrics/detailed")
 MAX_DETAILED = 1000
 """Clients, queues or endpoints of one answer."""
@@ -154,8 +155,11 @@ class Scrape:
 
     def metrics(self) -> Response:
         self._check_token()
+        format_ = request.args.get("format", "text")
+        if format_ not in ("text", "json"):
+            raise Malformed("`format` must be text or json.", code="bad_field", field="format")
         blocks = self._all()
-        if request.args.get("format") == "json":
+        if format_ == "json":
             return json_answer(self._figures({block.name: block for block in blocks}))
         return _shown([*blocks, *_aliases(blocks)])
 
@@ -164,14 +168,13 @@ class Scrape:
             parameters.need_admin()
         else:
             self._check_token()
-        looks = self._bus.metrics.looks
+        looks, limit = self._bus.metrics.looks, min(parameters.limit(100), MAX_DETAILED)
         family = parameters.required("family")
         if family not in looks:
             raise NotFound(
                 f"There are no details of this family; there are: {', '.join(looks)}.", code="unknown_family"
             )
         blocks: dict[str, Block] = {}
-        limit = min(parameters.limit(100), MAX_DETAILED)
         for detail in looks[family](request.args, limit):
             block = blocks.setdefault(detail.name, Block(detail.name, "gauge", detail.help, {}))
             block.series[tuple(detail.labels.items())] = [detail.value]
@@ -215,7 +218,7 @@ class Scrape:
         )
 
     def _operations(self) -> list[Operation]:
-        format_ = Parameter("format", "json: a summary in JSON; else the format that Accept asks for")
+        format_ = Parameter("format", "json: a summary in JSON; text (default): the format that Accept asks for")
         family = Parameter("family", "client, queue, or what an extension has details of", required=True)
         limit = Parameter("limit", f"0 to {parameters.MAX_LIMIT}; 100 if not given", "integer")
         return [
@@ -227,8 +230,9 @@ class Scrape:
                 str,
                 None,
                 (format_,),
-                (401,),
+                (400, 401),
                 media="text/plain",
+                more={OPENMETRICS: str, "application/json": Figures},
             ),
             Operation(
                 "GET",
