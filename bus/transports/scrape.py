@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import gevent
 import msgspec
 from flask import Blueprint, Response, request
+from gevent.lock import BoundedSemaphore
 from gevent.pywsgi import WSGIServer
 
 from bus.errors import Malformed, NotFound, Unauthenticated
@@ -96,6 +97,7 @@ class Scrape:
         self._failing: set[str] = set()  # families whose callable raised: said in the log once
         self._token = bus.settings.metrics_token
         self._own_server: Any = None
+        self._writing = BoundedSemaphore()  # one sample is written at a time
 
     def register(self, app: Flask) -> None:
         """Serve, and sample once the bus has started."""
@@ -121,15 +123,20 @@ class Scrape:
 
     def _tick(self) -> None:
         self._measures.look()
-        if self._files is not None:
-            gevent.get_hub().threadpool.apply(self._files.sample())  # a full disk may take its time
+        self._leave_sample()
 
     def _end(self) -> None:
         self._measures.end()
         if self._own_server is not None:
             self._own_server.stop(timeout=1)
-        if self._files is not None:
-            self._files.sample()()
+        self._leave_sample()
+
+    def _leave_sample(self) -> MetricFiles:
+        """Waits for the disk, on another thread."""
+        assert self._files is not None
+        with self._writing:
+            gevent.get_hub().threadpool.apply(self._files.sample())
+        return self._files
 
     def _failed(self, family: str, error: Exception) -> None:
         if family not in self._failing:
@@ -189,9 +196,8 @@ class Scrape:
 
     def _all(self) -> list[Block]:
         """The account of all workers, and what one says for all."""
-        assert self._files is not None
         self._measures.look_at_store()
-        return self._files.all() + self._bus.metrics.sample(self._failed, once=True)
+        return self._leave_sample().all() + self._bus.metrics.sample(self._failed, once=True)
 
     def _figures(self, blocks: dict[str, Block]) -> Figures:
         times, bounds = _together(blocks["bus_end_to_end_seconds"])
