@@ -77,12 +77,10 @@ class Histogram:
 class Metrics:
     """The families of one process. Written on the event loop only; build it, and `declare` and `read`, anywhere before.
 
-    `is_shown` is True when somebody samples it: what would cost time on a hot path is left out without. A name or a number
-    of labels that was not declared is a mistake of the program: KeyError or ValueError.
+    A name or a number of labels that was not declared is a mistake of the program: KeyError or ValueError.
     """
 
     def __init__(self, families: Iterable[Family] = FAMILIES) -> None:
-        self.is_shown = False
         self._families: dict[str, _Series] = {}
         self._looks: dict[str, Look] = {}
         for family in families:
