@@ -31,6 +31,7 @@ EXTENSIONS = (
     "streaming",
     "webhooks",
     "health_checks",
+    "enhanced_metrics",
     "extensions.log_cap",
     "extensions.tracing",
 )

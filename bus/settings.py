@@ -129,6 +129,20 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
             ge=0, le=120, description="Over which closes are spread at a stop, so that clients do not return at once."
         ),
     ] = 5.0
+    enable_metrics: Annotated[
+        bool,
+        Meta(description="Count what the bus does, and show it at /metrics. false: neither, and it costs nothing."),
+    ] = True
+    metrics_port: Annotated[
+        Port | None,
+        Meta(description="A port of its own for /metrics, beside the main one. Unset: served on the main port only."),
+    ] = None
+    metrics_token: Annotated[
+        str | None,
+        Meta(
+            description="What a scraper must bring as `Authorization: Bearer`. Unset: /metrics is open, as probes are."
+        ),
+    ] = None
     log_level: Annotated[
         Literal["DEBUG", "INFO", "WARNING", "ERROR"], Meta(description="The least severe level that is logged.")
     ] = "INFO"
