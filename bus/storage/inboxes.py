@@ -28,8 +28,10 @@ _OLDEST_PLAIN = f"""
 SELECT {COLUMNS} FROM messages m WHERE m.seq = (SELECT min(seq) FROM (
     SELECT min(m.seq) AS seq FROM messages m
      WHERE m.kind = 0 AND m.address = ?1 AND m.flags & 1 = 0 AND m.seq > (SELECT mark FROM clients WHERE name = ?1)
+      AND (m.expires_at IS NULL OR m.expires_at > ?2)
     UNION ALL SELECT min(a.seq) FROM addressed a JOIN messages m ON m.seq = a.seq
-     WHERE a.name = ?1 AND m.flags & 1 = 0 AND a.seq > (SELECT mark FROM clients WHERE name = ?1)))"""
+     WHERE a.name = ?1 AND m.flags & 1 = 0 AND a.seq > (SELECT mark FROM clients WHERE name = ?1)
+      AND (m.expires_at IS NULL OR m.expires_at > ?2)))"""
 _OPEN_INBOX = "INSERT OR IGNORE INTO clients VALUES (?1, 0, ?2, ?2, ?3, ?3)"
 
 
@@ -196,6 +198,9 @@ class Inboxes:
         capacity = backlog.capacity or self._inbox_limit
         if left is None:
             left = capacity - self._count_waiting(name, capacity, batch) - backlog.waiting
+            if left <= 0:  # of what was counted before, some may have expired
+                self._names.fill.pop(name, None)
+                left = capacity - self._count_waiting(name, capacity, batch) - backlog.waiting
         if left <= 0:
             if backlog.on_full != "dead_letter" or not self._set_aside(name, item, batch):
                 self._names.left[name] = 0
@@ -237,7 +242,7 @@ class Inboxes:
         return waiting
 
     def _count(self, name: str, after: int, upto: int, capacity: int) -> int:
-        return int(self._execute(WAITING, (name, after, upto, capacity + 1)).get)
+        return int(self._execute(WAITING, (name, after, upto, capacity + 1, self._ledger.now)).get)
 
     def _set_aside(self, owner: str, item: Pending, batch: Batch) -> bool:
         """Make room where an inbox or a queue says so: its oldest waiting message becomes a dead letter."""
@@ -260,7 +265,7 @@ class Inboxes:
         return True
 
     def _oldest_plain(self, name: str) -> Message | None:
-        row = self._execute(_OLDEST_PLAIN, (name,)).fetchone()
+        row = self._execute(_OLDEST_PLAIN, (name, self._ledger.now)).fetchone()
         return message_of(row, self._all) if row else None
 
     def _all(self, statement: str, bindings: Sequence[Any]) -> list[Any]:
