@@ -29,6 +29,7 @@ EXTENSIONS = (
     "bus.transports.lane",
     "bus.transports.profile",
     "streaming",
+    "message_ttl",
     "extensions.log_cap",
 )
 """What ships, in order of registration. Each module's last function is `register(app, bus)`."""

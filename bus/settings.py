@@ -65,6 +65,18 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
         Annotated[int, Meta(ge=1024 * 1024)] | None,
         Meta(description="Bytes of payload kept; beyond, the oldest messages go and readers are told. Unset: no cap."),
     ] = None
+    default_ttl: Annotated[
+        int,
+        Meta(
+            ge=1, le=316_224_000, description="Seconds that messages live whose type has no policy of its own. A day."
+        ),
+    ] = 86_400
+    ttl_sweep_interval: Annotated[
+        float,
+        Meta(
+            ge=1, le=86_400, description="Seconds between two sweeps. What has expired can't be read before its sweep."
+        ),
+    ] = 60.0
     enable_auth: Annotated[
         bool | None,
         Meta(

@@ -36,7 +36,7 @@ RESTAMP = "retention_restamp"
 
 
 class Policy(msgspec.Struct, frozen=True):
-    """`ttl_us` None: for ever, or, of `immediate`, until it is delivered. `origin`: standard, setting or admin."""
+    """`ttl_us` None: for ever, or, of `immediate`, until it is delivered. `origin`: standard, setting, code or admin."""
 
     type: str
     name: str

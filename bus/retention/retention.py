@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from bus.errors import BusError, Malformed, NotFound
 from bus.message import OWN_EXPIRY, Message, now_us, parse_time, render
@@ -18,7 +19,6 @@ from bus.retention.host import Host
 from bus.retention.policies import RESTAMP, SECOND_US, Policy
 from bus.storage import Outcome, Reader, Transaction
 from bus.storage.deliveries import Swept
-from bus.storage.lifetimes import DEFAULT
 from bus.storage.rows import COLUMNS, message_of
 
 MAX_EXTENSION_SECONDS = policies.MAX_SECONDS
@@ -88,15 +88,13 @@ class Retention:
         """Give a type back to the default policy. Raises NotFound, Conflict."""
         self._host.write(policies.delete(type_, to_stored=to_stored))
 
-    def set_default(self, ttl_seconds: int) -> None:
-        """What the settings say of the default, unless an administrator has said more."""
-        ttl_us = ttl_seconds * SECOND_US
+    def suggest(self, policy: Policy) -> None:
+        """What a setting, or an extension's code, says; an administrator's policy stays as it is."""
 
         def job(transaction: Transaction) -> None:
-            known = policies.policies(transaction).get(DEFAULT)
-            if known is None or (known.origin != "admin" and known.ttl_us != ttl_us):
-                made = policies.policy_of(DEFAULT, None, ttl_seconds, archive=False)
-                policies.put(msgspec.structs.replace(made, origin="setting"), to_stored=True)(transaction)
+            known = policies.policies(transaction).get(policy.type)
+            if known is None or (known.origin != "admin" and known != replace(policy, origin=known.origin)):
+                policies.put(policy, to_stored=True)(transaction)
 
         self._host.write(job)
 
@@ -138,7 +136,7 @@ class Retention:
         return life
 
     def expiring(self, within_us: int, after: int, limit: int) -> tuple[list[tuple[Message, int]], int, bool]:
-        """Messages behind the seq `after` that expire in time, with their moments; the place it got to; whether there is more."""
+        """Messages behind the seq `after` that expire in time, and when; the place it got to; whether there is more."""
         now = self._host.clock()
 
         def job(reader: Reader) -> tuple[list[tuple[Message, int]], int, bool]:
@@ -283,4 +281,4 @@ def _expiring(
     found = [(message_of(row, reader.execute), row[6]) for row in rows[:limit]]
     if len(rows) > limit:
         return found, found[-1][0].seq if found else after, True
-    return found, end, end < reader.head().seq
+    return found, end, bool(reader.execute("SELECT 1 FROM messages WHERE seq > ? LIMIT 1", (end,)))

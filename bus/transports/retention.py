@@ -43,7 +43,7 @@ class PolicyBody(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class PolicyAnswer(msgspec.Struct):
-    """A policy. `ttl_seconds` null: for ever, or, of `immediate`, until it is delivered. `origin`: standard, setting, admin."""
+    """`ttl_seconds` null: for ever, or, of `immediate`, until it is delivered. `origin`: standard, setting, code, admin."""
 
     type: str
     policy: str
@@ -53,7 +53,7 @@ class PolicyAnswer(msgspec.Struct):
 
 
 class Policies(msgspec.Struct):
-    """All policies by type; `$default` holds for every type that has none. `applying`: stored messages are being given them."""
+    """By type; `$default` holds for every type that has none. `applying`: stored messages are being given a changed one."""
 
     policies: list[PolicyAnswer]
     applying: bool
