@@ -31,7 +31,10 @@ Row = tuple[int, str, int]
 
 
 class Archiver:
-    """`gathered` are the seqs that wait for their file. One greenlet; files are written on a reader's thread."""
+    """`gathered` are the seqs that wait for their file. One greenlet; files are written on a reader's thread.
+
+    When the disk refuses a file, `failed` is set, and nothing more is archived, or removed for that, until `begin`.
+    """
 
     def __init__(self, host: Host, remove: Callable[..., None], hold: Callable[[Iterable[Row]], None]) -> None:
         """`remove(rows, reason, archived=True)` takes them from the log; `hold(rows)` keeps what somebody has in hands."""
@@ -41,9 +44,16 @@ class Archiver:
         self._folder = Folder(host.folder)
         self._rows: list[Row] = []
         self.gathered: set[int] = set()
+        self.failed = False
+
+    def begin(self) -> None:
+        """A new sweep: what failed in the last one is tried again."""
+        self.failed = False
 
     def add(self, row: Row, reason: str) -> None:
         """Have one archived, and removed."""
+        if self.failed:
+            return
         self._rows.append(row)
         self.gathered.add(row[0])
         if len(self._rows) >= FILE_MESSAGES or sum(size for _, _, size in self._rows) >= FILE_BYTES:
@@ -60,7 +70,17 @@ class Archiver:
         if not rows:
             return
         now = self._host.clock()
-        written: Written = self._host.read(lambda reader: self._write(reader, [row[0] for row in rows], reason, now))
+        try:
+            written: Written = self._host.read(lambda reader: self._write(reader, [row[0] for row in rows], reason, now))
+        except OSError as error:
+            log.error(  # noqa: TRY400  # the cause is the disk's, and said
+                "The archive can't be written (%s); what was to be archived stays until it can, unreadable",
+                error.strerror,
+                extra={"action": "archive_failed"},
+            )
+            self.drop()
+            self.failed = True
+            return
         kept = set(written.held)
         self._hold([row for row in rows if row[0] in kept])
         if written.entry is not None:

@@ -180,7 +180,7 @@ class LocalMessages:
             total += len(gone)
             for kept, rule in gone:
                 self._call_back(kept, rule)
-            if len(batch) < BATCH:
+            if len(batch) < BATCH or not gone:  # what could not be archived stays, and the next sweep tries again
                 return total
 
     def _due(self) -> list[tuple[_Kept, Rule]]:

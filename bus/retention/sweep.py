@@ -98,6 +98,7 @@ class Sweeper:
         """Remove all that has expired."""
         self._read_policies()
         held, self._held = self._held, []
+        self._archiver.begin()
         try:
             self._take(held, EXPIRED)
             self._sweep_own()
@@ -108,13 +109,16 @@ class Sweeper:
             self._places.clear()  # what was gathered and is still there is found anew
             self._archiver.drop()
             raise
+        if self._archiver.failed:
+            self._places.clear()
         self._archiver.expire(self._policies.get(ARCHIVE))
         oldest = self._host.clock() // DAY_US - EXPIRED_KEPT_DAYS
         self._host.write(lambda transaction: transaction.execute("DELETE FROM expired WHERE day < ?", (oldest,)))
 
     def _sweep_delivered(self) -> None:
         if DEFAULT in self._policies:
-            while rows := self._delivered.find(self._policies[DEFAULT].ttl_us):
+            self._archiver.begin()
+            while not self._archiver.failed and (rows := self._delivered.find(self._policies[DEFAULT].ttl_us)):
                 self._take(rows, DELIVERED)
 
     # ---- policies
@@ -140,6 +144,9 @@ class Sweeper:
             self._yield(time.monotonic() - began)
         self._places.clear()
 
+    def _policy_of(self, row: Row) -> Policy:
+        return self._policies.get(row[1]) or self._policies[DEFAULT]
+
     def _groups(self) -> dict[int, tuple[list[str], bool]]:
         """The types of each lifetime. The default's are all that have no lifetime of their own: it names those that have."""
         own = {p.type: p.ttl_us for p in self._policies.values() if p.ttl_us is not None and not p.type.startswith("$")}
@@ -161,12 +168,14 @@ class Sweeper:
 
             passed = {row[0] for row in self._held} | self._archiver.gathered
             rows = [row for row in self._host.read(job) if row[0] not in passed]
-            if not rows:
-                if not self._archiver.gathered:
-                    return
+            if self._archiver.failed:
+                rows = [row for row in rows if not self._policy_of(row).archive]
+            if rows:
+                self._take(rows, EXPIRED)
+            elif self._archiver.gathered:
                 self._archiver.flush(EXPIRED)
-                continue
-            self._take(rows, EXPIRED)
+            else:
+                return
 
     def _sweep_group(self, key: int, types: Sequence[str], *, is_default: bool) -> None:
         statement = _BY_POLICY.format("NOT IN" if is_default else "IN")
@@ -188,8 +197,7 @@ class Sweeper:
         """Remove rows, or have them archived first."""
         going: list[Row] = []
         for row in rows:
-            policy = self._policies.get(row[1]) or self._policies[DEFAULT]
-            if policy.archive:
+            if self._policy_of(row).archive:
                 self._archiver.add(row, reason)
             else:
                 going.append(row)

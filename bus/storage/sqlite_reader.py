@@ -79,15 +79,15 @@ LOG = f"""
 SELECT {COLUMNS} FROM messages m WHERE m.seq > ?2 AND m.seq <= ?3 AND ?1 = '' {_NARROW} ORDER BY m.seq LIMIT ?4"""
 
 WAITING = """
-SELECT count(*) FROM (
-    SELECT seq FROM messages
+SELECT count(*), min(expires_at) FROM (
+    SELECT expires_at FROM messages
      WHERE kind = 0 AND address = ?1 AND seq > ?2 AND seq <= ?3 AND flags & 1 = 0
       AND (expires_at IS NULL OR expires_at > ?5)
-    UNION ALL SELECT a.seq FROM addressed a JOIN messages m ON m.seq = a.seq
+    UNION ALL SELECT m.expires_at FROM addressed a JOIN messages m ON m.seq = a.seq
      WHERE a.name = ?1 AND a.seq > ?2 AND a.seq <= ?3 AND m.flags & 1 = 0
       AND (m.expires_at IS NULL OR m.expires_at > ?5)
     LIMIT ?4)"""
-"""How many plain messages of ?1 there are behind ?2, up to ?3, and alive at ?5; at most ?4 are counted."""
+"""How many plain messages of ?1 are behind ?2, up to ?3, and alive at ?5 (at most ?4 are counted); the next to expire."""
 
 # What a client has not settled, in the order in which it would be pushed. Each arm walks an index in that order. What waits
 # is read as the attempt that its reader begins.

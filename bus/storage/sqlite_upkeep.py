@@ -11,6 +11,10 @@ if TYPE_CHECKING:
     from bus.storage.sqlite import WritersLock
 
 
+INCREMENTAL = 2
+"""What SQLite calls the mode."""
+
+
 class SqliteUpkeep:
     """Checkpoints, off the committing path: a commit that checkpoints takes 30–50 ms. One thread in the cluster.
 
@@ -27,6 +31,8 @@ class SqliteUpkeep:
         self._connection = connection
         self._lock = lock
         self._wal_bytes = wal_bytes
+        # A log that was made without it reuses its free pages, and keeps them.
+        self._gives_back = int(connection.execute("PRAGMA auto_vacuum").get) == INCREMENTAL
 
     def tick(self) -> None:
         """Give back what is free; then move what was committed into the file, and cut the WAL when it has grown large."""
@@ -35,7 +41,7 @@ class SqliteUpkeep:
 
     def _give_back(self) -> None:
         execute = self._connection.execute
-        for _ in range(self.STEPS_A_TICK):
+        for _ in range(self.STEPS_A_TICK if self._gives_back else 0):
             free = int(execute("PRAGMA freelist_count").get)
             if free <= self.SPARE_PAGES:
                 return

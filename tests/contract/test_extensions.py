@@ -25,6 +25,7 @@ EXTENSIONS = (
     "bus.transports.lane",
     "bus.transports.profile",
     "streaming",
+    "message_ttl",
     "extensions.log_cap",
 )
 ALL = (*EXTENSIONS, THIRD_PARTY)
