@@ -71,9 +71,11 @@ class Archiver:
             return
         now = self._host.clock()
         try:
-            written: Written = self._host.read(lambda reader: self._write(reader, [row[0] for row in rows], reason, now))
+            written: Written = self._host.read(
+                lambda reader: self._write(reader, [row[0] for row in rows], reason, now)
+            )
         except OSError as error:
-            log.error(  # noqa: TRY400  # the cause is the disk's, and said
+            log.error(  # the cause is the disk's, and said
                 "The archive can't be written (%s); what was to be archived stays until it can, unreadable",
                 error.strerror,
                 extra={"action": "archive_failed"},

@@ -66,20 +66,13 @@ def _stamp(transaction: Transaction, message: Message, lifetimes: Lifetimes, bor
 
 
 def _note_undelivered(transaction: Transaction, message: Message, born: int) -> bool:
-    """Note whom the message has not reached. False: it has reached everybody, and goes by the default policy."""
+    """Note whom the message may not have reached. False: all have settled it, and it goes by the default policy."""
     tracked = message.flags & REQUIRES_ACK
     owners = (f"queue:{message.address}",) if message.kind == Kind.QUEUE else message.names
     waits = False
     for owner in owners:
-        if tracked:
-            reached = not transaction.execute(
-                "SELECT 1 FROM deliveries WHERE owner = ? AND seq = ?", (owner, message.seq)
-            )
-        else:
-            reached = bool(
-                transaction.execute("SELECT 1 FROM clients WHERE name = ? AND cursor >= ?", (owner, message.seq))
-            )
-        if not reached:
+        statement = "SELECT 1 FROM deliveries WHERE owner = ? AND seq = ?"
+        if not tracked or transaction.execute(statement, (owner, message.seq)):
             waits = True
             transaction.execute(
                 "INSERT OR IGNORE INTO undelivered VALUES (?, ?, ?, ?)", (tracked, owner, message.seq, born)

@@ -39,6 +39,9 @@ BATCH_BYTES = 4 * 1024 * 1024
 AIM_SECONDS = 0.005
 """How long a transaction of the sweep should take: its batch grows and shrinks by that, so that no send waits long."""
 
+ARCHIVE_SECONDS = 3600.0
+"""How often what is to be archived goes, so that its files are few; it is unreadable as soon as all else."""
+
 WINDOW = 10_000
 """How much of the log one look passes."""
 
@@ -49,7 +52,7 @@ Row = tuple[int, str, int]
 
 _OWN = f"""
 SELECT seq, type, length(payload) FROM messages INDEXED BY messages_by_expiry
- WHERE flags & {OWN_EXPIRY} AND expires_at <= ? ORDER BY expires_at LIMIT ?"""
+ WHERE flags & {OWN_EXPIRY} AND expires_at <= ?1 {{}} ORDER BY expires_at LIMIT ?2"""
 _BY_POLICY = f"""
 SELECT seq, type, length(payload), expires_at FROM messages
  WHERE seq > ? AND seq <= ? AND flags & {OWN_EXPIRY} = 0 AND expires_at IS NOT NULL
@@ -60,14 +63,16 @@ _NEXT_SEQ = "SELECT seq FROM messages WHERE seq > ? ORDER BY seq LIMIT 1"
 class Sweeper:
     """`tick` is the work of an exclusive worker, in its greenlet."""
 
-    def __init__(self, host: Host, interval_seconds: float) -> None:
-        """A sweep every `interval_seconds`, and whenever an administrator asks."""
+    def __init__(self, host: Host, interval_seconds: float, archive_seconds: float = ARCHIVE_SECONDS) -> None:
+        """A sweep every `interval_seconds`, one with archive every `archive_seconds`; all, when an administrator asks."""
         self._host = host
+        self._archive_us = round(archive_seconds * 1e6)
+        self._archived_at: int | None = None
         self._interval_us = round(interval_seconds * 1e6)
         self.guard = Guard(host.read, host.clock, host.wall, host.emit)
         self._archiver = Archiver(host, self._remove, self._hold)
         self._delivered = Delivered(host)
-        self._places: dict[int, int] = {}
+        self._places: dict[tuple[int | None, bool], int] = {}
         self._policies: dict[str, Policy] = {}
         self._held: list[Row] = []
         self._rows = 100
@@ -91,19 +96,26 @@ class Sweeper:
             self._sweep_delivered()
         if due and self._policies_are_there() and self.guard.may_sweep(seen, asked=asked):
             self._swept_at = now
-            self.sweep()
+            archives = asked or self._archived_at is None or now - self._archived_at >= self._archive_us
+            self.sweep(archives=archives)
+            if archives:
+                self._archived_at = now
             host.write(note_seen)
 
-    def sweep(self) -> None:
-        """Remove all that has expired."""
+    def sweep(self, *, archives: bool = True) -> None:
+        """Remove all that has expired; what is to be archived only with `archives`."""
         self._read_policies()
         held, self._held = self._held, []
         self._archiver.begin()
         try:
+            if not archives:
+                self._held += [row for row in held if self._policy_of(row).archive]
+                held = [row for row in held if not self._policy_of(row).archive]
             self._take(held, EXPIRED)
-            self._sweep_own()
-            for ttl_us, (types, is_default) in self._groups().items():
-                self._sweep_group(ttl_us, types, is_default=is_default)
+            self._sweep_own(archives=archives)
+            for key, types in self._groups().items():
+                if archives or not key[1]:
+                    self._sweep_group(key, types)
             self._archiver.flush(EXPIRED)
         except BaseException:
             self._places.clear()  # what was gathered and is still there is found anew
@@ -147,38 +159,37 @@ class Sweeper:
     def _policy_of(self, row: Row) -> Policy:
         return self._policies.get(row[1]) or self._policies[DEFAULT]
 
-    def _groups(self) -> dict[int, tuple[list[str], bool]]:
-        """The types of each lifetime. The default's are all that have no lifetime of their own: it names those that have."""
-        own = {p.type: p.ttl_us for p in self._policies.values() if p.ttl_us is not None and not p.type.startswith("$")}
-        groups: dict[int, tuple[list[str], bool]] = {}
-        for type_, ttl_us in own.items():
-            groups.setdefault(ttl_us, ([], False))[0].append(type_)
-        groups[-1] = (list(own), True)
+    def _groups(self) -> dict[tuple[int | None, bool], list[str]]:
+        """The types of each lifetime, apart by whether they are archived. (None, …) is the default's: it names the others."""
+        own = [p for p in self._policies.values() if not p.type.startswith("$") and (p.ttl_us is not None or p.archive)]
+        groups: dict[tuple[int | None, bool], list[str]] = {}
+        for policy in own:
+            groups.setdefault((policy.ttl_us or 0, policy.archive), []).append(policy.type)
+        groups[None, self._policies[DEFAULT].archive] = [policy.type for policy in own]
         return groups
 
     # ---- looking
 
-    def _sweep_own(self) -> None:
+    def _sweep_own(self, *, archives: bool) -> None:
+        every_type = not self._policies[DEFAULT].archive
+        kept_back = [p.type for p in self._policies.values() if p.archive == every_type]
         while True:
-            limit = BATCH + len(self._held)
-            now = self._host.clock()
+            # Without archives: only types that go without, which are these, or all but these.
+            narrow = "" if archives and not self._archiver.failed else f"AND type {'NOT ' * every_type}IN"
+            limit = BATCH + len(self._held) + len(self._archiver.gathered)
+            statement, bindings = _own(self._host.clock(), limit, narrow, kept_back)
 
-            def job(reader: Reader, now: int = now, limit: int = limit) -> list[Any]:
-                return reader.execute(_OWN, (now, limit))
+            def job(reader: Reader, statement: str = statement, bindings: Any = bindings) -> list[Any]:
+                return reader.execute(statement, bindings)
 
             passed = {row[0] for row in self._held} | self._archiver.gathered
             rows = [row for row in self._host.read(job) if row[0] not in passed]
-            if self._archiver.failed:
-                rows = [row for row in rows if not self._policy_of(row).archive]
-            if rows:
-                self._take(rows, EXPIRED)
-            elif self._archiver.gathered:
-                self._archiver.flush(EXPIRED)
-            else:
+            if not rows:
                 return
+            self._take(rows, EXPIRED)
 
-    def _sweep_group(self, key: int, types: Sequence[str], *, is_default: bool) -> None:
-        statement = _BY_POLICY.format("NOT IN" if is_default else "IN")
+    def _sweep_group(self, key: tuple[int | None, bool], types: Sequence[str]) -> None:
+        statement = _BY_POLICY.format("NOT IN" if key[0] is None else "IN")
         listed = msgspec.json.encode(types).decode()
         more = True
         while more:
@@ -272,6 +283,13 @@ def _look(reader: Reader, statement: str, listed: str, place: int, now: int) -> 
     if len(rows) == BATCH:
         return due, due[-1][0], True
     return due, end, end < head
+
+
+def _own(now: int, limit: int, narrow: str, types: Sequence[str]) -> tuple[str, tuple[Any, ...]]:
+    """The statement that finds what is its own to expire, and its bindings; `narrow` to types, if not empty."""
+    if not narrow:
+        return _OWN.format(""), (now, limit)
+    return _OWN.format(f"{narrow} (SELECT value FROM json_each(?3))"), (now, limit, msgspec.json.encode(types).decode())
 
 
 def _batch(rows: Sequence[Row], at: int, most: int) -> Sequence[Row]:

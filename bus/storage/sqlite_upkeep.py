@@ -18,7 +18,7 @@ INCREMENTAL = 2
 class SqliteUpkeep:
     """Checkpoints, off the committing path: a commit that checkpoints takes 30–50 ms. One thread in the cluster.
 
-    Pages that became free are given back in steps of about a millisecond, but for SPARE_PAGES, which what comes next will use.
+    Pages that became free are given back in steps of about a millisecond, but for SPARE_PAGES, which are soon used again.
     """
 
     PASSIVE_AT_BYTES = 4 * 1024 * 1024

@@ -60,8 +60,9 @@ class RetentionBench:
             lambda: self.now + self.wall_ahead,
             self.pauses.append,
         )
+        self.archive_seconds = 0.0
         self.retention = Retention(self.host)
-        self.sweeper = Sweeper(self.host, 0)
+        self.restart()
 
     def close(self) -> None:
         for part in (self.writer, self.reader, self.upkeep):
@@ -69,7 +70,7 @@ class RetentionBench:
 
     def restart(self) -> None:
         """Another process begins to sweep."""
-        self.sweeper = Sweeper(self.host, 0)
+        self.sweeper = Sweeper(self.host, 0, self.archive_seconds)
 
     def write(self, run: Callable[[Transaction], Any]) -> Any:
         job = Job(run, lambda _: None)
@@ -147,9 +148,7 @@ class RetentionBench:
 
     def archived(self) -> list[int]:
         """The seqs in the archive's files."""
-        return [
-            line.seq for name in self.retention._folder.names() for line in self.retention._folder.read(name)
-        ]
+        return [line.seq for name in self.retention._folder.names() for line in self.retention._folder.read(name)]
 
     def expired_events(self) -> list[tuple[int, str]]:
         return [(event.message.seq, event.reason) for event in self.events if isinstance(event, MessageExpired)]

@@ -98,7 +98,12 @@ def test_the_release_notes_snippet_runs_with_its_defaults() -> None:
 
 def test_the_example_runs(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, str(ROOT / "message_ttl.py")], cwd=tmp_path, capture_output=True, text=True, timeout=30, check=True
+        [sys.executable, str(ROOT / "message_ttl.py")],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=True,
     )
     assert "Message msg-124 expired" in done.stdout
     assert "Left: ['msg-123', 'msg-125']" in done.stdout
@@ -217,9 +222,7 @@ def test_a_policy_by_name_is_obeyed_and_a_contradiction_is_refused(bench: Bench)
 
 
 @pytest.mark.parametrize("step", [10, -10, 3600, -3600, 365 * 86400, -365 * 86400, -(2**31)])
-def test_no_step_of_the_wall_clock_expires_anything(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
-) -> None:
+def test_no_step_of_the_wall_clock_expires_anything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     manager = MessageTTLManager(default_ttl=5, archive_dir=tmp_path)
     manager.add_message({"id": "m", "type": "t", "timestamp": NOW})
     real = local_messages.time.time

@@ -230,7 +230,7 @@ def test_a_policy_may_leave_what_is_stored_alone(bench: RetentionBench) -> None:
     bench.sweep()
     bench.send("build")
     bench.wait(60 * SECOND)
-    assert bench.stored() == [old]
+    assert bench.readable() == [old]
     bench.wait(DAY)
     assert bench.stored() == []
 
@@ -503,6 +503,7 @@ def test_a_crash_between_archive_and_removal_loses_nothing_and_doubles_nothing(
     there = set(bench.stored()) | set(bench.archived())
     assert there == set(seqs)
     bench.restart()
+    bench.retention.ask_for_sweep()  # an hour without a sweep, and all is due: the guard would wait
     bench.sweep()
     assert bench.stored() == []
     assert sorted(bench.archived()) == seqs
@@ -542,6 +543,24 @@ def test_an_archive_that_can_not_be_written_keeps_its_own_and_nothing_else(
     bench.sweep()
     assert bench.stored() == []
     assert sorted(bench.archived()) == kept
+
+
+def test_what_is_archived_goes_once_an_hour_and_holds_nothing_else_back(bench: RetentionBench) -> None:
+    bench.archive_seconds = 3600.0
+    bench.restart()
+    bench.sweep()
+    bench.policy("own", seconds=60, archive=True)
+    bench.policy("brief", seconds=60)
+    kept = [bench.send("own"), bench.send("own", ttl_us=SECOND)]
+    bench.send("brief")
+    bench.send("brief", ttl_us=SECOND)
+    bench.wait(60 * SECOND)
+    assert bench.readable() == []
+    assert bench.stored() == kept
+    bench.wait(HOUR)
+    assert bench.stored() == []
+    assert bench.archived() == kept
+    assert len(bench.retention.files(0, 10, None, None)) == 1
 
 
 def test_an_archive_has_a_time_of_its_own(bench: RetentionBench) -> None:
@@ -600,16 +619,19 @@ def test_twenty_thousand_of_mixed_policies_go_at_their_time_and_the_counts_agree
     for pause in (20 * SECOND, 300 * SECOND, HOUR // 2, HOUR, DAY, 7 * DAY):
         bench.wait(pause)
         alive = [seq for seq, (_, end) in lives.items() if end is None or end > bench.now]
+        gone = set(lives) - set(alive)
         assert bench.stored() == alive
         figures = bench.retention.figures()
         assert figures["expired"] == 20_000 - len(alive)
-        archived = [s for s, (t, end) in lives.items() if t in ("error", "command", "build") and s not in set(alive)]
+        archived = [s for s, (t, _) in lives.items() if t in ("error", "command", "build") and s in gone]
         assert (figures["archived"], figures["archive"]["messages"]) == (len(archived), len(archived))
         assert sorted(bench.archived()) == archived
     assert {type_ for type_, _ in [lives[seq] for seq in bench.stored()]} == {"audit"}
 
 
-def test_a_sweep_is_made_of_small_transactions_with_pauses(bench: RetentionBench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sweep_is_made_of_small_transactions_with_pauses(
+    bench: RetentionBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sizes = []
     whole = sweep.remove
 
@@ -633,15 +655,14 @@ def test_large_messages_go_a_few_at_a_time(bench: RetentionBench, monkeypatch: p
 
 
 def test_freed_space_goes_back_to_the_disk(bench: RetentionBench) -> None:
-    bench.send_all([bench.message("error") for _ in range(40_000)])
+    bench.send_all([bench.message("error") for _ in range(30_000)])
     _settle_file(bench)
     full = (bench.folder / "bus.db").stat().st_size
     bench.wait(HOUR)
     for _ in range(3600 * 4):  # an hour of idle time
-        before = (bench.folder / "bus.db").stat().st_size
-        bench.upkeep.tick()
-        if before == (bench.folder / "bus.db").stat().st_size and bench.reader.execute("PRAGMA freelist_count")[0][0] <= 1024:
+        if bench.reader.execute("PRAGMA freelist_count")[0][0] <= bench.upkeep.SPARE_PAGES:
             break
+        bench.upkeep.tick()
     _settle_file(bench)
     assert (bench.folder / "bus.db").stat().st_size < full / 2 + 1024 * 4096
 
@@ -654,6 +675,8 @@ def _settle_file(bench: RetentionBench) -> None:
 def test_in_ten_days_at_ten_a_second_the_file_stays_flat_after_the_second(bench: RetentionBench) -> None:
     """A hundredth of the rate, and so of the file: one message stands for a hundred. A sweep each ten minutes."""
     sizes = []
+    bench.archive_seconds = 3600.0
+    bench.restart()
     for step in range(10 * 144):
         types = ("message", "error", "log", "notification")
         batch = [bench.message(types[n % 4], "bob") for n in range(60)]
@@ -667,5 +690,3 @@ def test_in_ten_days_at_ten_a_second_the_file_stays_flat_after_the_second(bench:
     second, last = sizes[1], max(sizes[2:])
     assert last <= second * 1.1, sizes
     assert bench.retention.figures()["total_messages"] == 10 * 144 * 60
-
-
