@@ -1,7 +1,7 @@
-"""Sets the wall's clock, and lets the bus's run ahead, in every worker; notes what is announced. Loaded through BUS_EXTENSIONS.
+"""Sets the clocks of all workers, and notes what is announced. Loaded through BUS_EXTENSIONS.
 
-`PUT /seams/clock?wall=SECONDS` is a step of the time of day in the worker that sweeps, whichever that is; `?bus=SECONDS` lets
-time pass. `GET /seams/events` shows what was heard in the worker that answers, and what a callback got.
+`PUT /seams/clock?wall=SECONDS` is a step of the time of day; `?bus=SECONDS` lets time pass. `GET /seams/events` shows what was
+heard in any worker, and what a callback got.
 """
 
 from __future__ import annotations
@@ -32,7 +32,6 @@ class ClockSeams:
         self._heard: Path = bus.lock_folder / "heard-seams"
         self._wall = self._passed = 0.0
         self._time_ns = time.time_ns
-        self._now_us = bus.clock.now_us
 
     def set(self) -> Response:
         steps = {name: float(request.args.get(name, "0")) for name in ("wall", "bus")}
@@ -44,13 +43,11 @@ class ClockSeams:
     def look(self) -> None:
         if self._steps.exists() and (text := self._steps.read_text()):
             steps = json.loads(text)
+            self._bus.clock._offset_us += round((steps["bus"] - self._passed) * 1e6)
             self._wall, self._passed = steps["wall"], steps["bus"]
 
     def time_ns(self) -> int:
         return self._time_ns() + round((self._wall + self._passed) * 1e9)
-
-    def now_us(self) -> int:
-        return self._now_us() + round(self._passed * 1e6)
 
     def hear(self, event: Event) -> None:
         with self._heard.open("a") as file:
@@ -77,8 +74,6 @@ def register(app: Flask, bus: Bus) -> None:
     seams = ClockSeams(bus)
     app.extensions["clock_seams"] = seams
     time.time_ns = seams.time_ns
-    bus.clock.now_us = seams.now_us  # type: ignore[method-assign]
-    bus.store.clock = seams.now_us  # type: ignore[attr-defined]
     for kind in (MessageExpired, ClockJumped, RetentionHeld):
         bus.on(kind, seams.hear)
     manager: MessageTTLManager = app.extensions["message_ttl"]

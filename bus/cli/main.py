@@ -9,6 +9,7 @@ import sys
 import click
 
 from bus import __version__
+from bus.cli.archive import archive
 from bus.cli.claim import claim
 from bus.cli.dead_letters import dead_letters
 from bus.cli.look import clients, log, queues, status, thread
@@ -48,6 +49,7 @@ for command in (
     replay,
     replays,
     profile,
+    archive,
 ):
     cli.add_command(command)
 

@@ -160,7 +160,7 @@ class Sweeper:
         return self._policies.get(row[1]) or self._policies[DEFAULT]
 
     def _groups(self) -> dict[tuple[int | None, bool], list[str]]:
-        """The types of each lifetime, apart by whether they are archived. (None, …) is the default's: it names the others."""
+        """The types of each lifetime, apart by whether they are archived. (None, …) is the default's: all but these."""
         own = [p for p in self._policies.values() if not p.type.startswith("$") and (p.ttl_us is not None or p.archive)]
         groups: dict[tuple[int | None, bool], list[str]] = {}
         for policy in own:
