@@ -1,12 +1,13 @@
 """Sets the clocks of all workers, and notes what is announced. Loaded through BUS_EXTENSIONS.
 
-`PUT /seams/clock?wall=SECONDS` is a step of the time of day; `?bus=SECONDS` lets time pass. `GET /seams/events` shows what was
-heard in any worker, and what a callback got.
+`PUT /seams/clock?wall=SECONDS` is a step of the time of day; `?bus=SECONDS` lets time pass. `GET /seams/events` shows what
+was heard in any worker, and what a callback got, if HEAR_EXPIRY is set.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -70,14 +71,15 @@ def _told(event: Event) -> list[Any]:
 
 
 def register(app: Flask, bus: Bus) -> None:
-    """Open the seams, and give the type `called` a policy with a callback."""
+    """Open the seams; with HEAR_EXPIRY, hear what is announced, and give the type `called` a policy with a callback."""
     seams = ClockSeams(bus)
     app.extensions["clock_seams"] = seams
     time.time_ns = seams.time_ns
-    for kind in (MessageExpired, ClockJumped, RetentionHeld):
-        bus.on(kind, seams.hear)
-    manager: MessageTTLManager = app.extensions["message_ttl"]
-    manager.register_policy(TTLConfig("called", ttl_seconds=1, on_expire=seams.call_back))
+    if "HEAR_EXPIRY" in os.environ:
+        for kind in (MessageExpired, ClockJumped, RetentionHeld):
+            bus.on(kind, seams.hear)
+        manager: MessageTTLManager = app.extensions["message_ttl"]
+        manager.register_policy(TTLConfig("called", ttl_seconds=1, on_expire=seams.call_back))
     app.add_url_rule("/seams/clock", view_func=seams.set, methods=["PUT"], endpoint="clock")
     app.add_url_rule("/seams/events", view_func=seams.events, endpoint="events_heard")
     bus.add_worker(Worker("clock_seams", seams.look, interval_seconds=POLL_SECONDS))

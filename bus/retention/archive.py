@@ -96,16 +96,28 @@ class Folder:
 
     def write(self, name: str, lines: Iterable[bytes]) -> int:
         """Write a file, durable when this returns. Its size in bytes. The same name replaces the file."""
+        self.begin(name)
+        self.add(name, lines)
+        return self.finish(name)
+
+    def begin(self, name: str) -> None:
+        """Begin a draft."""
         self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
         draft = self.path / f"{name}{DRAFT}"
-        with draft.open("wb") as file:
-            with gzip.GzipFile(fileobj=file, mode="wb", compresslevel=3, filename="", mtime=0) as packed:
-                for line in lines:
-                    packed.write(line + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-            size = file.tell()
+        draft.write_bytes(b"")
         draft.chmod(0o600)
+
+    def add(self, name: str, lines: Iterable[bytes]) -> None:
+        """Add lines to a draft: a member of its own in the file, as gzip has it."""
+        with (self.path / f"{name}{DRAFT}").open("ab") as file:
+            file.write(gzip.compress(b"".join(line + b"\n" for line in lines), compresslevel=3, mtime=0))
+
+    def finish(self, name: str) -> int:
+        """Make a draft a file, durable when this returns. Its size in bytes."""
+        draft = self.path / f"{name}{DRAFT}"
+        with draft.open("rb") as file:
+            os.fsync(file.fileno())
+        size = draft.stat().st_size
         draft.replace(self.path / f"{name}{SUFFIX}")
         folder = os.open(self.path, os.O_RDONLY)
         try:

@@ -7,6 +7,7 @@ all of it, and is catalogued if not. So each message is in the log or in the arc
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
@@ -26,6 +27,9 @@ log = logging.getLogger("bus.retention")
 FILE_MESSAGES = 2000
 FILE_BYTES = 4 * 1024 * 1024
 """A file holds so many messages, or bytes of payload, at most."""
+
+STEP_MESSAGES = 50
+"""So many are written in one go."""
 
 Row = tuple[int, str, int]
 
@@ -71,9 +75,7 @@ class Archiver:
             return
         now = self._host.clock()
         try:
-            written: Written = self._host.read(
-                lambda reader: self._write(reader, [row[0] for row in rows], reason, now)
-            )
+            written = self._write(rows, reason, now)
         except OSError as error:
             log.error(  # the cause is the disk's, and said
                 "The archive can't be written (%s); what was to be archived stays until it can, unreadable",
@@ -94,22 +96,40 @@ class Archiver:
     def _begin_removal(self, rows: Sequence[Row], reason: str) -> None:
         self._remove(rows, reason, archived=True)
 
-    def _write(self, reader: Reader, seqs: Sequence[int], reason: str, now: int) -> Written:
-        """On a reader's thread: the file, durable."""
+    def _write(self, rows: Sequence[Row], reason: str, now: int) -> Written:
+        """The file, durable: a few messages at a time, on a reader's thread, since Python's lock is everybody's."""
+        moment = iso(now).decode()
+        name = f"{moment[:19].replace(':', '').replace('-', '')}-{rows[0][0]:012d}-{rows[-1][0]:012d}"
+        self._host.read(lambda _: self._folder.begin(name))
+        written = Written(None, [])
+        stamps: list[int] = []
+        for at in range(0, len(rows), STEP_MESSAGES):
+            began = time.monotonic()
+            seqs = [row[0] for row in rows[at : at + STEP_MESSAGES]]
+            held, taken = self._host.read(partial(self._add, name, seqs, reason, moment))
+            written.held += held
+            stamps += taken
+            self._host.pause(min(time.monotonic() - began, 1.0))
+        if stamps:
+            size = self._host.read(lambda _: self._folder.finish(name))
+            written.entry = Entry(0, name, reason, len(stamps), size, min(stamps), max(stamps), now, complete=False)
+        else:
+            self._host.read(lambda _: self._folder.clear_drafts())
+        return written
+
+    def _add(
+        self, name: str, seqs: Sequence[int], reason: str, moment: str, reader: Reader
+    ) -> tuple[list[int], list[int]]:
+        """Add messages to a draft. Which are in hands, and so are not in it; the stamps of those that are."""
         messages, held = [], []
         for message in whole(reader, seqs):
             if message.flags & REQUIRES_ACK and _is_in_hands(reader, message):
                 held.append(message.seq)
             else:
                 messages.append(message)
-        if not messages:
-            return Written(None, held)
-        epochs, moment = self._host.epochs(), iso(now).decode()
-        name = f"{moment[:19].replace(':', '').replace('-', '')}-{messages[0].seq:012d}-{messages[-1].seq:012d}"
-        size = self._folder.write(name, (line_of(message, epochs, reason, moment) for message in messages))
-        stamps = [message.stamp_us for message in messages]
-        entry = Entry(0, name, reason, len(messages), size, min(stamps), max(stamps), now, complete=False)
-        return Written(entry, held)
+        epochs = self._host.epochs()
+        self._folder.add(name, (line_of(message, epochs, reason, moment) for message in messages))
+        return held, [message.stamp_us for message in messages]
 
     # ---- after a crash
 

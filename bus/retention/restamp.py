@@ -13,6 +13,9 @@ from bus.storage.rows import named
 
 BATCH = 500
 
+TOLERANCE_US = 500_000
+"""A stamp that differs by less is left as it is: it was taken at the commit, and what is known of it here is the receipt."""
+
 _ROWS = f"""
 SELECT seq, kind, address, type, stamp, expires_at, flags FROM messages
  WHERE seq > ? AND flags & {OWN_EXPIRY} = 0 ORDER BY seq LIMIT ?"""
@@ -59,7 +62,8 @@ def _stamp(transaction: Transaction, message: Message, lifetimes: Lifetimes, bor
     elif had[0] is None:
         transaction.execute("DELETE FROM undelivered WHERE seq = ?", (message.seq,))
     expires_at = None if lifetime.ttl_us is None else born + lifetime.ttl_us
-    if (expires_at, flags) != had:
+    same = expires_at == had[0] or (None not in (expires_at, had[0]) and abs(expires_at - had[0]) < TOLERANCE_US)
+    if not same or flags != had[1]:
         transaction.execute(
             "UPDATE messages SET expires_at = ?, flags = ? WHERE seq = ?", (expires_at, flags, message.seq)
         )

@@ -18,7 +18,7 @@ from bus.testing import BusServer, eventually
 from tests.calls import call, send
 from tests.refusals import KEY
 
-SEAMS = {"BUS_EXTENSIONS": "tests.clock_seams", "TTL_SWEEP_INTERVAL": "1"}
+SEAMS = {"BUS_EXTENSIONS": "tests.clock_seams", "TTL_SWEEP_INTERVAL": "1", "HEAR_EXPIRY": "1"}
 
 
 @pytest.fixture(scope="module", params=[1, 4], ids=["one worker", "four workers"])

@@ -536,7 +536,7 @@ def test_an_archive_that_can_not_be_written_keeps_its_own_and_nothing_else(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(archive.Folder, "write", full)
+        patch.setattr(archive.Folder, "finish", full)
         bench.wait(DAY)
         assert bench.stored() == kept
         assert bench.readable() == []
