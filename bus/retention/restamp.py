@@ -39,6 +39,8 @@ def step(born_before: int) -> Callable[[Transaction], tuple[bool, int]]:
             seq, kind, address, type_, stamp, expires_at, flags = row
             if stamp <= transaction.ledger.now:
                 born = max(born, stamp)
+            if expires_at is not None and expires_at <= transaction.ledger.now:
+                continue  # what is gone stays gone, swept or not
             message = Message(kind, address, named(kind, address), "", type_, b"", stamp, flags, seq=seq)
             moment = born if stamp <= transaction.ledger.now else transaction.ledger.now
             _stamp(transaction, message, lifetimes, moment, (expires_at, flags))

@@ -238,6 +238,7 @@ def test_a_policy_may_leave_what_is_stored_alone(bench: RetentionBench) -> None:
 def test_a_policy_that_keeps_for_ever_saves_what_is_stored_and_its_end_gives_it_back(bench: RetentionBench) -> None:
     seq = bench.send("build")
     bench.policy("build", name="permanent")
+    bench.sweep()
     bench.wait(10 * DAY)
     assert bench.readable() == [seq]
     bench.retention.delete("build")
@@ -333,7 +334,6 @@ def test_lives_are_what_a_plain_reckoning_says(tmp_path_factory: pytest.TempPath
             bench.wait(value * SECOND, sweep=False)
         elif what == "policy" and bench.wall_ahead == 0:
             ttls[which] = None if value is None else value * SECOND
-            bench.sweep()  # what has expired by now is gone
             bench.policy(which, seconds=value, name="permanent" if value is None else None)
             bench.sweep()
             for life in lives.values():
