@@ -223,7 +223,9 @@ class Sweeper:
             batch = _batch(rows, at, self._rows)
             at += len(batch)
             messages = self._whole(batch) if self._host.wants(MessageExpired) else {}
+            began = time.monotonic()
             removed, taken = self._host.write(_removal([row[0] for row in batch], reason, archived=archived))
+            waited = time.monotonic() - began
             self._adapt(taken, len(batch))
             held = set(removed.held)
             self._hold(row for row in batch if row[0] in held)
@@ -231,7 +233,7 @@ class Sweeper:
                 self._host.tell_swept(Swept(set(), [], removed.failures, more=False))
             for message in [messages[seq] for seq in removed.gone if seq in messages]:
                 self._host.emit(MessageExpired(message, reason))
-            self._yield(taken)
+            self._yield(waited)
 
     def _hold(self, rows: Iterable[Row]) -> None:
         """Somebody has them in hands: they are looked at again by the next sweep."""
@@ -251,9 +253,9 @@ class Sweeper:
         elif count >= self._rows and taken < AIM_SECONDS / 2:
             self._rows = min(self._rows * 2, BATCH)
 
-    def _yield(self, taken: float) -> None:
-        """Let others in: the sweep is a fifth of the writer's time, and while others write, a tenth."""
-        self._host.pause(min(taken * (9 if self._host.is_busy() else 4), 1.0))
+    def _yield(self, waited: float) -> None:
+        """Let others in: the sweep is a fifth of the writer's time, its syncs included, and while others write, a tenth."""
+        self._host.pause(min(waited * (9 if self._host.is_busy() else 4), 1.0))
 
 
 def _removal(seqs: Sequence[int], reason: str, *, archived: bool) -> Callable[[Transaction], tuple[Removed, float]]:
