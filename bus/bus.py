@@ -119,6 +119,10 @@ class Bus:
         """Announce an event. Event loop only."""
         self._dispatcher.emit(event)
 
+    def is_heard(self, kind: type[Event]) -> bool:
+        """True when anybody hears events of this type."""
+        return self._dispatcher.wants(kind)
+
     def add_worker(self, worker: Background) -> None:
         """Have a worker started after the fork, and stopped in reverse order."""
         self.workers.append(worker)

@@ -75,6 +75,18 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     disk_alarm_percent: Annotated[
         float, Meta(ge=0, le=50, description="Of the log's disk. Acks, reads and deletes go on, so room can be made.")
     ] = 5.0
+    default_ttl: Annotated[
+        int,
+        Meta(
+            ge=1, le=316_224_000, description="Seconds that messages live whose type has no policy of its own. A day."
+        ),
+    ] = 86_400
+    ttl_sweep_interval: Annotated[
+        float,
+        Meta(
+            ge=1, le=86_400, description="Seconds between two sweeps. What has expired can't be read before its sweep."
+        ),
+    ] = 60.0
     enable_auth: Annotated[
         bool | None,
         Meta(

@@ -49,6 +49,8 @@ CLEARED = (
     "replies",
     "thread_messages",
     "set_aside",
+    "undelivered",
+    "expired",
 )
 """What a clear empties. Dead letters are purged on their own."""
 

@@ -28,6 +28,7 @@ EXTENSIONS = (
     "webhooks",
     "health_checks",
     "enhanced_metrics",
+    "message_ttl",
     "extensions.log_cap",
     "extensions.tracing",
 )
