@@ -1,1 +1,1 @@
-"""The files that an operator starts: they are what they say, they name what exists, and they work as far as it can be tried."""
+"""The files that an operator starts: well-formed, of one mind, and working as far as that can be tried here."""

@@ -32,7 +32,10 @@ def document(path: str) -> dict[str, Any]:
 
 def yaml_files() -> list[Path]:
     """Every YAML file that is shipped for operators."""
-    return [*sorted(ROOT.glob("*.yml")), *sorted(path for path in DEPLOY.rglob("*") if path.suffix in (".yml", ".yaml"))]
+    return [
+        *sorted(ROOT.glob("*.yml")),
+        *sorted(path for path in DEPLOY.rglob("*") if path.suffix in (".yml", ".yaml")),
+    ]
 
 
 def unit(path: Path = DEPLOY / "systemd" / "message-bus.service") -> dict[str, list[str]]:
@@ -59,7 +62,9 @@ def of_kubernetes(file: Path) -> dict[str, str]:
     for each in documents(file):
         found |= each.get("stringData", {})
         pod = each.get("spec", {}).get("template", {}).get("spec", {})
-        found |= {variable["name"]: variable["value"] for c in pod.get("containers", ()) for variable in c.get("env", ())}
+        found |= {
+            variable["name"]: variable["value"] for c in pod.get("containers", ()) for variable in c.get("env", ())
+        }
     return found
 
 

@@ -80,7 +80,9 @@ class Builder:
     def do(self, *command: str, data: bytes = b"") -> bytes:
         """Call a command in the namespace. Raises AssertionError with what it said when it fails."""
         done = subprocess.run(self.inside(*command), input=data, capture_output=True, timeout=SECONDS_A_STEP)
-        assert done.returncode == 0, f"{command} failed:\n{(done.stdout + done.stderr).decode(errors='replace')[-3000:]}"
+        assert done.returncode == 0, (
+            f"{command} failed:\n{(done.stdout + done.stderr).decode(errors='replace')[-3000:]}"
+        )
         return done.stdout
 
     def build(self) -> Image:
@@ -113,7 +115,9 @@ class Building:
         self._builder, self._stage, self._root, self._roots = builder, stage, root, roots
         self._folder = "/"
         self._environment = {"PATH": BASE_PATH, "HOME": "/root"} | {
-            name: value for name, value in os.environ.items() if name.upper().startswith(("PIP_", "SSL_", "HTTPS_", "HTTP_"))
+            name: value
+            for name, value in os.environ.items()
+            if name.upper().startswith(("PIP_", "SSL_", "HTTPS_", "HTTP_"))
         }
 
     def carry_out(self) -> None:
@@ -132,7 +136,9 @@ class Building:
             elif step.word == "ENV":
                 self._environment |= dict(word.split("=", 1) for word in step.words)
             else:
-                assert step.word in ("USER", "VOLUME", "EXPOSE", "HEALTHCHECK", "CMD"), f"{step.word} is not known here."
+                assert step.word in ("USER", "VOLUME", "EXPOSE", "HEALTHCHECK", "CMD"), (
+                    f"{step.word} is not known here."
+                )
 
     def _copy(self, step: Instruction) -> None:
         *sources, target = step.words
@@ -149,7 +155,9 @@ class Building:
 
 def copied(sources: Sequence[str], target: str) -> list[tuple[str, str]]:
     """What COPY takes from the context, and where it puts it: (file, place)."""
-    files = [str(path.relative_to(ROOT)) for pattern in ("*", "bus/**/*", "extensions/**/*") for path in ROOT.glob(pattern)]
+    files = [
+        str(path.relative_to(ROOT)) for pattern in ("*", "bus/**/*", "extensions/**/*") for path in ROOT.glob(pattern)
+    ]
     given = context([name for name in files if (ROOT / name).is_file()])
     pairs = []
     for source in sources:

@@ -56,7 +56,9 @@ def test_what_listens_beyond_this_machine_asks_for_a_key() -> None:
 
 
 def test_the_image_is_built_from_hashes_and_runs_without_rights() -> None:
-    install = next(step.text for stage in stages() for step in stage.steps if "install" in step.words and "pip" in step.words)
+    install = next(
+        step.text for stage in stages() for step in stage.steps if "install" in step.words and "pip" in step.words
+    )
     assert "--require-hashes" in install
     assert "--only-binary :all:" in install
     assert {stage.base for stage in stages()} == {"python:3.11-slim"}
@@ -66,7 +68,13 @@ def test_the_image_is_built_from_hashes_and_runs_without_rights() -> None:
 
 
 def test_the_builder_is_given_code_and_no_secrets() -> None:
-    good = ["server_ws.py", "bus/bus.py", "bus/storage/migrations/0001.sql", "extensions/log_cap.py", "requirements.txt"]
+    good = [
+        "server_ws.py",
+        "bus/bus.py",
+        "bus/storage/migrations/0001.sql",
+        "extensions/log_cap.py",
+        "requirements.txt",
+    ]
     bad = [".env", ".git/config", "data/bus.db", "tests/calls.py", "bus/__pycache__/bus.cpython-311.pyc", "bus/testing.py",
            ".venv/bin/python", "docs/make_settings.py", "requirements-dev.txt", "deploy/kubernetes/secret.yaml"]  # fmt: skip
     assert context(good + bad) == good
@@ -126,7 +134,9 @@ def test_compose_runs_the_bus_on_a_root_that_is_read_only() -> None:
 def test_images_are_of_a_named_version() -> None:
     for name, service in SERVICES.items():
         if "build" not in service:
-            assert re.search(r":v?\d+\.\d+\.\d+$", service["image"]), f"{name} runs whatever {service['image']} is today."
+            assert re.search(r":v?\d+\.\d+\.\d+$", service["image"]), (
+                f"{name} runs whatever {service['image']} is today."
+            )
 
 
 # ---- monitoring

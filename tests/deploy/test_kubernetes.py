@@ -55,7 +55,9 @@ def validate(manifest: dict[str, Any]) -> None:
         kubernetes_validate.validate(manifest, version, strict=True)  # raises ValidationError
 
 
-@pytest.mark.parametrize("path", [p for p in MANIFESTS if p not in PATCHES], ids=lambda p: str(p.relative_to(KUBERNETES)))
+@pytest.mark.parametrize(
+    "path", [p for p in MANIFESTS if p not in PATCHES], ids=lambda p: str(p.relative_to(KUBERNETES))
+)
 def test_a_manifest_is_valid(path: Path) -> None:
     for manifest in documents(path):
         validate(manifest)
@@ -70,7 +72,9 @@ def test_what_kustomize_puts_together_is_valid(folder: Path) -> None:
     (container,) = spec["containers"]
     assert container["image"] == f"multi-agent-bridge:{__version__}"
     assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in spec["volumes"]}
-    claims = {volume["persistentVolumeClaim"]["claimName"] for volume in spec["volumes"] if "persistentVolumeClaim" in volume}
+    claims = {
+        volume["persistentVolumeClaim"]["claimName"] for volume in spec["volumes"] if "persistentVolumeClaim" in volume
+    }
     assert claims == {manifest["metadata"]["name"] for manifest in made if manifest["kind"] == "PersistentVolumeClaim"}
     load({variable["name"]: variable["value"] for variable in container["env"]}, env_file=None)  # raises StartRefused
 
@@ -120,7 +124,9 @@ def test_a_pod_that_leaves_has_the_time_to_do_so() -> None:
 
 def test_the_pod_is_as_restricted_as_the_image_allows() -> None:
     user, group = stages()[-1].last("USER").text.split(":")
-    assert POD["securityContext"].items() >= {"runAsNonRoot": True, "runAsUser": int(user), "fsGroup": int(group)}.items()
+    assert (
+        POD["securityContext"].items() >= {"runAsNonRoot": True, "runAsUser": int(user), "fsGroup": int(group)}.items()
+    )
     assert CONTAINER["securityContext"] == {
         "allowPrivilegeEscalation": False,
         "readOnlyRootFilesystem": True,
