@@ -1,4 +1,4 @@
-"""The Dockerfile, carried out: its server runs without rights on a read-only root, is healthy, and keeps what it was sent."""
+"""The Dockerfile, carried out: its server has no rights and a read-only root, is healthy, and keeps what it was sent."""
 
 from __future__ import annotations
 

@@ -72,10 +72,9 @@ def test_what_kustomize_puts_together_is_valid(folder: Path) -> None:
     (container,) = spec["containers"]
     assert container["image"] == f"multi-agent-bridge:{__version__}"
     assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in spec["volumes"]}
-    claims = {
-        volume["persistentVolumeClaim"]["claimName"] for volume in spec["volumes"] if "persistentVolumeClaim" in volume
-    }
-    assert claims == {manifest["metadata"]["name"] for manifest in made if manifest["kind"] == "PersistentVolumeClaim"}
+    claims = [volume["persistentVolumeClaim"] for volume in spec["volumes"] if "persistentVolumeClaim" in volume]
+    made_claims = [manifest["metadata"]["name"] for manifest in made if manifest["kind"] == "PersistentVolumeClaim"]
+    assert [claim["claimName"] for claim in claims] == made_claims
     load({variable["name"]: variable["value"] for variable in container["env"]}, env_file=None)  # raises StartRefused
 
 
