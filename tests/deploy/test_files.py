@@ -170,3 +170,17 @@ def test_grafana_finds_prometheus_and_the_dashboards() -> None:
     dashboards = [path.read_text() for path in (DEPLOY / "grafana" / "dashboards").glob("*.json")]
     named = {uid for text in dashboards for uid in re.findall(r'"type": ?"prometheus",\s*"uid": ?"([^"]*)"', text)}
     assert named <= {source["uid"], "${datasource}"}
+
+
+# ---- the page
+
+
+def test_the_page_names_files_that_exist_and_leaves_none_out() -> None:
+    page = (ROOT / "docs" / "deployment.md").read_text()
+    named = set(re.findall(r"\bdeploy/[\w/.-]*\w", page))
+    for name in named:
+        assert (ROOT / name).exists(), f"docs/deployment.md names {name}, which is missing."
+    for folder in DEPLOY.iterdir():
+        assert any(name.startswith(f"deploy/{folder.name}") for name in named), (
+            f"docs/deployment.md is silent on {folder}."
+        )
