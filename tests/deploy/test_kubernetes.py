@@ -108,7 +108,7 @@ def test_the_probes_have_the_documented_numbers(probe: str, path: str, numbers: 
 
 def test_one_pod_owns_the_log_and_is_replaced() -> None:
     spec = only("Deployment", BASE)["spec"]
-    assert spec["replicas"] == 1, "Two servers can't share the log."
+    assert spec["replicas"] == 1, "Pods of several nodes can't share the log."
     assert spec["strategy"] == {"type": "Recreate"}, "A rolled one would wait for the disk that the old one holds."
     assert only("PersistentVolumeClaim", BASE)["spec"]["accessModes"] == ["ReadWriteOnce"]
     budget = only("PodDisruptionBudget", BASE)["spec"]
