@@ -30,6 +30,7 @@ EXTENSIONS = (
     "bus.transports.profile",
     "streaming",
     "extensions.log_cap",
+    "extensions.tracing",
 )
 """What ships, in order of registration. Each module's last function is `register(app, bus)`."""
 

@@ -70,7 +70,7 @@ class Bus:
         self.settings = settings
         self.names = Names()
         self.auth = Auth(settings)
-        self.lock_folder = settings.database_path.with_name(settings.database_path.name + ".workers")
+        self.lock_folder = settings.lock_folder
         self.clock = Clock(self.lock_folder / "clock")
         self._companions = Companions()
         self.store: Store = SqliteStore(

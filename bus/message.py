@@ -256,9 +256,9 @@ def parse_time(text: str, field: str) -> int:
 # ---- epochs, ids, cursors
 
 
-def new_epoch() -> str:
-    """A name for a log's life: 8 hex digits of the second it began, 4 of chance. Sorts by time."""
-    return f"{int(time.time()):08x}{secrets.token_hex(2)}"
+def new_epoch(after: str = "0") -> str:
+    """A name for a log's life: 8 hex digits of the second it began, 4 of chance. Sorts behind the life before, `after`."""
+    return max(f"{int(time.time()):08x}{secrets.token_hex(2)}", f"{int(after, 16) + 1:012x}")
 
 
 class Epochs:

@@ -25,6 +25,7 @@ from bus.message import (
     parse_address,
     parse_time,
 )
+from bus.trace_context import without_trace
 
 _PRIORITY_NAMES = {number: name for name, number in PRIORITIES.items()}
 MAX_KEY_LENGTH = 255
@@ -405,7 +406,8 @@ def priority_of(given: str | int) -> int:
 
 def body_key(message: Message) -> bytes:
     """What makes two sends with one idempotency key the same send: everything that the sender chose."""
-    parts = [b"%d" % message.kind, message.address.encode(), message.type.encode(), message.payload, message.extras]
+    extras = without_trace(message.extras)
+    parts = [b"%d" % message.kind, message.address.encode(), message.type.encode(), message.payload, extras]
     terms = message.terms or _NO_TERMS
     more = (message.flags, terms.ack_wait_us, terms.ttl_us, terms.delay_us, terms.deliver_us)
     if more != _NOTHING_MORE:

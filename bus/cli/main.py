@@ -9,6 +9,7 @@ import sys
 import click
 
 from bus import __version__
+from bus.cli.backup import backup, restore_
 from bus.cli.claim import claim
 from bus.cli.dead_letters import dead_letters
 from bus.cli.look import clients, log, queues, status, thread
@@ -18,7 +19,8 @@ from bus.cli.replay import replay, replays
 from bus.cli.send import request, send
 from bus.cli.tail import tail
 from bus.client import Offline
-from bus.errors import BusError
+from bus.errors import BusError, StartRefused
+from bus.storage.sqlite_backup import NoCopy
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -48,6 +50,8 @@ for command in (
     replay,
     replays,
     profile,
+    backup,
+    restore_,
 ):
     cli.add_command(command)
 
@@ -70,6 +74,9 @@ def main() -> None:
     except BusError as error:
         click.echo(error.sentence, err=True)
         code = 2 if isinstance(error, Offline) or error.field == "url" else 1
+    except (StartRefused, NoCopy) as error:
+        click.echo(str(error), err=True)
+        code = 1
     except BrokenPipeError:
         # Nobody reads any more. What is left in the buffer must not fail again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -264,7 +264,7 @@ class SqliteStore:
                 lives = connection.execute("SELECT first_seq, epoch FROM epochs ORDER BY first_seq, epoch").fetchall()
                 if not lives or head < lock.last_seq:
                     # A new life begins at the next seq; what was written before keeps its ids.
-                    lives.append((head + 1, new_epoch()))
+                    lives.append((head + 1, new_epoch(str(lives[-1][1]) if lives else "0")))
                     connection.execute("INSERT INTO epochs VALUES (?, ?)", lives[-1])
                     lock.note(head)
         finally:

@@ -65,10 +65,10 @@ class Rest:
 
     def send(self) -> Response:
         body = body_of(self._sends.max_bytes)
-        return self._publish(self._sends.single(body, request.headers.get("Idempotency-Key")))
+        return self._publish(self._sends.single(body, request.headers.get))
 
     def send_batch(self) -> Response:
-        return self._publish(self._sends.batch(body_of(self._sends.max_batch_bytes)))
+        return self._publish(self._sends.batch(body_of(self._sends.max_batch_bytes), request.headers.get))
 
     def _publish(self, asked: Asked) -> Response:
         answer = self._answer_to(asked)
@@ -332,6 +332,7 @@ def _operations(rest: Rest) -> list[Operation]:
         Parameter("topic", "only what went to topics that match this pattern (builds.*, builds.>)"),
     )
     key = Parameter("Idempotency-Key", "with it, a repeat is the same message for 24 hours", place="header")
+    trace = Parameter("traceparent", "the trace that the message belongs to; it is kept in its headers", place="header")
     listing = (limit, Parameter("cursor", "the cursor of the page before"))
     return [
         Operation(
@@ -341,7 +342,7 @@ def _operations(rest: Rest) -> list[Operation]:
             "Send a message.",
             answers.Sent,
             answers.SEND_BODY,
-            (key,),
+            (key, trace),
             (400, 413, 415, 422, 429, 501, 507),
         ),
         Operation(

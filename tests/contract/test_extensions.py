@@ -26,6 +26,7 @@ EXTENSIONS = (
     "bus.transports.profile",
     "streaming",
     "extensions.log_cap",
+    "extensions.tracing",
 )
 ALL = (*EXTENSIONS, THIRD_PARTY)
 
