@@ -4,13 +4,16 @@
 #   docker build -t multi-agent-bridge .
 #   docker run --read-only --tmpfs /tmp -v bus-data:/data -p 5001:5001 multi-agent-bridge
 #
-# Auth is on: the first start prints the admin key, once, unless API_KEY gives one.
+# Auth is on: the first start prints the admin key, once, unless API_KEY gives one. With `--build-arg TRACING=yes` the
+# image has what ENABLE_TRACING needs.
 
 FROM python:3.11-slim AS requirements
-COPY requirements.txt /build/
+ARG TRACING=""
+COPY requirements.txt requirements-tracing.txt /build/
 RUN python -m venv --without-pip /opt/bus \
     && python -m pip --disable-pip-version-check --python /opt/bus install --no-cache-dir \
-        --require-hashes --only-binary :all: --requirement /build/requirements.txt
+        --require-hashes --only-binary :all: --requirement /build/requirements.txt \
+        ${TRACING:+--requirement /build/requirements-tracing.txt}
 
 FROM python:3.11-slim
 RUN groupadd --system --gid 10001 bus \

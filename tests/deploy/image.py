@@ -85,13 +85,13 @@ class Builder:
         )
         return done.stdout
 
-    def build(self) -> Image:
-        """Carry out every step of every stage. Raises AssertionError at the first that fails."""
+    def build(self, **arguments: str) -> Image:
+        """Carry out every step of every stage; `arguments` are ARGs. Raises AssertionError at the first that fails."""
         roots: dict[str, str] = {}
         for number, stage in enumerate(stages()):
             place = f"{self.folder}/{number}"
             self.do("sh", "-c", BEGIN, "sh", place)
-            Building(self, stage, f"{place}/root", roots).carry_out()
+            Building(self, stage, f"{place}/root", roots, arguments).carry_out()
             roots[stage.name] = f"{place}/root"
         return Image(self, stage, place)
 
@@ -111,9 +111,12 @@ class Builder:
 class Building:
     """One stage on its way."""
 
-    def __init__(self, builder: Builder, stage: Stage, root: str, roots: dict[str, str]) -> None:
+    def __init__(
+        self, builder: Builder, stage: Stage, root: str, roots: dict[str, str], arguments: dict[str, str]
+    ) -> None:
         self._builder, self._stage, self._root, self._roots = builder, stage, root, roots
         self._folder = "/"
+        self._arguments = arguments
         self._environment = {"PATH": BASE_PATH, "HOME": "/root"} | {
             name: value
             for name, value in os.environ.items()
@@ -133,6 +136,9 @@ class Building:
             elif step.word == "WORKDIR":
                 self._folder = step.text
                 self._builder.do("mkdir", "-p", self._root + step.text)
+            elif step.word == "ARG":
+                name, _, default = step.words[0].partition("=")
+                self._environment[name] = self._arguments.get(name, default)
             elif step.word == "ENV":
                 self._environment |= dict(word.split("=", 1) for word in step.words)
             else:

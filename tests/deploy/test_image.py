@@ -50,6 +50,9 @@ def test_a_container_serves_stops_and_goes_on_where_it_was(start: Callable[..., 
     sent = first.call("python", "-m", "bus", "send", "--to", "browser", "kept", env=key)
     assert sent.returncode == 0, sent
     assert first.call("python", "-m", "bus", "send", "--to", "browser", "nobody's").returncode != 0
+    assert first.call("mkdir", "--parents", "/data/copies").returncode == 0
+    copied = first.call("python", "-m", "bus", "backup", "/data/copies", "--keep", "2")
+    assert copied.returncode == 0, copied
     assert first.stop(signal.SIGTERM) == 0
 
     second = start()
@@ -85,5 +88,13 @@ def test_it_holds_what_the_server_needs_and_little_more(image: Image) -> None:
     assert "/app/server_ws.py" in files
     for left_out in ("/app/tests/", "/.env", "/.git", "/pip/", "/requirements.txt", "/data/"):
         assert left_out not in files
+    assert "opentelemetry" not in files
     owners = image.builder.do("find", image.written, "-type", "f", "!", "-user", "root").decode()
     assert owners == "", "Its user could change its code."
+
+
+def test_an_argument_of_the_build_adds_what_tracing_needs(tmp_path: Path) -> None:
+    with Builder(tmp_path) as builder:
+        image = builder.build(TRACING="yes")
+        imported = image.command("python", "-c", "import opentelemetry.sdk, opentelemetry.exporter.otlp.proto.http")
+        builder.do("chroot", image.root, *imported)
