@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from http.client import HTTPSConnection
 from pathlib import Path
 
+import trustme
+
 from bus.settings import ROOT
 from bus.testing import HOST, Answer, BusServer, eventually, free_port, processes
 from tests.conftest import require
@@ -54,7 +56,7 @@ class Proxy:
     def __init__(self, folder: Path, command: list[str], port: int, plain_port: int = 0) -> None:
         self.port, self.plain_port = port, plain_port
         self._log = folder / "log"
-        self.tls = ssl.create_default_context(cafile=folder / "certificate")
+        self.tls = ssl.create_default_context(cafile=folder / "authority")
         with self._log.open("ab") as log:
             self.process = subprocess.Popen(
                 command, env={**os.environ, "HOME": str(folder), "XDG_DATA_HOME": str(folder)}, stdout=log, stderr=log
@@ -166,10 +168,11 @@ def replaced(example: str, changes: Mapping[str, str]) -> str:
 
 
 def certify(folder: Path) -> Path:
-    """A certificate for this machine, with its key beside it."""
+    """A certificate for this machine, with its key beside it, and who signed it."""
     certificate = folder / "certificate"
-    made = [require("openssl"), "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
-    names = ["-days", "2", "-subj", "/CN=bus.example.com", "-addext", f"subjectAltName=IP:{HOST}"]
-    files = ["-keyout", f"{certificate}.key", "-out", str(certificate)]
-    subprocess.run([*made, *names, *files], check=True, capture_output=True)
+    authority = trustme.CA()
+    issued = authority.issue_cert(HOST, "bus.example.com")
+    issued.cert_chain_pems[0].write_to_path(certificate)
+    issued.private_key_pem.write_to_path(f"{certificate}.key")
+    authority.cert_pem.write_to_path(folder / "authority")
     return certificate
