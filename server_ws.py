@@ -29,6 +29,7 @@ EXTENSIONS = (
     "bus.transports.lane",
     "bus.transports.profile",
     "streaming",
+    "webhooks",
     "extensions.log_cap",
     "extensions.tracing",
 )

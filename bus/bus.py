@@ -45,7 +45,7 @@ from bus.storage.log_writer import LogWriter
 from bus.storage.sqlite import SqliteStore
 from bus.storage.upkeep import UpkeepThread
 from bus.threads import Mailbox, WorkerPool
-from bus.worker import Worker
+from bus.worker import Background
 
 log = logging.getLogger("bus")
 
@@ -91,7 +91,7 @@ class Bus:
         self._gathered: list[Pending | Group | Job] = []
         self._paused: list[Connection] = []
         self.delivery = Delivery(self.read, self.write, self.clock, lambda: self.epochs, self.online)
-        self._workers = self.delivery.workers()
+        self._workers: list[Background] = [*self.delivery.workers()]
         self._known: set[str] = set()
         self._knows_since = time.monotonic()
         self._own_ids = self._ephemerals = 0
@@ -115,7 +115,7 @@ class Bus:
         """Announce an event. Event loop only."""
         self._dispatcher.emit(event)
 
-    def add_worker(self, worker: Worker) -> None:
+    def add_worker(self, worker: Background) -> None:
         """Have a worker started after the fork, and stopped in reverse order."""
         self._workers.append(worker)
 
@@ -386,6 +386,7 @@ class Bus:
         self.hub.tail.offer(first, last, messages)
 
     def _relieve(self) -> None:
+        self._companions.tell()
         self.hub.commit_ended()
         if self._paused and self.writer.waiting < MAX_UNCOMMITTED // 2:
             paused, self._paused = self._paused, []

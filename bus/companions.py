@@ -21,10 +21,16 @@ Rows = Callable[[Any], "Sequence[Row]"]
 
 
 class Companion(Guarded):
-    """One registration. While `active` is False, its events cost nothing; set it on the event loop at any time."""
+    """One registration. While `active` is False, its events cost nothing; set it on the event loop at any time.
 
-    def __init__(self, rows: Rows, changed: Callable[[], None]) -> None:
+    `on_commit(hear)` has `hear()` called on the event loop when rows of companions have become durable, by this process.
+    """
+
+    def __init__(
+        self, rows: Rows, changed: Callable[[], None], on_commit: Callable[[Callable[[], None]], None]
+    ) -> None:
         super().__init__(rows)
+        self.on_commit = on_commit
         self._changed = changed
         self._active = True
 
@@ -41,20 +47,31 @@ class Companion(Guarded):
 class Companions:
     """All of them, by the type of event. Registered before the start; asked by the event loop and by the writer's thread.
 
-    `sent` are the active ones of `MessageSent`, in a field of its own, since the hot path looks at it.
+    `sent` are the active ones of `MessageSent`, in a field of its own, since the hot path looks at it. `commits` counts the
+    transactions of this process in which rows of companions became durable; only the writer's thread raises it.
     """
 
     def __init__(self) -> None:
         self.sent: tuple[Companion, ...] = ()
+        self.commits = 0
+        self._told = 0
+        self._hearers: list[Callable[[], None]] = []
         self._all: dict[type[Event], list[Companion]] = {}
         self._active: dict[type[Event], tuple[Companion, ...]] = {}
 
     def add(self, kind: type[Event], rows: Rows) -> Companion:
         """Have `rows(event)` asked for each event of exactly this type."""
-        companion = Companion(rows, self._look)
+        companion = Companion(rows, self._look, self._hearers.append)
         self._all.setdefault(kind, []).append(companion)
         self._look()
         return companion
+
+    def tell(self) -> None:
+        """A commit was settled: tell whoever hears of it, if it held rows of companions. Event loop."""
+        if self.commits != self._told:
+            self._told = self.commits
+            for hear in self._hearers:
+                hear()
 
     def report_by(self, report: Callable[..., None]) -> None:
         """Have failures told by `report(tell, …)`, which has to call `tell(…)` on the event loop. Any thread may call it."""
@@ -78,14 +95,16 @@ class Companions:
 
 
 class Announcer:
-    """Where a transaction's events go, so that their companions' rows are written in it."""
+    """Where a transaction's events go, so that their companions' rows are written in it. `wrote`: some were."""
 
     def __init__(self, companions: Companions, execute: Callable[..., Any]) -> None:
         """`execute(statement, bindings)` is the transaction's."""
         self.wants = companions.wants
         self._rows_of = companions.rows_of
         self._execute = execute
+        self.wrote = False
 
     def announce(self, event: Event) -> None:
         for statement, bindings in self._rows_of(event):
             self._execute(statement, bindings)
+            self.wrote = True

@@ -79,6 +79,17 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
         str,
         Meta(description="Further Host names, comma-separated, that are answered while auth is off (DNS rebinding)."),
     ] = ""
+    secret_key: Annotated[
+        str | None,
+        Meta(
+            description="What the secrets and URLs of webhooks are encrypted with, at rest. Unset: a key file is made in"
+            " DATA_DIR, readable by its owner only."
+        ),
+    ] = None
+    webhook_secret: Annotated[
+        str | None,
+        Meta(description="Signs webhooks of endpoints that have no secret of their own; else each is given one."),
+    ] = None
     webhook_allowed_targets: Annotated[
         str,
         Meta(
@@ -227,6 +238,8 @@ def _check(settings: Settings) -> None:
         raise StartRefused("ENABLE_AUTH=false and API_KEY contradict one another; remove one of them.")
     if settings.api_key is not None and len(settings.api_key) < 16:
         raise StartRefused("API_KEY is shorter than 16 characters and could be guessed; use a longer one.")
+    if settings.secret_key is not None and len(settings.secret_key) < 16:
+        raise StartRefused("SECRET_KEY is shorter than 16 characters and could be guessed; use a longer one.")
     _check_targets(settings)
     check_bind(settings, [settings.message_bus_host])
 

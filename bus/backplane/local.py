@@ -128,6 +128,7 @@ class LocalBackplane:
 
     def __init__(self, slot: Slot) -> None:
         self.slot = slot.number
+        self.alone = slot.alone
         self._folder = slot.sockets
         # A name for this process's life, so that a successor in the slot is never taken for it.
         self._token = secrets.token_hex(4)

@@ -18,6 +18,7 @@ from bus.cli.profile import profile
 from bus.cli.replay import replay, replays
 from bus.cli.send import request, send
 from bus.cli.tail import tail
+from bus.cli.webhooks import webhooks
 from bus.client import Offline
 from bus.errors import BusError, StartRefused
 from bus.storage.sqlite_backup import NoCopy
@@ -49,6 +50,7 @@ for command in (
     dead_letters,
     replay,
     replays,
+    webhooks,
     profile,
     backup,
     restore_,

@@ -100,6 +100,7 @@ class SqliteWriter:
         with suppress(OSError):  # it is stored: a note that fails must not turn that into a refusal
             self._lock.note(work.head)
         self._head = work.head
+        self._companions.commits += work.wrote_beside
         return work.first, work.written
 
     def _catch_up(self) -> None:
@@ -124,7 +125,7 @@ class _Work:
         self.head = head
         self.written: list[Message] = []
         self._companions = writer._companions
-        announcer = Announcer(writer._companions, self._execute)
+        announcer = self._announcer = Announcer(writer._companions, self._execute)
         self.wants, self.announce = announcer.wants, announcer.announce
         self.ledger = Ledger(self._execute, writer._epochs, writer._clock(), announcer=announcer)
         self._inserted = 0
@@ -161,6 +162,11 @@ class _Work:
                 (self.head, len(counted), sum(len(m.payload) for m in counted)),
             )
             self._counted = len(self.written)
+
+    @property
+    def wrote_beside(self) -> bool:
+        """True when rows of companions are among what was written."""
+        return self._announcer.wrote
 
     # ---- for jobs; see `bus.storage.Transaction`
 
@@ -249,6 +255,7 @@ class _Work:
         if terms is not None or message.flags:
             self._admit_special(message, item.live)
         for statement, bindings in item.rows:
+            self._announcer.wrote = True
             self._execute(statement, [self._known_now(message, value) for value in bindings])
         if item.key is not None:
             self._remember(item, body)

@@ -25,6 +25,7 @@ EXTENSIONS = (
     "bus.transports.lane",
     "bus.transports.profile",
     "streaming",
+    "webhooks",
     "extensions.log_cap",
     "extensions.tracing",
 )

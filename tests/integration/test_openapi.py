@@ -33,6 +33,13 @@ print(json.dumps([[rule.rule, sorted(rule.methods - {"HEAD", "OPTIONS"}), rule.w
 
 
 @pytest.fixture(scope="module")
+def server() -> Iterator[BusServer]:
+    """A server that may call receivers of webhooks on this machine."""
+    with BusServer(env={"WEBHOOK_ALLOWED_TARGETS": "127.0.0.0/8"}) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
 def document(server: BusServer) -> dict[str, Any]:
     answer = server.call("GET", "/openapi.json")
     assert answer.status == 200
@@ -144,6 +151,8 @@ ASK = {**GOOD, "wait": 0}
 VERDICT = {"client": "listener", "reason": "because", "delay": 0, "ack_wait": 5}
 COPY = {"to": "copied", "since": "earliest", "source": "log", "rate": 10_000}
 
+NOBODY = "http://127.0.0.1:1/hook"
+
 CALLS: dict[Operation, list[tuple[str, Any]]] = {
     ("POST", "/stream/broadcast"): [("", {"event": "news", "data": [1], "exclude": ["zed"], "from": "describer"})],
     ("POST", "/api/send"): [
@@ -201,6 +210,48 @@ CALLS: dict[Operation, list[tuple[str, Any]]] = {
     ("GET", "/stream/stats"): [("", None)],
     ("GET", "/stream/clients"): [("", None)],
     ("POST", "/api/profile"): [("?seconds=0.05", None)],
+    ("GET", "/api/webhooks"): [("", None), ("?limit=1&cursor=0", None)],
+    ("POST", "/api/webhooks"): [
+        ("", {"url": NOBODY, "events": ["*"], "enabled": False}),
+        (
+            "",
+            {
+                "url": NOBODY,
+                "events": ["a.b"],
+                "enabled": False,
+                "secret": "a secret",
+                "headers": {"X-A": "b"},
+                "rate": {"count": 5, "seconds": 2},
+                "schedule_seconds": [0, 5.5],
+                "ordered": "to",
+                "clients": ["a"],
+                "types": ["t"],
+                "topics": ["a.>"],
+                "max_retries": 3,
+                "timeout_seconds": 5,
+                "description": "d",
+            },
+        ),
+        ("", {"url": NOBODY, "events": ["*"], "enabled": False, "kind": "slack", "rate": None}),
+    ],
+    ("GET", "/api/webhooks/{webhook_id}"): [("", None)],
+    ("PATCH", "/api/webhooks/{webhook_id}"): [("", {}), ("", {"events": ["x"], "url": NOBODY, "ordered": None})],
+    ("DELETE", "/api/webhooks/{webhook_id}"): [("", None)],
+    ("POST", "/api/webhooks/{webhook_id}/pause"): [("", None)],
+    ("POST", "/api/webhooks/{webhook_id}/resume"): [("", {}), ("", {"held": "set_aside", "dry_run": True})],
+    ("POST", "/api/webhooks/{webhook_id}/rotate"): [("", {}), ("", {"secret": "another", "grace_seconds": 60})],
+    ("POST", "/api/webhooks/{webhook_id}/test"): [("", None)],
+    ("GET", "/api/webhooks/{webhook_id}/stats"): [("", None)],
+    ("GET", "/api/webhooks/deliveries"): [
+        ("", None),
+        ("?state=dead&event=message.sent&since=2026-01-01&limit=1", None),
+    ],
+    ("GET", "/api/webhooks/deliveries/{delivery_id}"): [("", None)],
+    ("POST", "/api/webhooks/deliveries/{delivery_id}/replay"): [("", None)],
+    ("POST", "/api/webhooks/replays"): [("", {"dry_run": True}), ("", {"state": "done", "event": "no.such"})],
+    ("GET", "/api/webhooks/replays"): [("", None), ("?limit=1", None)],
+    ("GET", "/api/webhooks/replays/{replay_id}"): [("", None)],
+    ("DELETE", "/api/webhooks/replays/{replay_id}"): [("", None)],
     ("POST", "/api/clear"): [("", None)],
     ("GET", "/health"): [("", None)],
 }
@@ -230,9 +281,25 @@ def called(server: BusServer, method: str, path: str) -> str:
         question = call(server, "POST", "/api/request", ASK)
         send(server, "describer", sender="described", correlation_id=question["correlation_id"])
         names["request_id"] = question["request_id"]
+    elif "webhooks" in path:
+        names |= webhook(server)
     elif "{replay_id}" in path:
         names["replay_id"] = call(server, "POST", "/api/replay", COPY)["replay_id"]
     return path.format(**names)
+
+
+def webhook(server: BusServer) -> dict[str, str]:
+    """An endpoint where nobody listens, a delivery to it that is dead, and a replay."""
+    known = call(server, "GET", "/api/webhooks/deliveries?state=dead")["deliveries"]
+    made = call(server, "POST", "/api/webhooks", {"url": NOBODY, "events": ["message.sent"], "max_retries": 0,
+                                                 "clients": ["hooked"], "enabled": not known})  # fmt: skip
+    if not known:
+        send(server, "hooked")
+        known = eventually(
+            lambda: call(server, "GET", "/api/webhooks/deliveries?state=dead")["deliveries"], what="a dead delivery"
+        )
+    replay = call(server, "POST", "/api/webhooks/replays", {"event": "no.such"})
+    return {"webhook_id": made["id"], "delivery_id": known[0]["id"], "replay_id": replay["id"]}
 
 
 def test_real_answers_are_as_they_are_described(server: BusServer, document: dict[str, Any]) -> None:
@@ -317,6 +384,26 @@ def remember(value: Any, seen: dict[str, set[str]]) -> None:
         ("GET", "/api/clients?limit=x", None, 400),
         ("GET", "/api/clients/{client_id}", None, 404),
         ("GET", "/api/log?topic=x*", None, 400),
+        ("GET", "/api/webhooks?cursor=x", None, 400),
+        ("POST", "/api/webhooks", {"url": "http://169.254.169.254/", "events": ["*"]}, 400),
+        ("POST", "/api/webhooks", {"url": NOBODY, "events": []}, 400),
+        ("GET", "/api/webhooks/{webhook_id}", None, 404),
+        ("PATCH", "/api/webhooks/{webhook_id}", {}, 404),
+        ("PATCH", "/api/webhooks/{webhook_id}", {"url": "ftp://x"}, 400),
+        ("DELETE", "/api/webhooks/{webhook_id}", None, 404),
+        ("POST", "/api/webhooks/{webhook_id}/pause", None, 404),
+        ("POST", "/api/webhooks/{webhook_id}/resume", {}, 404),
+        ("POST", "/api/webhooks/{webhook_id}/rotate", {}, 404),
+        ("POST", "/api/webhooks/{webhook_id}/rotate", {"grace_seconds": -1}, 400),
+        ("POST", "/api/webhooks/{webhook_id}/test", None, 404),
+        ("GET", "/api/webhooks/{webhook_id}/stats", None, 404),
+        ("GET", "/api/webhooks/deliveries?state=lost", None, 400),
+        ("GET", "/api/webhooks/deliveries/{delivery_id}", None, 404),
+        ("POST", "/api/webhooks/deliveries/{delivery_id}/replay", None, 404),
+        ("POST", "/api/webhooks/replays", {"since": "never"}, 400),
+        ("POST", "/api/webhooks/replays", {"webhook": "none"}, 404),
+        ("GET", "/api/webhooks/replays/{replay_id}", None, 404),
+        ("DELETE", "/api/webhooks/replays/{replay_id}", None, 404),
     ],
 )
 def test_refusals_are_as_they_are_described(
