@@ -19,7 +19,7 @@ import apsw
 import msgspec
 
 from bus.backplane.local import Slot
-from bus.errors import DiskFull, StartRefused, StoreDamaged
+from bus.errors import StartRefused, StoreDamaged
 from bus.message import new_epoch
 from bus.storage.sqlite import WritersLock
 
