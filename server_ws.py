@@ -30,6 +30,7 @@ EXTENSIONS = (
     "bus.transports.profile",
     "streaming",
     "webhooks",
+    "health_checks",
     "extensions.log_cap",
     "extensions.tracing",
 )

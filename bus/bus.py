@@ -29,11 +29,12 @@ from bus.dispatch import Dispatcher
 from bus.drain import Drain
 from bus.errors import BusError, DiskFull, Malformed, StartRefused, Unavailable
 from bus.events import BusStarted, BusStopping, ClientConnected, ClientDisconnected, Event, MessageRefused, MessageSent
+from bus.health.vitals import Vitals
 from bus.heartbeat import Heartbeat
 from bus.hub import Hub
 from bus.message import REDRIVEN, REQUIRES_ACK, Kind, Message, Names, audience_of, now_us, text_of
 from bus.presence import presence_of, together
-from bus.process import calm_collector, raise_file_limit
+from bus.process import calm_collector, connections_possible
 from bus.protocol import Draft
 from bus.receipts import Receipt, deliver_us, fate, fate_of_ephemeral
 from bus.resume import Place, place_of
@@ -82,19 +83,19 @@ class Bus:
             queue_limit=settings.queue_limit,
             companions=self._companions,
         )
-        self.running = False
-        self.draining = False
-        self.started_us = 0
+        self.vitals = Vitals(settings)
+        self.drain = Drain(lambda: self.hub, settings)
+        self.running = self.leaving = self.draining = False
         self._migrations: list[tuple[str, Path]] = [("core", MIGRATIONS)]
         self._before_publish: list[Callable[[Message], Message | None]] = []
         self._dispatcher = Dispatcher()
         self._gathered: list[Pending | Group | Job] = []
         self._paused: list[Connection] = []
         self.delivery = Delivery(self.read, self.write, self.clock, lambda: self.epochs, self.online)
-        self._workers: list[Background] = [*self.delivery.workers()]
+        self._workers: list[Background] = [*self.vitals.workers(self.read), *self.delivery.workers()]
         self._known: set[str] = set()
         self._knows_since = time.monotonic()
-        self._own_ids = self._ephemerals = 0
+        self.started_us = self._own_ids = self._ephemerals = 0
         self._ephemeral_stamp_us, self._ephemeral_ids = -1, ""
 
     # ---- verbs for extensions
@@ -144,11 +145,12 @@ class Bus:
 
     def start(self) -> None:
         """Open the store and begin to work. Raises StartRefused. Call it after the fork, with gevent patched."""
-        raise_file_limit()
+        self.max_connections = connections_possible(self.settings.max_connections)
         try:
             self._slot = Slot(self.lock_folder, self._when_alone)
             self.clock.start()
             self.store.open(self._migrations)
+            self.vitals.disk.measure_now()
             self.counters = Counters(self.lock_folder / "counters", self._slot.number)
         except OSError as error:
             raise StartRefused(
@@ -194,10 +196,16 @@ class Bus:
         clear(self.lock_folder / "counters")
         self.clock.anchor()
 
+    def give_notice(self) -> None:
+        """Say that the process is about to leave: it is no longer ready, and clients are told. All else goes on."""
+        if self.running and not self.leaving:
+            self.leaving = True
+            self.drain.give_notice()
+
     def begin_drain(self) -> None:
         """Refuse what is new and answer who waits. Safe in a signal handler's callback."""
         if self.running and not self.draining:
-            self.draining = True
+            self.leaving = self.draining = True
             self.emit(BusStopping())
             self.hub.wake_all()
             self.courier.queues.end_waits()
@@ -210,7 +218,12 @@ class Bus:
         if not self.running:
             return
         self.begin_drain()
-        Drain(self.hub, self.settings).run(timeout, notify)
+        try:
+            self.drain.run(timeout, notify)
+        finally:  # also when a signal asks to hurry
+            self._end()
+
+    def _end(self) -> None:
         self.running = False
         for worker in reversed(self._workers):
             worker.stop()
@@ -299,6 +312,9 @@ class Bus:
                 return None
         if draft.ephemeral:
             self._publish_ephemeral(message, settled if receipt else None)
+            return None
+        if self.vitals.disk.is_on:
+            self._refuse(message, self.vitals.disk.refusal(), settled)
             return None
         rows: Sequence[Row] = self._companions.rows_of(MessageSent(message)) if self._companions.sent else ()
         names = message.names

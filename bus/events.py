@@ -70,3 +70,9 @@ class BusStarted(Event, frozen=True):
 
 class BusStopping(Event, frozen=True):
     """This process began to drain."""
+
+
+class CanaryFlown(Event, frozen=True):
+    """The message that this process sends through itself arrived after so many seconds; None: it was lost."""
+
+    seconds: float | None

@@ -65,6 +65,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
         Annotated[int, Meta(ge=1024 * 1024)] | None,
         Meta(description="Bytes of payload kept; beyond, the oldest messages go and readers are told. Unset: no cap."),
     ] = None
+    disk_alarm_bytes: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description="Below so many free bytes (or DISK_ALARM_PERCENT, if that is more) sends get 507; 0 and 0: never.",
+        ),
+    ] = 1_000_000_000
+    disk_alarm_percent: Annotated[
+        float, Meta(ge=0, le=50, description="Of the log's disk. Acks, reads and deletes go on, so room can be made.")
+    ] = 5.0
     enable_auth: Annotated[
         bool | None,
         Meta(
@@ -107,7 +117,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     ] = ""
     drain_notice_seconds: Annotated[
         float,
-        Meta(ge=0, le=60, description="From `goaway` to the first close at a stop; lets clients finish a thought."),
+        Meta(
+            ge=0,
+            le=60,
+            description="Between SIGTERM and the closed door: /health/ready says 503, all else goes on. Balancers: 10.",
+        ),
     ] = 1.0
     drain_spread_seconds: Annotated[
         float,

@@ -12,6 +12,7 @@ from bus import __version__
 from bus.cli.backup import backup, restore_
 from bus.cli.claim import claim
 from bus.cli.dead_letters import dead_letters
+from bus.cli.health import health
 from bus.cli.look import clients, log, queues, status, thread
 from bus.cli.process import Ended
 from bus.cli.profile import profile
@@ -47,6 +48,7 @@ for command in (
     clients,
     queues,
     status,
+    health,
     dead_letters,
     replay,
     replays,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import time
 from _queue import SimpleQueue
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -32,7 +33,8 @@ class LogWriter:
     """Submit on the event loop; settle on the event loop; everything between is the thread's.
 
     `waiting` counts rows submitted and not yet settled; `waiting_bytes` their payloads. They are what
-    back-pressure looks at, and only the event loop changes them.
+    back-pressure looks at, and only the event loop changes them. `committed_at`: when the last commit was heard of, by the
+    monotonic clock.
     """
 
     def __init__(self, mailbox: Mailbox, open_writer: Callable[[], Writer], on_block: OnBlock) -> None:
@@ -44,6 +46,7 @@ class LogWriter:
         self._ended = False
         self.waiting = 0
         self.waiting_bytes = 0
+        self.committed_at = time.monotonic()
         self.on_relief: Callable[[], None] | None = None
 
     def start(self) -> None:
@@ -109,6 +112,7 @@ class LogWriter:
     # ---- on the event loop
 
     def _committed(self, batch: _Chunk, first: int, messages: list[Message]) -> None:
+        self.committed_at = time.monotonic()
         if messages:
             self._on_block(first, messages)
         self._settle(batch)

@@ -267,6 +267,8 @@ class DeliveryViews:
     def replay(self) -> Response:
         parameters.need_admin()
         bus = self._bus
+        if bus.vitals.disk.is_on:
+            raise bus.vitals.disk.refusal()
         body: answers.ReplayBody = read(_decode_replay, body_of(BODY_BYTES), "body")
         recipient = bus.names.check_client(body.to, "to")
         if body.topic is not None and body.source is not None:

@@ -235,7 +235,7 @@ class Rest:
         by_client = {name: presence.connections for name, presence in online.items()}
         return json_answer(
             answers.Status(
-                "draining" if bus.draining else "running",
+                "draining" if bus.leaving else "running",
                 "websocket",
                 __version__,
                 metrics,
@@ -398,7 +398,7 @@ def _operations(rest: Rest) -> list[Operation]:
             (),
             (507,),
         ),
-        Operation("GET", "/health", rest.health, "The process answers.", answers.Health),
+        Operation("GET", "/health", rest.health, "The process answers.", answers.Health, statuses=(200, 503)),
     ]
 
 

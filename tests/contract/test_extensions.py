@@ -26,6 +26,7 @@ EXTENSIONS = (
     "bus.transports.profile",
     "streaming",
     "webhooks",
+    "health_checks",
     "extensions.log_cap",
     "extensions.tracing",
 )
@@ -86,7 +87,7 @@ def test_register_is_the_last_function_and_a_table_of_contents(name: str) -> Non
     assert [argument.arg for argument in last.args.args] == ["app", "bus"]
 
 
-@pytest.mark.parametrize("name", ["rest", "delivery", "ws", "openapi", "streaming", "log_cap"])
+@pytest.mark.parametrize("name", ["rest", "delivery", "ws", "openapi", "streaming", "health_checks", "log_cap"])
 def test_any_extension_can_be_left_out(tmp_path, name: str) -> None:
     assert name not in probe(tmp_path, DISABLED_EXTENSIONS=name)["extensions"]
 

@@ -254,6 +254,13 @@ CALLS: dict[Operation, list[tuple[str, Any]]] = {
     ("DELETE", "/api/webhooks/replays/{replay_id}"): [("", None)],
     ("POST", "/api/clear"): [("", None)],
     ("GET", "/health"): [("", None)],
+    ("GET", "/health/live"): [("", None)],
+    ("GET", "/health/ready"): [("", None)],
+    ("GET", "/ready"): [("", None)],
+    ("GET", "/health/startup"): [("", None)],
+    ("GET", "/health/status"): [("", None)],
+    ("GET", "/health/detailed"): [("", None)],
+    ("GET", "/health/info"): [("", None)],
 }
 """For every documented operation, calls that together bring every field of its answers."""
 
