@@ -31,6 +31,8 @@ EXTENSIONS = (
     "streaming",
     "webhooks",
     "health_checks",
+    "enhanced_metrics",
+    "message_ttl",
     "extensions.log_cap",
     "extensions.tracing",
 )

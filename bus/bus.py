@@ -33,8 +33,10 @@ from bus.health.vitals import Vitals
 from bus.heartbeat import Heartbeat
 from bus.hub import Hub
 from bus.message import REDRIVEN, REQUIRES_ACK, Kind, Message, Names, audience_of, now_us, text_of
+from bus.metric_files import forget
+from bus.metrics import Metrics
 from bus.presence import presence_of, together
-from bus.process import calm_collector, connections_possible
+from bus.process import begins_anew, calm_collector, connections_possible
 from bus.protocol import Draft
 from bus.receipts import Receipt, deliver_us, fate, fate_of_ephemeral
 from bus.resume import Place, place_of
@@ -70,6 +72,7 @@ class Bus:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.names = Names()
+        self.metrics = Metrics()
         self.auth = Auth(settings)
         self.lock_folder = settings.lock_folder
         self.clock = Clock(self.lock_folder / "clock")
@@ -92,10 +95,10 @@ class Bus:
         self._gathered: list[Pending | Group | Job] = []
         self._paused: list[Connection] = []
         self.delivery = Delivery(self.read, self.write, self.clock, lambda: self.epochs, self.online)
-        self._workers: list[Background] = [*self.vitals.workers(self.read), *self.delivery.workers()]
+        self.workers: list[Background] = [*self.vitals.workers(self.read), *self.delivery.workers()]
         self._known: set[str] = set()
         self._knows_since = time.monotonic()
-        self.started_us = self._own_ids = self._ephemerals = 0
+        self.started_us = self._own_ids = self._ephemerals = self.ephemeral_sent = 0
         self._ephemeral_stamp_us, self._ephemeral_ids = -1, ""
 
     # ---- verbs for extensions
@@ -116,9 +119,13 @@ class Bus:
         """Announce an event. Event loop only."""
         self._dispatcher.emit(event)
 
+    def is_heard(self, kind: type[Event]) -> bool:
+        """True when anybody hears events of this type."""
+        return self._dispatcher.wants(kind)
+
     def add_worker(self, worker: Background) -> None:
         """Have a worker started after the fork, and stopped in reverse order."""
-        self._workers.append(worker)
+        self.workers.append(worker)
 
     def with_commit(self, kind: type[Event], rows: Rows) -> Companion:
         """Have `rows(event)` say what else is written in the transaction of each event of a type; see bus.companions.
@@ -182,7 +189,7 @@ class Bus:
         self._upkeep.start()
         self._dispatcher.start()
         self._hears_sent = self._dispatcher.wants(MessageSent)
-        for worker in self._workers:
+        for worker in self.workers:
             worker.start(self.lock_folder)
         calm_collector()
         self.started_us = now_us()
@@ -193,7 +200,9 @@ class Bus:
     def _when_alone(self) -> None:
         """Before any neighbour is let in: refuse a damaged log, and forget a former server's figures."""
         self.store.check()
-        clear(self.lock_folder / "counters")
+        if begins_anew(self.lock_folder):
+            clear(self.lock_folder / "counters")
+            forget(self.lock_folder)
         self.clock.anchor()
 
     def give_notice(self) -> None:
@@ -225,7 +234,7 @@ class Bus:
 
     def _end(self) -> None:
         self.running = False
-        for worker in reversed(self._workers):
+        for worker in reversed(self.workers):
             worker.stop()
         self._dispatcher.stop(2.0)
         self.heartbeat.stop()
@@ -365,6 +374,7 @@ class Bus:
         return f"msg-{self.clock.now_us():014x}-{self._slot.number:02d}{sort}{self._own_ids:010x}"
 
     def _publish_ephemeral(self, message: Message, settled: Settled | None) -> None:
+        self.ephemeral_sent += 1
         if message.stamp_us != self._ephemeral_stamp_us:  # what one read brought shares the beginning of its ids
             self._ephemeral_stamp_us, self._ephemeral_ids = message.stamp_us, self._new_id("e")
             self._ephemerals = 0
@@ -440,7 +450,11 @@ class Bus:
             place = place_of(reader, self.epochs, since, cursor, at_gap_go_to_latest=at_gap_go_to_latest)
             return msgspec.structs.replace(place, expired=reader.expired(name, place.seq))
 
-        place: Place = self.read(job)
+        try:
+            place: Place = self.read(job)
+        except Malformed:
+            self.metrics.count("bus_resume_total", "denied")
+            raise
         return place
 
     def is_live(self, name: str) -> bool:

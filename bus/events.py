@@ -49,6 +49,26 @@ class MessageFailed(Event, frozen=True):
     reason: str
 
 
+class MessageExpired(Event, frozen=True):
+    """`message.expired`: a message has left the log, `reason` expired or delivered; raised by the process that sweeps."""
+
+    message: Message
+    reason: str
+
+
+class ClockJumped(Event, frozen=True):
+    """`clock.jumped`: the wall's clock was set by so many seconds. Deadlines go on as they were; the sweep pauses."""
+
+    seconds: float
+
+
+class RetentionHeld(Event, frozen=True):
+    """`retention.held`: after a jump of time, a sweep would remove `due` of `kept` messages, so it waits for a person."""
+
+    due: int
+    kept: int
+
+
 class ClientConnected(Event, frozen=True):
     """`client.connected`: a push connection of this process was opened."""
 

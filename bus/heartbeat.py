@@ -63,6 +63,8 @@ class Heartbeat:
     def _look_at(self, connection: Connection, now: float) -> None:
         if connection.held is not None:
             connection.look_for_progress(now)
+            if self._hub.written.held is not None:
+                self._hub.written.held(connection.held_bytes)
         if connection.held is not None and now - connection.last_progress > STUCK_SECONDS:
             connection.close(1013, "Too slow: nothing was read for 30 s. Come back; nothing is lost.")
             connection.lose()  # it does not read, so it would not read the close frame either

@@ -31,6 +31,7 @@ from bus.tail import Tail
 from bus.threads import WorkerPool
 from bus.topics import TopicSet
 from bus.waiters import Waiters, answer_to
+from bus.written import BLANK_LINE, Written
 
 PAGE_MESSAGES, PAGE_BYTES = 500, 512 * 1024
 
@@ -59,6 +60,8 @@ class Hub:
         self.rooms: dict[str, Room] = {}
         self.connections: set[Connection] = set()  # all open ones, also those that did not join yet
         self.now = time.monotonic()
+        self.written = Written()
+        self._sent = self.written.messages
         self._everybody: list[Message] = []  # this turn's messages to `all`
         self._due_rooms: list[Room] = []  # rooms with something due this turn, each once
         self._touched: list[Connection] = []  # connections with replies this turn, each once
@@ -125,6 +128,7 @@ class Hub:
                 self._fall_behind(connection, [])
                 return start
             connection.write(data, count)
+            self.written.count(connection.encoding, data, count)
         return len(texts)
 
     def kick(self) -> None:
@@ -245,16 +249,21 @@ class Hub:
                 self._write_one(members, chunks[0], due)
         else:
             self._write_many(members, chunks, due)
+        if self.now >= self.written.next_look:
+            self.written.look(members[0].encoding, due)
 
     def _write_one(self, members: tuple[Connection, ...], chunk: Chunk, due: list[Message]) -> None:
         """The hot path: one chunk, and mostly connections that keep up. A ping rides along now and then."""
         data, count, _ = chunk
         now = self.now
         delivered = self.tail.delivered
-        ping = members[0].encoding.ping(delivered)
+        encoding = members[0].encoding
+        ping = encoding.ping(delivered)
         write = os.write
+        reached = len(members)
         for connection in members:
             if connection.held is not None:
+                reached -= 1
                 self._write_many((connection,), [chunk], due)
                 continue
             out = data
@@ -270,10 +279,12 @@ class Hub:
             except BlockingIOError:
                 written = 0
             except OSError:
+                reached -= 1
                 connection.lose()
                 continue
             if written != len(out):
                 connection.hold_rest(out, written, count)
+        self._sent[encoding.name] += reached * (count if encoding.takes_messages else data.count(BLANK_LINE))
 
     def _write_many(self, members: tuple[Connection, ...], chunks: list[Chunk], due: list[Message]) -> None:
         for connection in members:
@@ -284,6 +295,7 @@ class Hub:
                     self._fall_behind(connection, due[start:])
                     break
                 connection.write(data, count)
+                self.written.count(connection.encoding, data, count)
 
     # ---- joining, lagging, leaving
 
@@ -340,6 +352,7 @@ class Hub:
         for data, count, _ in self._chunks(connection.encoding, messages) if messages else ():
             if data:
                 connection.write(data, count)
+                self.written.count(connection.encoding, data, count)
         connection.position = upto
         if messages and connection.encoding.keeps_place:
             self._cursors.mark(connection.client, upto)
@@ -379,6 +392,7 @@ class Hub:
         """Leave it out from `missed` on: the store has them, but for the ephemeral ones."""
         room = connection.room
         assert room is not None
+        self.written.fallen_behind += 1
         connection.live = False
         connection.position = next((message.seq - 1 for message in missed if message.seq), self.tail.delivered)
         connection.dropped += sum(1 for message in missed if not message.seq)

@@ -75,6 +75,18 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     disk_alarm_percent: Annotated[
         float, Meta(ge=0, le=50, description="Of the log's disk. Acks, reads and deletes go on, so room can be made.")
     ] = 5.0
+    default_ttl: Annotated[
+        int,
+        Meta(
+            ge=1, le=316_224_000, description="Seconds that messages live whose type has no policy of its own. A day."
+        ),
+    ] = 86_400
+    ttl_sweep_interval: Annotated[
+        float,
+        Meta(
+            ge=1, le=86_400, description="Seconds between two sweeps. What has expired can't be read before its sweep."
+        ),
+    ] = 60.0
     enable_auth: Annotated[
         bool | None,
         Meta(
@@ -129,6 +141,20 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
             ge=0, le=120, description="Over which closes are spread at a stop, so that clients do not return at once."
         ),
     ] = 5.0
+    enable_metrics: Annotated[
+        bool,
+        Meta(description="Count what the bus does, and show it at /metrics. false: neither, and it costs nothing."),
+    ] = True
+    metrics_port: Annotated[
+        Port | None,
+        Meta(description="A port of its own for /metrics, beside the main one. Unset: served on the main port only."),
+    ] = None
+    metrics_token: Annotated[
+        str | None,
+        Meta(
+            description="What a scraper must bring as `Authorization: Bearer`. Unset: /metrics is open, as probes are."
+        ),
+    ] = None
     log_level: Annotated[
         Literal["DEBUG", "INFO", "WARNING", "ERROR"], Meta(description="The least severe level that is logged.")
     ] = "INFO"

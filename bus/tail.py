@@ -46,6 +46,7 @@ class Tail:
         self._order = count()
         self._reading = self._has_failed = False
         self.delivered = 0
+        self.on_failed: Callable[[BaseException], None] | None = None
         self.anybody = False
         """Whether anything listens on this process; if not, blocks need not be read from the store."""
 
@@ -115,10 +116,15 @@ class Tail:
         if error is not None:
             self._has_failed = True  # the next poll reads again, also if nothing is committed until then
             log.error("The tail of the log could not be read: %r", error, extra={"action": "tail_failed"})
+            self._tell(error)
             return
         self.offer(self.delivered + 1, page.upto, page.messages)
         if page.more or self._ahead:
             self._read()
+
+    def _tell(self, error: BaseException) -> None:
+        if self.on_failed is not None:
+            self.on_failed(error)
 
     def _poll(self) -> None:
         def job(reader: Reader) -> int | None:
@@ -129,6 +135,7 @@ class Tail:
     def _polled(self, head: int | None, error: BaseException | None) -> None:
         if error is not None:
             log.warning("The log could not be polled: %r", error, extra={"action": "poll_failed"})
+            self._tell(error)
         elif head is not None:
             self.hint(head)
         if self._has_failed:

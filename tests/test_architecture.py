@@ -19,15 +19,17 @@ MAX_LINES = 500
 
 FLOORS: dict[int, list[str]] = {
     0: ["bus", "bus.errors", "bus.message", "bus.trace_context", "bus.protocol", "bus.frames", "bus.events", "bus.settings",
-        "bus.webhooks", "bus.webhooks.body", "bus.webhooks.signing"],
+        "bus.families", "bus.webhooks", "bus.webhooks.body", "bus.webhooks.signing"],
     1: [
+        "bus.metrics", "bus.metric_files", "bus.exposition", "bus.window",
         "bus.logs", "bus.launch", "bus.clock", "bus.threads", "bus.counters", "bus.topics", "bus.backplane*", "bus.worker",
         "bus.dispatch", "bus.companions", "bus.auth", "bus.rate_limit", "bus.addresses", "bus.guard", "bus.resolver",
         "bus.wire", "bus.outbound", "bus.storage*", "bus.cursors",
         "bus.resume", "bus.tail", "bus.waiters", "bus.event_stream", "bus.local_streams", "bus.connection", "bus.room",
-        "bus.audience", "bus.recent", "bus.chunks", "bus.pace", "bus.listener", "bus.hub", "bus.presence", "bus.process",
-        "bus.receipts", "bus.delivery*", "bus.heartbeat", "bus.drain", "bus.health*", "bus.tracing", "bus.profile",
-        "bus.spans", "bus.webhooks*", "bus.extensions",
+        "bus.audience", "bus.recent", "bus.chunks", "bus.pace", "bus.written",
+        "bus.listener", "bus.hub", "bus.presence", "bus.process",
+        "bus.receipts", "bus.delivery*", "bus.retention*", "bus.heartbeat", "bus.drain", "bus.health*", "bus.tracing",
+        "bus.profile", "bus.spans", "bus.webhooks*", "bus.extensions",
     ],
     2: ["bus.bus"],
     3: ["bus.transports*", "bus.console*"],

@@ -9,6 +9,7 @@ import sys
 import click
 
 from bus import __version__
+from bus.cli.archive import archive
 from bus.cli.backup import backup, restore_
 from bus.cli.claim import claim
 from bus.cli.dead_letters import dead_letters
@@ -56,6 +57,7 @@ for command in (
     profile,
     backup,
     restore_,
+    archive,
 ):
     cli.add_command(command)
 

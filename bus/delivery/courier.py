@@ -69,6 +69,7 @@ class Courier:
         self.queues = Queues(self, hub, writer, readers, backplane, clock)
         self._name = secrets.token_hex(4)
         self._count = 0
+        self.redelivered = 0
 
     # ---- what the hub tells
 
@@ -177,7 +178,7 @@ class Courier:
             self._stir_client(name)
 
     def _push(self, name: str, leases: list[Lease]) -> None:
-        texts = [self.text_of(lease) for lease in leases]
+        texts = [self.hand_out(lease) for lease in leases]
         self._hub.push(name, texts)
         if self._backplane.live(name):
             self._backplane.note(["push", name, texts])
@@ -239,7 +240,7 @@ class Courier:
         if connection.held is not None or not connection.live:
             return  # something else filled it meanwhile: this page again when it has emptied
         greeting.after = (leases[-1].due_key, leases[-1].message.seq)
-        self._hub.push_to(connection, [self.text_of(lease) for lease in leases])
+        self._hub.push_to(connection, [self.hand_out(lease) for lease in leases])
         self._greet(connection)
 
     # ---- what recipients say
@@ -336,6 +337,11 @@ class Courier:
             self.queues.neighbour_has(slot, rest[0], rest[1])
 
     # ---- rendering
+
+    def hand_out(self, lease: Lease) -> bytes:
+        """As `text_of`, of a message that goes out now."""
+        self.redelivered += lease.again or lease.attempt > 1
+        return self.text_of(lease)
 
     def text_of(self, lease: Lease) -> bytes:
         """A leased message as its holder gets it, with what tells one attempt from another."""

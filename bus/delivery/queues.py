@@ -287,7 +287,7 @@ class Queues:
             return
         for lease in leases:
             consumer.in_flight[lease.owner, lease.message.seq] = lease.until_us
-        pushed = self._hub.push_to(connection, [self._courier.text_of(lease) for lease in leases])
+        pushed = self._hub.push_to(connection, [self._courier.hand_out(lease) for lease in leases])
         unseen = [(lease.owner, lease.message.seq) for lease in leases[pushed:]]
         for held in unseen:  # it fell behind meanwhile, and nothing would ever bring it these
             consumer.in_flight.pop(held, None)

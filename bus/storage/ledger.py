@@ -120,7 +120,8 @@ class Ledger:
         else:
             self._move(owner, 1, 0)
             state = (WAITING, due_key, None, None, 0, 0, terms.ack_wait_us, None)
-        self._execute(_ENTER, (owner, message.seq, *state, message.expires_us, None))
+        expires_us = message.expires_us or None if terms.ttl_us is not None else None  # a policy is the sweep's affair
+        self._execute(_ENTER, (owner, message.seq, *state, expires_us, None))
         return leased
 
     def leases_at_once(self, client: str) -> bool:
@@ -161,7 +162,7 @@ class Ledger:
         A page of it: the most urgent first, behind the rank `after` (due_key, seq); of messages behind the seq `above`, up
         to `upto`.
         """
-        rows = self._all(_AGAIN, (name, above, upto, *after, CLIENT_WINDOW))
+        rows = self._all(_AGAIN, (name, above, upto, *after, self.now, CLIENT_WINDOW))
         leases: list[Lease] = []
         size = 0
         for seq, attempt, ack_wait, due_key, until in rows:
@@ -349,6 +350,16 @@ class Ledger:
                         swept.stirred.add(owner)
         return swept
 
+    def outlive(self, seq: int, owners: Sequence[str]) -> list[Failure] | None:
+        """The message's time is over: what still waits of it becomes a dead letter. None: somebody has it in hands."""
+        found = [self._delivery(owner, seq) for owner in owners]
+        deliveries = [delivery for delivery in found if delivery is not None]
+        if any(delivery.state == LEASED for delivery in deliveries):
+            return None
+        histories = [(delivery, delivery.history_with(None, None, self.now)) for delivery in deliveries]
+        failures = [self._die(delivery, "expired", None, history) for delivery, history in histories]
+        return [failure for failure in failures if failure is not None]
+
     def oldest_waiting(self, owner: str) -> Delivery | None:
         """The first of an owner's deliveries that is in nobody's hands."""
         row = self._one(
@@ -459,12 +470,14 @@ VERBS = frozenset(_VERBS)
 
 _PLAIN = Terms()
 _ENTER = "INSERT INTO deliveries VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL)"
-_NEXT = """
-SELECT seq, attempt, ack_wait FROM deliveries
- WHERE owner = ? AND state = 0 AND (expires_at IS NULL OR expires_at > ?) ORDER BY due_key, seq LIMIT ?"""
-_AGAIN = """
-SELECT seq, attempt, ack_wait, due_key, until FROM deliveries
- WHERE owner = ? AND state = 1 AND seq > ? AND seq <= ? AND (due_key, seq) > (?, ?) ORDER BY due_key, seq LIMIT ?"""
+_FRESH = "(SELECT m.expires_at IS NULL OR m.expires_at > ? FROM messages m WHERE m.seq = d.seq)"
+_NEXT = f"""
+SELECT seq, attempt, ack_wait FROM deliveries d
+ WHERE owner = ? AND state = 0 AND {_FRESH} ORDER BY due_key, seq LIMIT ?"""
+_AGAIN = f"""
+SELECT seq, attempt, ack_wait, due_key, until FROM deliveries d
+ WHERE owner = ? AND state = 1 AND seq > ? AND seq <= ? AND (due_key, seq) > (?, ?) AND {_FRESH}
+ ORDER BY due_key, seq LIMIT ?"""
 _LEASE = """
 UPDATE deliveries SET state = 1, until = ?, holder = ?, lease_wait = ?, attempt = attempt + 1, leased_at = ?
  WHERE owner = ? AND seq = ?"""

@@ -32,6 +32,7 @@ OnBlock = Callable[[int, list[Message]], None]
 class LogWriter:
     """Submit on the event loop; settle on the event loop; everything between is the thread's.
 
+    `on_commit(seconds, writes, new messages)` and `on_failed(error)` hear what became of each batch, on the event loop.
     `waiting` counts rows submitted and not yet settled; `waiting_bytes` their payloads. They are what
     back-pressure looks at, and only the event loop changes them. `committed_at`: when the last commit was heard of, by the
     monotonic clock.
@@ -48,6 +49,8 @@ class LogWriter:
         self.waiting_bytes = 0
         self.committed_at = time.monotonic()
         self.on_relief: Callable[[], None] | None = None
+        self.on_commit: Callable[[float, int, list[Message]], None] | None = None
+        self.on_failed: Callable[[BaseException], None] | None = None
 
     def start(self) -> None:
         start_native(self._run)
@@ -99,11 +102,13 @@ class LogWriter:
             try:
                 if writer is None:
                     writer = self._open_writer()
+                began = time.perf_counter()
                 first, messages = writer.commit(batch.items)
+                seconds = time.perf_counter() - began
             except BaseException as error:  # noqa: BLE001  # handled and logged on the loop
                 self._mailbox.post(self._failed, batch, error)
             else:
-                self._mailbox.post(self._committed, batch, first, messages)
+                self._mailbox.post(self._committed, batch, first, messages, seconds)
         # Whoever closes the log last folds its WAL in. Readers could not, so each process ends with a writer.
         with contextlib.suppress(Exception):
             (writer or self._open_writer()).close()
@@ -111,10 +116,12 @@ class LogWriter:
 
     # ---- on the event loop
 
-    def _committed(self, batch: _Chunk, first: int, messages: list[Message]) -> None:
+    def _committed(self, batch: _Chunk, first: int, messages: list[Message], seconds: float) -> None:
         self.committed_at = time.monotonic()
         if messages:
             self._on_block(first, messages)
+        if self.on_commit is not None:
+            self.on_commit(seconds, len(batch.items), messages)
         self._settle(batch)
 
     def _failed(self, batch: _Chunk, error: BaseException) -> None:
@@ -126,6 +133,8 @@ class LogWriter:
             error.__cause__ or error,
             extra={"action": "commit_failed", "items": len(batch.items)},
         )
+        if self.on_failed is not None:
+            self.on_failed(error)
         for item in batch.items:
             for part in item.members if isinstance(item, Group) else (item,):
                 part.error = refusal

@@ -245,6 +245,8 @@ class SqliteStore:
     def _migrate(self, migrations: Sequence[tuple[str, Path]]) -> None:
         connection = self._connect(apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE)
         try:
+            # Before the first table: freed pages can then be given back in small steps.
+            connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
             connection.execute("PRAGMA journal_mode=WAL")
             with _transaction(connection):
                 connection.execute(
@@ -253,7 +255,7 @@ class SqliteStore:
                 )
                 for owner, folder in migrations:
                     _migrate_one(connection, owner, folder)
-                connection.execute("INSERT OR IGNORE INTO log_head VALUES (1, 0, 0, 0, 0)")
+                connection.execute("INSERT OR IGNORE INTO log_head VALUES (1, 0, 0, 0, 0, 0)")
         finally:
             connection.close()
 

@@ -106,7 +106,8 @@ class DeliveryViews:
         if leases and caller_is_gone():
             bus.courier.queues.give_back([(owner, lease.message.seq) for lease in leases], client)
             leases = []  # it may have hung up one way only, and must not work on what others get now
-        texts = b",".join(bus.courier.text_of(lease) for lease in leases)
+        texts = b",".join(map(bus.courier.hand_out, leases))
+        bus.hub.written.messages["http"] += len(leases)
         return json_answer(b'{"messages":[%b]}' % texts)
 
     def queues(self) -> Response:
@@ -246,6 +247,7 @@ class DeliveryViews:
         sender = bus.names.check_client(body.sender, "from")
         draft = draft_of(body, sender, body.type, names=bus.names, stamp_us=now_us())
         wait = self._begin_wait(wait_of(body.wait, DEFAULT_REQUEST_WAIT))
+        bus.metrics.count("bus_sends_total", "http")
         try:
             answer = bus.delivery.requests.ask(draft, wait, require_online=body.require_online)
         finally:

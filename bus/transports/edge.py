@@ -10,7 +10,9 @@ import logging
 import random
 import re
 import select
+import time
 import zlib
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from flask import Flask, Response, g, request
@@ -136,12 +138,14 @@ class Edge:
 
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
+        self.on_answer: Callable[[int], None] | None = None  # hears the status of each, within its request
 
     def before(self) -> None:
         """Give the request its id, then refuse it if it may not come in."""
         g.request_id = id_of_request(request.headers.get("X-Request-ID"))
         request_id.set(g.request_id)
         g.caller = None
+        g.began = time.perf_counter()
         bus = self._bus
         if not bus.running:
             raise Unavailable(
@@ -165,12 +169,16 @@ class Edge:
         response.headers["X-Request-ID"] = g.get("request_id", "")
         for name, value in FIXED_HEADERS.items():
             response.headers.setdefault(name, value)
+        if self.on_answer is not None:
+            self.on_answer(response.status_code)
         return response
 
     def refused(self, error: BusError) -> Response:
         """A refusal as JSON."""
         if self._bus.running:
             self._bus.counters.add("errors")
+            if error.status in (401, 403):
+                self._bus.metrics.count("bus_auth_failures_total", error.code)
         response = json_answer(error_body(error, g.get("request_id", "")), error.status)
         response.headers.update(headers_of(error))
         return response

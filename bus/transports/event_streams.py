@@ -150,6 +150,7 @@ class EventStreams:
         bus.counters.add("streams_opened")
         bus.hub.join(connection, place.seq)
         bus.connection_opened(connection)
+        bus.metrics.count("bus_resume_total", "ok" if place.gap is None else "gap")
 
     def _encoding(self, wanted: Wanted, named: bool, beat_seconds: float) -> EventStreamEncoding:
         key = (wanted, named, beat_seconds)
@@ -202,6 +203,7 @@ class EventStreams:
             extras=excluding(exclude),
             excluded=tuple(exclude),
         )
+        self._bus.metrics.count("bus_sends_total", "http")
         (answer,) = self._bus.send([Draft(message, key=key)])
         if isinstance(answer, BusError):
             try:

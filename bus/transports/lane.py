@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +58,7 @@ class Lane:
         self.idle_seconds = 0.0
         self._app = app
         self._visits: dict[Any, _Visit] = {}
+        self.answered: Counter[tuple[str, int]] | None = None  # by path and status, for who wants it
         self._second = 0
         self._date = b""
 

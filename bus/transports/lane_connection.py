@@ -223,6 +223,8 @@ class LaneConnection:
         assert head is not None
         self._ends = ends or not head.keep_alive or lane.is_leaving
         mode = b"close" if self._ends else b"keep-alive"
+        if lane.answered is not None:
+            lane.answered[head.path, int(status[:1])] += 1
         answer = _ANSWER % (status, lane.date(), mode, len(text), more, self._request_id.encode(), text)
         try:
             sent = self._sock.send(answer)

@@ -49,6 +49,8 @@ CLEARED = (
     "replies",
     "thread_messages",
     "set_aside",
+    "undelivered",
+    "expired",
 )
 """What a clear empties. Dead letters are purged on their own."""
 
@@ -58,17 +60,17 @@ class Rest:
 
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
-        self._sends = Sends(bus)
+        self.sends = Sends(bus)
         self._waiting = 0
 
     # ---- sending
 
     def send(self) -> Response:
-        body = body_of(self._sends.max_bytes)
-        return self._publish(self._sends.single(body, request.headers.get))
+        body = body_of(self.sends.max_bytes)
+        return self._publish(self.sends.single(body, request.headers.get))
 
     def send_batch(self) -> Response:
-        return self._publish(self._sends.batch(body_of(self._sends.max_batch_bytes), request.headers.get))
+        return self._publish(self.sends.batch(body_of(self.sends.max_batch_bytes), request.headers.get))
 
     def _publish(self, asked: Asked) -> Response:
         answer = self._answer_to(asked)
@@ -81,7 +83,7 @@ class Rest:
 
     def _answer_to(self, asked: Asked) -> bytes | BusError:
         settled: Any = AsyncResult()
-        self._sends.publish(asked, settled.set)
+        self.sends.publish(asked, settled.set)
         return asked.answer(settled.get(), g.request_id)
 
     # ---- reading
@@ -97,6 +99,7 @@ class Rest:
         page, leases = self._await_page(name, place, only, limit, wait)
         if type_ is None and sender is None and limit:
             bus.cursors.mark(name, page.upto)
+        bus.hub.written.messages["http"] += len(page.messages) + len(leases)
         return json_answer(self._page(page, place, leases))
 
     def _await_page(self, name: str, place: Place, only: Filter, limit: int, wait: float) -> Found:

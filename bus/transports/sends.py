@@ -15,6 +15,7 @@ import msgspec
 
 from bus.errors import BusError, Malformed, TooLarge
 from bus.message import iso, now_us
+from bus.metrics import Stopwatch
 from bus.protocol import (
     Batch,
     Draft,
@@ -96,6 +97,8 @@ class Sends:
         self._bus = bus
         self.max_bytes = bus.settings.max_message_size
         self.max_batch_bytes = self.max_bytes * BATCH_BODY_FACTOR
+        self.handed_over = 0
+        self.stopwatch = Stopwatch()
 
     def single(self, body: bytes, header: Header) -> Single:
         """Read the body of a send; its request's headers may name a key and a trace. Raises Malformed."""
@@ -139,6 +142,9 @@ class Sends:
         """Hand what is asked for to the bus; `then(outcomes)` when all is settled, perhaps at once. Raises BusError."""
         self._bus.check_load()
         drafts = asked.drafts
+        self.handed_over += len(drafts)
+        if drafts and drafts[0].message.stamp_us >= self.stopwatch.next_us:
+            then = self.stopwatch.timed(drafts[0].message.stamp_us, then)
         if len(drafts) == 1 and not asked.atomic:
             self._bus.publish(drafts[0], lambda outcome: then((outcome,)))
         elif drafts:

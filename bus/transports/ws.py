@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import re
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from bus import __version__, frames
 from bus.connection import Connection, bound_unsent
 from bus.errors import BusError, Malformed, Unauthenticated, Unavailable
 from bus.message import iso, now_us
+from bus.metrics import Stopwatch
 from bus.protocol import (
     Frame,
     decode_frame,
@@ -48,6 +50,9 @@ log = logging.getLogger("bus.ws")
 AUTH_SECONDS = 10.0
 AUTH_BYTES = 4096
 """Without a credential in the handshake, the first frame must be `auth`, within so many seconds and bytes."""
+
+Sent = Callable[["Connection", "str | int | None", "Receipt | BusError"], None]
+"""Hears what became of a send."""
 
 _KEY = re.compile(r"[A-Za-z0-9+/]{22}==\Z")
 
@@ -93,6 +98,8 @@ class WebSocketTransport:
         self._encoding = WebSocketEncoding()
         self._max_bytes = bus.settings.max_message_size
         self._verbs = Verbs(bus)
+        self.handed_over = 0
+        self.stopwatch = Stopwatch()
 
     # ---- the handshake, in the request's greenlet
 
@@ -164,6 +171,7 @@ class WebSocketTransport:
             return  # it has gone already
         bus.hub.join(connection, place.seq)
         bus.connection_opened(connection)
+        bus.metrics.count("bus_resume_total", "ok" if place.gap is None else "gap")
 
     # ---- authentication by first frame
 
@@ -209,6 +217,7 @@ class WebSocketTransport:
             self._on_data(connection, rest)
 
     def _turn_away(self, connection: Connection) -> None:
+        self._bus.metrics.count("bus_auth_failures_total", "bad_credential")
         connection.close(4401, "The first frame must be auth, with a valid token.")
 
     def _too_late(self, connection: Connection) -> None:
@@ -229,13 +238,15 @@ class WebSocketTransport:
 
     def _handle_all(self, connection: Connection, found: list[tuple[int, bytes]]) -> None:
         stamp_us = now_us()
+        sent = self.stopwatch.timed(stamp_us, self._sent) if stamp_us >= self.stopwatch.next_us else None
         for first, payload in found:
             if connection.descriptor < 0:
                 return
             try:
                 if first == frames.WHOLE_TEXT and connection.fragments is None:
                     if not connection.closing:
-                        self._handle_text(connection, payload, stamp_us)
+                        self._handle_text(connection, payload, stamp_us, sent)
+                        sent = None
                 else:
                     self._handle_other(connection, first, payload, stamp_us)
             except frames.FrameError as problem:
@@ -288,7 +299,8 @@ class WebSocketTransport:
             connection.fragments = None
             self._handle_text(connection, whole, stamp_us)
 
-    def _handle_text(self, connection: Connection, text: bytes, stamp_us: int) -> None:
+    def _handle_text(self, connection: Connection, text: bytes, stamp_us: int, sent: Sent | None = None) -> None:
+        """Do what a frame asks for. `sent` hears what becomes of a send, receipt or not, in the place of `_sent`."""
         ref = None
         try:
             plain = plain_frame(text)
@@ -296,12 +308,14 @@ class WebSocketTransport:
                 ref = plain.ref
                 draft = plain_draft(plain, connection.client, plain.msg_type, names=self._bus.names, stamp_us=stamp_us)
                 if draft is not None:
-                    self._bus.publish(draft, partial(self._sent, connection, ref), receipt=ref is not None)
+                    self.handed_over += 1
+                    heard = partial(sent or self._sent, connection, ref)
+                    self._bus.publish(draft, heard, receipt=ref is not None or sent is not None)
                     return
             frame = read(decode_frame, text, "frame")
             ref = frame.ref
             if frame.type == "send":
-                self._send(connection, frame, stamp_us)
+                self._send(connection, frame, stamp_us, sent)
             else:
                 self._handle_verb(connection, frame)
         except BusError as refusal:
@@ -310,10 +324,12 @@ class WebSocketTransport:
             self._bus.counters.add("errors")
             connection.reply(error_frame(refusal, ref if ref is not None else _ref_of(text)))
 
-    def _send(self, connection: Connection, frame: Frame, stamp_us: int) -> None:
+    def _send(self, connection: Connection, frame: Frame, stamp_us: int, sent: Sent | None) -> None:
         bus = self._bus
         draft = draft_of(frame, connection.client, frame.msg_type, names=bus.names, stamp_us=stamp_us)
-        bus.publish(draft, partial(self._sent, connection, frame.ref), receipt=frame.ref is not None)
+        self.handed_over += 1
+        heard = partial(sent or self._sent, connection, frame.ref)
+        bus.publish(draft, heard, receipt=frame.ref is not None or sent is not None)
 
     def _sent(self, connection: Connection, ref: str | int | None, answer: Receipt | BusError) -> None:
         if isinstance(answer, BusError):

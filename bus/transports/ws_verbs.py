@@ -104,6 +104,7 @@ class Verbs:
         if self._asking >= MAX_ASKING:
             raise Unavailable("Too many requests of this process wait already; try again.", retry_after_seconds=2)
         self._asking += 1
+        self._bus.metrics.count("bus_sends_total", "websocket")
         gevent.spawn(self._ask, connection, frame, draft, wait)
 
     def _ask(self, connection: Connection, frame: Frame, draft: Draft, wait: float) -> None:

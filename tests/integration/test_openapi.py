@@ -131,7 +131,8 @@ def check_answer(document: dict[str, Any], operation: Operation, answer: Answer)
     responses = document["paths"][path][method.lower()]["responses"]
     assert str(answer.status) in responses, f"{method} {path} does not tell of {answer.status}."
     content = responses[str(answer.status)]["content"]
-    check_schema(document, content[answer.headers["content-type"]]["schema"], answer.body)
+    media = answer.headers["content-type"].partition(";")[0]
+    check_schema(document, content[media]["schema"], answer.body)
 
 
 def check_schema(document: dict[str, Any], schema: dict[str, Any], value: Any) -> None:
@@ -155,6 +156,8 @@ NOBODY = "http://127.0.0.1:1/hook"
 
 CALLS: dict[Operation, list[tuple[str, Any]]] = {
     ("POST", "/stream/broadcast"): [("", {"event": "news", "data": [1], "exclude": ["zed"], "from": "describer"})],
+    ("GET", "/metrics"): [("", None), ("?format=json", None)],
+    ("GET", "/metrics/detailed"): [("?family=client", None), ("?family=queue&limit=1", None)],
     ("POST", "/api/send"): [
         ("", GOOD),
         ("", {**GOOD, **RICH}),
@@ -209,6 +212,19 @@ CALLS: dict[Operation, list[tuple[str, Any]]] = {
     ("POST", "/stream/send"): [("", {"client_id": "described", "event": "news"})],
     ("GET", "/stream/stats"): [("", None)],
     ("GET", "/stream/clients"): [("", None)],
+    ("GET", "/api/ttl/policies"): [("", None)],
+    ("PUT", "/api/ttl/policies/{message_type}"): [
+        ("", {"ttl_seconds": 1, "archive_before_delete": True, "apply_to_stored": False}),
+        ("", {"policy": "immediate"}),
+    ],
+    ("DELETE", "/api/ttl/policies/{message_type}"): [("?apply_to_stored=false", None)],
+    ("GET", "/api/ttl/stats"): [("", None)],
+    ("GET", "/api/ttl/expiring"): [("?within=100000&limit=5", None)],
+    ("POST", "/api/ttl/sweep"): [("", None)],
+    ("POST", "/api/messages/{message_id}/extend"): [("", {"additional_seconds": 5})],
+    ("GET", "/api/archive/files"): [("", None), ("?since=2026-01-01T00:00:00Z&limit=1", None)],
+    ("GET", "/api/archive/messages"): [("", None), ("?type=note&limit=1", None)],
+    ("POST", "/api/archive/restore"): [("", {"type": "short-lived", "to": "described"}), ("", {"id": "none"})],
     ("POST", "/api/profile"): [("?seconds=0.05", None)],
     ("GET", "/api/webhooks"): [("", None), ("?limit=1&cursor=0", None)],
     ("POST", "/api/webhooks"): [
@@ -271,14 +287,16 @@ OPTIONAL = {
     *RICH,
     "exclude",
     *("attempt", "deliver_at", "duplicate", "expired", "expires_at", "failures", "gap", "lease_until", "online"),
-    *("redelivered", "redriven", "replay_of", "replayed", "reply"),
+    *("redelivered", "redriven", "replay_of", "replayed", "reply", "restored"),
 }
 """Fields that are not in every answer."""
 
 
 def called(server: BusServer, method: str, path: str) -> str:
     """The path with real names in it, of things that are there; what the call may use up is made anew."""
-    names = {"queue": "described", "client_id": "listener", "thread_id": "t"}
+    names = {"queue": "described", "client_id": "listener", "thread_id": "t", "message_type": "described"}
+    if method == "DELETE" and "{message_type}" in path:
+        call(server, "PUT", "/api/ttl/policies/described", {"policy": "long"})
     if "{message_id}" in path:
         waits = {"delay": 3600} if method == "DELETE" and "dead-letters" not in path else {}
         names["message_id"] = send(server, ["described", "listener"], **RICH, **waits, require_ack=True)["message_id"]
@@ -309,10 +327,23 @@ def webhook(server: BusServer) -> dict[str, str]:
     return {"webhook_id": made["id"], "delivery_id": known[0]["id"], "replay_id": replay["id"]}
 
 
+def archive_one(server: BusServer) -> None:
+    """See that the archive has a message, and the inbox of `described` one that was restored."""
+    call(server, "PUT", "/api/ttl/policies/short-lived", {"ttl_seconds": 1, "archive_before_delete": True})
+    for _ in range(2):
+        send(server, "described", type="short-lived")
+    eventually(
+        lambda: call(server, "POST", "/api/ttl/sweep") and call(server, "GET", "/api/ttl/stats")["archived"] >= 2,
+        what="an archive",
+    )
+    call(server, "POST", "/api/archive/restore", {"type": "short-lived", "limit": 1})
+
+
 def test_real_answers_are_as_they_are_described(server: BusServer, document: dict[str, Any]) -> None:
     seen: dict[str, set[str]] = {}
     send(server, "queue:described")
     settle(server, "nack", claim(server, "described", "taker")[0], "taker", delay=0)
+    archive_one(server)
     begun = call(server, "POST", "/api/replay", {**COPY, "to": "described"})
     eventually(lambda: call(server, "GET", f"/api/replays/{begun['replay_id']}")["status"] == "done", what="a replay")
     with RawWebSocket(server.port, "/ws/listener") as listener:
@@ -444,13 +475,13 @@ def test_every_parameter_that_has_a_form_is_checked(server: BusServer, document:
         given = {p["name"]: "x" for p in described["parameters"] if p["in"] == "query" and p["required"]}
         for parameter in described["parameters"]:
             name = parameter["name"]
-            if parameter["schema"]["type"] == "string" and name not in ("since", "until", "on_gap"):
+            if parameter["schema"]["type"] == "string" and name not in ("since", "until", "on_gap", "format"):
                 continue
             query = "&".join(f"{key}={value}" for key, value in {**given, name: "no+such+thing"}.items())
             answer = server.call(method, f"{path}?{query}")
             assert (answer.status, answer.body["field"]) == (400, name), f"{method} {path}?{query}"
             checked.add(name)
-    assert checked == {"limit", "wait", "since", "until", "on_gap", "dry_run", "seconds"}
+    assert checked == {"limit", "wait", "since", "until", "on_gap", "dry_run", "seconds", "format", "within"}
 
 
 # ---- the page
