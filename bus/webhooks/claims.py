@@ -261,7 +261,7 @@ class _Step:
 
     def _claim_all(self) -> None:
         plan = self._plan
-        busy = [number for (number,) in self._execute("SELECT endpoint FROM webhook_lanes WHERE pending > 0")]
+        busy = [number for (number,) in self._execute(_BUSY)]
         if not busy:
             return
         under_way: dict[int, int] = {}
@@ -370,6 +370,9 @@ def _halved(limits: Limits) -> Limits:
     return Limits(rates, max(limits.in_flight // 2, 1))
 
 
+_BUSY = """
+SELECT l.endpoint FROM webhook_lanes l JOIN webhook_endpoints w ON w.number = l.endpoint
+ WHERE l.pending > 0 AND w.state = 'enabled' ORDER BY l.endpoint"""
 _WRITE_LANE = """
 UPDATE webhook_lanes SET policy = ?, replays = ?, pending = max(pending - ?, 0), pending_bytes = max(pending_bytes - ?, 0)
  WHERE endpoint = ?"""

@@ -1,0 +1,183 @@
+"""Steps of the deliveries by a clock that the test turns: leases, rests, breakers, order, what several processes may do."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import apsw
+import pytest
+
+from bus.webhooks.breaker import Rate
+from bus.webhooks.claims import LEASE_MARGIN_US, Claim, Plan, Result, Taken, take_step
+from bus.webhooks.dispatcher import unsent
+from bus.webhooks.endpoints import Config, Endpoint, Rows, Sealed
+from bus.webhooks.engine import MIGRATIONS
+from bus.webhooks.matching import Matcher, Subject
+from bus.webhooks.outbox import Outbox
+from bus.webhooks.policy import Verdict
+from bus.webhooks.vault import Vault
+
+SECOND = 1_000_000
+OK = Verdict("ok", "done")
+FAILED = Verdict("http_5xx", "retry")
+TIMED_OUT = Verdict("timeout", "retry")
+
+
+class Store:
+    """The tables in memory, and a clock."""
+
+    def __init__(self, **config: Any) -> None:
+        connection = apsw.Connection(":memory:")
+        connection.execute((MIGRATIONS / "0001_webhooks.sql").read_text())
+        self.execute = lambda statement, bindings=(): connection.execute(statement, bindings).fetchall()
+        self.ledger = SimpleNamespace(now=1_000 * SECOND)
+        self.rows = Rows(Vault(bytes(32)))
+        self.outbox = Outbox(lambda: self.ledger.now, None)  # type: ignore[arg-type]
+        sealed = Sealed("http://127.0.0.1/")
+        made = self.rows.insert(self, Config(events=("*",), **config), sealed, "enabled", self.ledger.now)  # type: ignore[arg-type]
+        self.load()
+        self.number = made.number
+
+    def load(self) -> None:
+        _, found = self.rows.all(self)  # type: ignore[arg-type]
+        self.endpoints: dict[int, Endpoint] = {endpoint.number: endpoint for endpoint in found}
+        self.outbox.matcher = Matcher(found)
+
+    def owe(self, count: int = 1, to: str = "a") -> None:
+        for _ in range(count):
+            self.outbox.write(self, "x", Subject(to=to), b"{}")  # type: ignore[arg-type]
+
+    def step(
+        self, *results: Result, fresh: int = 100, late: int = 50, holder: int = 0, gone: str | None = None
+    ) -> Taken:
+        plan = Plan(list(results), self.endpoints, fresh, late, holder, "test", self.ledger.now // SECOND, gone)
+        return take_step(self, plan, self.outbox, self.rows)  # type: ignore[arg-type]
+
+    def turn(self, seconds: float) -> None:
+        self.ledger.now += int(seconds * SECOND)
+
+    def states(self) -> list[int]:
+        return [state for (state,) in self.execute("SELECT state FROM webhook_deliveries ORDER BY number")]
+
+
+def came(claim: Claim, verdict: Verdict | None) -> Result:
+    return Result(claim, verdict, unsent(""))
+
+
+def test_a_delivery_is_claimed_once_and_done_by_its_outcome() -> None:
+    store = Store()
+    store.owe()
+    (claim,) = store.step().claims
+    assert store.step().claims == []
+    assert store.step(came(claim, OK)).refused == 0
+    assert store.states() == [3]
+    assert store.execute("SELECT pending FROM webhook_lanes") == [(0,)]
+
+
+def test_an_outcome_after_its_lease_changes_nothing() -> None:
+    store = Store()
+    store.owe()
+    (late,) = store.step(holder=1).claims
+    store.turn(15 + LEASE_MARGIN_US / SECOND + 1)
+    (taken_over,) = store.step(holder=2).claims
+    assert taken_over.items[0].event_id == late.items[0].event_id
+    assert store.step(came(late, FAILED)).refused == 1
+    assert store.states() == [1]
+    assert store.step(came(taken_over, OK)).refused == 0
+    assert store.states() == [3]
+    assert [outcome for (outcome,) in store.execute("SELECT outcome FROM webhook_attempts")] == [
+        "lease_expired",
+        "http_5xx",
+        "ok",
+    ]
+
+
+def test_the_leases_of_a_dead_process_end_when_another_takes_its_place() -> None:
+    store = Store(rate=Rate(1000))
+    store.owe(2)
+    assert len(store.step(holder=3).claims) == 2
+    assert store.step(holder=1).claims == []
+    assert len(store.step(holder=3, gone="holder = 3").claims) == 2
+
+
+def test_a_stamp_does_not_go_back_when_the_clock_does() -> None:
+    store = Store(schedule_seconds=(0.0, 0.0))
+    store.owe()
+    (claim,) = store.step().claims
+    plan = Plan([came(claim, FAILED)], store.endpoints, 10, 10, 0, "test", 5)
+    (again,) = take_step(store, plan, store.outbox, store.rows).claims  # type: ignore[arg-type]
+    assert again.items[0].stamp == claim.items[0].stamp == 1000
+
+
+def test_a_rest_that_was_asked_for_holds_a_hundred_for_thirty_seconds_then_they_begin_slowly() -> None:
+    store = Store()
+    store.owe(101)
+    first, *others = store.step(fresh=1).claims
+    assert others == []
+    assert store.step(came(first, Verdict("http_4xx", "retry", pause_seconds=30.0, overloaded=True))).claims == []
+    for _ in range(29):
+        store.turn(1)
+        assert store.step().claims == []
+    store.turn(1)
+    sent = []
+    for _ in range(40):
+        claims = store.step().claims
+        sent.append(len(claims))
+        store.step(*(came(claim, OK) for claim in claims), fresh=0)
+        store.turn(0.1)
+    seconds = [sum(sent[at : at + 10]) for at in range(0, 40, 10)]
+    assert 1 <= seconds[0] <= 2
+    assert seconds == sorted(seconds)
+    assert seconds[3] <= 10
+    assert store.execute("SELECT max(tried) FROM webhook_deliveries WHERE number > 1 AND state = 0") == [(0,)]
+
+
+def test_an_open_breaker_lets_one_probe_through_whoever_asks() -> None:
+    store = Store(rate=Rate(1000))
+    store.owe(200)
+    for _ in range(5):
+        (claim,) = store.step(fresh=1).claims
+        store.step(came(claim, TIMED_OUT), fresh=0)
+    assert store.step(holder=1).claims == []
+    store.turn(31)
+    taken = [store.step(holder=holder).claims for holder in range(4)]
+    assert [len(claims) for claims in taken] == [1, 0, 0, 0]
+    store.step(came(taken[0][0], OK), fresh=0)
+    store.turn(2)
+    assert store.step().claims
+
+
+def test_no_more_are_under_way_than_an_endpoint_takes_however_many_processes_send() -> None:
+    store = Store(rate=Rate(1000))
+    store.owe(50)
+    claims = [claim for holder in range(4) for claim in store.step(holder=holder).claims]
+    assert len(claims) == 10
+
+
+@pytest.mark.parametrize(("order", "first"), [("endpoint", 1), ("to", 2)])
+def test_in_order_only_the_first_of_a_key_goes(order: str, first: int) -> None:
+    store = Store(ordered=order, schedule_seconds=(0.0, 60.0))
+    for to in ("a", "b", "a", "b"):
+        store.owe(to=to)
+    claims = store.step().claims
+    assert [claim.items[0].sequence for claim in claims] == [1, 2][:first]
+    store.step(came(claims[0], FAILED), *(came(claim, OK) for claim in claims[1:]), fresh=0)
+    store.turn(1)
+    assert [claim.items[0].sequence for claim in store.step().claims] == ([] if order == "endpoint" else [4])
+
+
+def test_what_ends_endures_as_dead_and_gone_disables() -> None:
+    store = Store(schedule_seconds=(0.0,))
+    store.owe(2)
+    one, two = store.step().claims
+    taken = store.step(came(one, FAILED), came(two, Verdict("gone", "held", disables="gone")))
+    assert taken.disabled
+    assert taken.claims == []
+    assert store.states()[:2] == [4, 0]
+    assert store.step().claims == []  # also of a process that has not heard of it
+    store.load()
+    assert store.endpoints[store.number].state == "disabled"
+    count = len(store.states())
+    store.owe()
+    assert len(store.states()) == count
