@@ -22,3 +22,9 @@ def test_no_event_is_lost_over_three_deaths(point: str, workers: int) -> None:
     verdict = webhook_crash.run(point, 3, workers=workers)
     assert verdict.faults == []
     assert verdict.acknowledged
+
+
+@pytest.mark.full
+def test_an_outbox_that_is_written_after_the_message_is_found_out() -> None:
+    verdict = webhook_crash.run("before-request", 3, broken_by="tests.faults.outbox_later")
+    assert any("LOST" in fault for fault in verdict.faults)

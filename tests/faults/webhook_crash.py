@@ -103,14 +103,16 @@ class Producers:
         connection.close()
 
 
-def run(point: str, rounds: int, *, workers: int = 1, seed: int | None = None) -> Verdict:
-    """Kill a worker at a point so many times, and judge."""
+def run(point: str, rounds: int, *, workers: int = 1, seed: int | None = None, broken_by: str | None = None) -> Verdict:
+    """Kill a worker at a point so many times, and judge. `broken_by`: an extension that should be found out."""
     verdict = Verdict(point)
     chance = random.Random(seed)
     with tempfile.TemporaryDirectory() as folder, Sink() as sink:
         mark = Path(folder) / "mark"
         mark.touch()
         env = {**ENV, "BUS_FAILPOINT": f"{point}:{chance.randint(1, 20)}", "BUS_FAILPOINT_MARK": str(mark)}
+        if broken_by is not None:
+            env["BUS_EXTENSIONS"] = f"{broken_by},{env['BUS_EXTENSIONS']}"
         with BusServer(workers=workers, env=env) as server:
             made = call(server, "POST", "/api/webhooks", {"url": sink.url, "events": ["message.sent"],
                                                          "rate": {"count": 1000}})  # fmt: skip
