@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -227,6 +228,7 @@ class Sweeper:
             removed, taken = self._host.write(_removal([row[0] for row in batch], reason, archived=archived))
             waited = time.monotonic() - began
             self._adapt(taken, len(batch))
+            self._count(batch, set(removed.gone), archived=archived)
             held = set(removed.held)
             self._hold(row for row in batch if row[0] in held)
             if removed.failures:
@@ -234,6 +236,14 @@ class Sweeper:
             for message in [messages[seq] for seq in removed.gone if seq in messages]:
                 self._host.emit(MessageExpired(message, reason))
             self._yield(waited)
+
+    def _count(self, rows: Sequence[Row], gone: set[int], *, archived: bool) -> None:
+        """Tell the metrics of what has left the log."""
+        metrics = self._host.metrics
+        for name, count in Counter(self._policy_of(row).name for row in rows if row[0] in gone).items():
+            metrics.count("bus_retention_deleted_total", name, by=count)
+        if archived:
+            metrics.count("bus_retention_archived_total", by=len(gone))
 
     def _hold(self, rows: Iterable[Row]) -> None:
         """Somebody has them in hands: they are looked at again by the next sweep."""

@@ -23,6 +23,7 @@ from bus.companions import Companion
 from bus.errors import Unavailable
 from bus.events import ClientConnected, ClientDisconnected, Event, MessageFailed, MessageReceived, MessageSent
 from bus.message import Epochs, Message
+from bus.metrics import Metrics
 from bus.outbound import Outbound
 from bus.settings import Settings
 from bus.storage import Reader, Transaction
@@ -31,6 +32,7 @@ from bus.webhooks.breaker import Lane
 from bus.webhooks.dispatcher import Dispatcher
 from bus.webhooks.endpoints import Endpoint, Rows
 from bus.webhooks.matching import Matcher, Subject
+from bus.webhooks.measures import Measures
 from bus.webhooks.occurrences import Occurrences
 from bus.webhooks.outbox import MAX_PENDING, MAX_PENDING_BYTES, Outbox, subject_of
 from bus.webhooks.vault import Vault
@@ -62,6 +64,7 @@ class Host(Protocol):
     def backplane(self) -> Backplane: ...
 
     writer: LogWriter
+    metrics: Metrics
 
     def read(self, job: Callable[[Reader], Any]) -> Any: ...
     def write(self, job: Callable[[Transaction], Any]) -> Any: ...
@@ -81,8 +84,9 @@ class Webhooks:
         self.outbound = outbound
         self.running = False
         self.outbox = Outbox(host.clock.now_us, lambda: host.epochs)
+        self.measures = Measures(host.metrics, host.read, host.clock.now_us)
         self.dispatcher = Dispatcher(self._write_lazily, host.read, host.clock.now_us, self.outbox, self._changed,
-                                     host.settings.webhook_secret)  # fmt: skip
+                                     self.measures.attempted, host.settings.webhook_secret)  # fmt: skip
         self.occurrences = Occurrences(self.outbox, host.write, self.dispatcher.wake)
         self.version = -1
         self._full = False
@@ -102,6 +106,7 @@ class Webhooks:
         }
         for companion in self._companions.values():
             companion.active = False
+        self.measures.watch()
         self._companions["message.sent"].on_commit(self.dispatcher.wake)
         host.before_publish(self._accept)
         host.on(ClientConnected, self._connected)
