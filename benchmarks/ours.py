@@ -88,6 +88,7 @@ def loads() -> dict[Kind, list[str]]:
         "deliver": websocket_load(PLAIN),
         "both": ingest,
         "ingest": ingest,
+        "measured": ingest,
         "post": post_load("/api/send"),
         "batch": batch_load(),
         "sse": [
@@ -139,6 +140,7 @@ def buses(root: Path, command: str, settings: Mapping[str, str], baseline: Path 
         variant("bus-ephemeral", "nothing", ephemeral),  # type: ignore[arg-type]
         variant("bus-relaxed", "SQLite, fsync later", relaxed, DURABILITY="relaxed"),  # type: ignore[arg-type]
         variant("bus-2-workers", durable, pair, WEB_CONCURRENCY="2"),
+        variant("bus-unmeasured", durable, {"measured": every["measured"]}, ENABLE_METRICS="false"),
     ]
     if baseline:
         systems.append(

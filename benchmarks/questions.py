@@ -133,6 +133,10 @@ QUESTIONS = (
     event_stream(1000),
     idle("idle", "WebSockets"),
     idle("idle-sse", "server-sent event streams"),
+    replace(
+        one_to_one("metrics", "measured", ", complete at receiver and sender", ours="bus-unmeasured", load=("--both",)),
+        asks="One-to-one, kept, with metrics and without (`ENABLE_METRICS=false`): what does counting cost?",
+    ),
     Question(
         name="hop",
         asks="Two workers, a pair on one of them and a pair across both, in turn: what does the hop add?",

@@ -162,7 +162,7 @@ CONNECTIONS = (
 
 HTTP = (
     histogram("bus_http_request_duration_seconds", "Requests that Flask served, without long polls and streams."),
-    counter("bus_errors_total", "Refusals that callers were told, over HTTP and WebSocket."),
+    counter("bus_errors_total", "Refusals that callers were told, over HTTP and WebSocket.", across="once"),
     counter(
         "bus_auth_failures_total",
         "Callers turned away for their credential, Host or Origin.",

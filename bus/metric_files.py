@@ -38,11 +38,10 @@ _decode = msgspec.msgpack.Decoder(_Sample).decode
 
 
 class MetricFiles:
-    """The samples of a server's workers. `take()` gives this worker's present figures. Event loop, but for `write`."""
+    """The samples of a server's workers. `take()` gives this worker's present figures. Event loop only."""
 
     def __init__(self, folder: Path, slot: int, take: Callable[[], list[Block]]) -> None:
         self._folder = folder
-        self._slot = slot
         self._take = take
         self._path = _path(folder, slot)
         former = _read(self._path)
@@ -60,24 +59,24 @@ class MetricFiles:
         return blocks + [structs.replace(block, series=dict(block.series)) for block in rest]
 
     def sample(self) -> Callable[[], None]:
-        """Take a sample; what is returned writes it, and may run on a native thread."""
+        """Take a sample; what is returned puts it in the place of the last, whole or not at all, and may run on a native
+        thread. One after the other: an older one must not follow a newer. It raises OSError."""
         data = _encode(_Sample(time.monotonic(), self.own()))
-        return lambda: self.write(data)
-
-    def write(self, data: bytes) -> None:
-        """Put a sample in the place of the last, whole or not at all. Raises OSError."""
         draft = self._path.with_suffix(".new")
-        draft.write_bytes(data)
-        os.replace(draft, self._path)
+
+        def write() -> None:
+            draft.write_bytes(data)
+            os.replace(draft, self._path)
+
+        return write
 
     def all(self) -> list[Block]:
-        """The account of all slots, this one's as of now."""
+        """The account of all slots, as their last samples tell it: so whoever is asked next tells no less."""
         merged: dict[str, Block] = {}
-        _merge(merged, self.own(), self._slot, alive=True)
         for path in sorted(self._folder.glob("metrics-*.msgpack")):
-            slot = int(path.stem.removeprefix("metrics-"))
-            sample = _read(path) if slot != self._slot else None
+            sample = _read(path)
             if sample is not None:
+                slot = int(path.stem.removeprefix("metrics-"))
                 _merge(merged, sample.blocks, slot, alive=time.monotonic() - sample.at < STALE_SECONDS)
         return list(merged.values())
 

@@ -92,8 +92,8 @@ class Ways:
         return 1
 
     def came_back(self, arguments: Sequence[Any]) -> None:
-        """Before the event loop handles the commit of `arguments`: a batch, its first seq and its messages."""
-        _, first, messages = arguments
+        """Before the event loop handles the commit of `arguments`: a batch, its first seq, its messages and more."""
+        _, first, messages, *_ = arguments
         now, last = clock(), first + len(messages) - 1
         while self._committed and self._committed[0].pending.message.seq <= last:
             way = self._committed.popleft()

@@ -38,7 +38,7 @@ class Parameter(msgspec.Struct, frozen=True):
 
 class Operation(msgspec.Struct, frozen=True):
     """One method of one path. `errors` are the statuses it may refuse with, beside 401 and 403; `statuses` those of its
-    answer. `name` is the view's, unless given; `media` is what the answer is made of."""
+    answer. `name` is the view's, unless given; `media` is what the answer is made of, `more` other forms."""
 
     method: str
     path: str
@@ -51,6 +51,7 @@ class Operation(msgspec.Struct, frozen=True):
     statuses: Sequence[int] = (200,)
     name: str = ""
     media: str = "application/json"
+    more: dict[str, Any] = {}
 
 
 class ErrorBody(msgspec.Struct):
@@ -70,18 +71,19 @@ FORMS: dict[str, dict[str, Any]] = {
     "wait": {"minimum": 0, "maximum": MAX_WAIT_SECONDS},
     "seconds": {"exclusiveMinimum": 0, "maximum": MAX_SECONDS},
     "on_gap": {"enum": ["oldest", "latest"]},
+    "format": {"enum": ["text", "json"]},
     "reason": {"enum": list(REASONS)},
 }
 """What a parameter of this name may be, beyond its type."""
 
 
-KEYED = ("/api/", "/stream/")
+KEYED = ("/api/", "/stream/", "/metrics/")
 """Where a key is asked for, with auth on."""
 
 
 def describe(operations: Sequence[Operation]) -> dict[str, Any]:
     """The OpenAPI 3.1 document of `operations`; each /api path also stands under /api/v1."""
-    types = [t for operation in operations for t in (operation.answer, operation.body) if t is not None]
+    types = [t for o in operations for t in (o.answer, o.body, *o.more.values()) if t is not None]
     schemas, components = msgspec.json.schema_components(
         [*types, ErrorBody], ref_template="#/components/schemas/{name}"
     )
@@ -115,7 +117,8 @@ def _twins(path: str) -> list[str]:
 
 def _operation(operation: Operation, path: str, by_type: dict[int, Any]) -> dict[str, Any]:
     error = {"application/json": {"schema": by_type[id(ErrorBody)]}}
-    answer = {"description": "Done.", "content": {operation.media: {"schema": by_type[id(operation.answer)]}}}
+    media = {operation.media: operation.answer, **operation.more}
+    answer = {"description": "Done.", "content": {name: {"schema": by_type[id(t)]} for name, t in media.items()}}
     responses: dict[str, Any] = {str(status): answer for status in operation.statuses}
     for status in sorted({*operation.errors, 503, *((401, 403) if path.startswith(KEYED) else ())}):
         responses[str(status)] = {"description": "Refused.", "content": error}

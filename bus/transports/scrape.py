@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 import gevent
 import msgspec
 from flask import Blueprint, Response, request
+from gevent.lock import BoundedSemaphore
 from gevent.pywsgi import WSGIServer
 
-from bus.errors import NotFound, Unauthenticated
+from bus.errors import Malformed, NotFound, Unauthenticated
 from bus.events import BusStarted
 from bus.exposition import Exposition, quantile
 from bus.families import ALIASES
@@ -39,6 +40,7 @@ log = logging.getLogger("bus.metrics")
 INTERVAL_SECONDS = 1.0
 """How often a worker leaves a sample: what a kill can lose."""
 
+OPENMETRICS = "application/openmetrics-text"
 PATHS = ("/metrics", "/metrics/detailed")
 MAX_DETAILED = 1000
 """Clients, queues or endpoints of one answer."""
@@ -95,6 +97,7 @@ class Scrape:
         self._failing: set[str] = set()  # families whose callable raised: said in the log once
         self._token = bus.settings.metrics_token
         self._own_server: Any = None
+        self._writing = BoundedSemaphore()  # one sample is written at a time
 
     def register(self, app: Flask) -> None:
         """Serve, and sample once the bus has started."""
@@ -120,15 +123,20 @@ class Scrape:
 
     def _tick(self) -> None:
         self._measures.look()
-        if self._files is not None:
-            gevent.get_hub().threadpool.apply(self._files.sample())  # a full disk may take its time
+        self._leave_sample()
 
     def _end(self) -> None:
         self._measures.end()
         if self._own_server is not None:
             self._own_server.stop(timeout=1)
-        if self._files is not None:
-            self._files.sample()()
+        self._leave_sample()
+
+    def _leave_sample(self) -> MetricFiles:
+        """Waits for the disk, on another thread."""
+        assert self._files is not None
+        with self._writing:
+            gevent.get_hub().threadpool.apply(self._files.sample())
+        return self._files
 
     def _failed(self, family: str, error: Exception) -> None:
         if family not in self._failing:
@@ -154,8 +162,11 @@ class Scrape:
 
     def metrics(self) -> Response:
         self._check_token()
+        format_ = request.args.get("format", "text")
+        if format_ not in ("text", "json"):
+            raise Malformed("`format` must be text or json.", code="bad_field", field="format")
         blocks = self._all()
-        if request.args.get("format") == "json":
+        if format_ == "json":
             return json_answer(self._figures({block.name: block for block in blocks}))
         return _shown([*blocks, *_aliases(blocks)])
 
@@ -164,14 +175,13 @@ class Scrape:
             parameters.need_admin()
         else:
             self._check_token()
-        looks = self._bus.metrics.looks
+        looks, limit = self._bus.metrics.looks, min(parameters.limit(100), MAX_DETAILED)
         family = parameters.required("family")
         if family not in looks:
             raise NotFound(
                 f"There are no details of this family; there are: {', '.join(looks)}.", code="unknown_family"
             )
         blocks: dict[str, Block] = {}
-        limit = min(parameters.limit(100), MAX_DETAILED)
         for detail in looks[family](request.args, limit):
             block = blocks.setdefault(detail.name, Block(detail.name, "gauge", detail.help, {}))
             block.series[tuple(detail.labels.items())] = [detail.value]
@@ -186,9 +196,8 @@ class Scrape:
 
     def _all(self) -> list[Block]:
         """The account of all workers, and what one says for all."""
-        assert self._files is not None
         self._measures.look_at_store()
-        return self._files.all() + self._bus.metrics.sample(self._failed, once=True)
+        return self._leave_sample().all() + self._bus.metrics.sample(self._failed, once=True)
 
     def _figures(self, blocks: dict[str, Block]) -> Figures:
         times, bounds = _together(blocks["bus_end_to_end_seconds"])
@@ -215,7 +224,7 @@ class Scrape:
         )
 
     def _operations(self) -> list[Operation]:
-        format_ = Parameter("format", "json: a summary in JSON; else the format that Accept asks for")
+        format_ = Parameter("format", "json: a summary in JSON; text (default): the format that Accept asks for")
         family = Parameter("family", "client, queue, or what an extension has details of", required=True)
         limit = Parameter("limit", f"0 to {parameters.MAX_LIMIT}; 100 if not given", "integer")
         return [
@@ -227,8 +236,9 @@ class Scrape:
                 str,
                 None,
                 (format_,),
-                (401,),
+                (400, 401),
                 media="text/plain",
+                more={OPENMETRICS: str, "application/json": Figures},
             ),
             Operation(
                 "GET",

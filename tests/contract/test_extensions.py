@@ -25,6 +25,7 @@ EXTENSIONS = (
     "bus.transports.lane",
     "bus.transports.profile",
     "streaming",
+    "enhanced_metrics",
     "extensions.log_cap",
 )
 ALL = (*EXTENSIONS, THIRD_PARTY)
@@ -84,13 +85,13 @@ def test_register_is_the_last_function_and_a_table_of_contents(name: str) -> Non
     assert [argument.arg for argument in last.args.args] == ["app", "bus"]
 
 
-@pytest.mark.parametrize("name", ["rest", "delivery", "ws", "openapi", "streaming", "log_cap"])
+@pytest.mark.parametrize("name", ["rest", "delivery", "ws", "openapi", "streaming", "enhanced_metrics", "log_cap"])
 def test_any_extension_can_be_left_out(tmp_path, name: str) -> None:
     assert name not in probe(tmp_path, DISABLED_EXTENSIONS=name)["extensions"]
 
 
 def test_the_server_runs_without_pushing_or_describing(fresh_server) -> None:
-    server = fresh_server(env={"DISABLED_EXTENSIONS": "ws,openapi,streaming,log_cap"})
+    server = fresh_server(env={"DISABLED_EXTENSIONS": "ws,openapi,streaming,enhanced_metrics,log_cap"})
     assert server.call("POST", "/api/send", {"from": "a", "to": "b"}).status == 200
     assert server.call("GET", "/openapi.json").status == 404
     assert server.call("GET", "/stream/stats").status == 404

@@ -1,4 +1,4 @@
-"""`MetricsCollector` alone: the documented verbs, what is refused, true quantiles, bounded memory, and a valid exposition."""
+"""`MetricsCollector` alone: the documented verbs, refusals, true quantiles, bounded memory, and a valid exposition."""
 
 from __future__ import annotations
 
@@ -173,7 +173,7 @@ def test_sums_that_may_fall_are_not_shown_as_if_they_could_not() -> None:
 @pytest.mark.parametrize("amount", [-1, -0.001, math.nan, math.inf, 10**400, "1", None])
 def test_a_counter_takes_only_what_lets_it_rise(amount: Any) -> None:
     counter = MetricsCollector().counter("calls")
-    with pytest.raises(ValueError, match="number|rises"):
+    with pytest.raises(ValueError, match=r"number|rises"):
         counter.inc(amount)
     assert counter.get() == 0
 

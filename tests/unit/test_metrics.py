@@ -40,6 +40,7 @@ class Worker:
         self.files.sample()()
 
     def value(self, name: str, **labels: str) -> list[float]:
+        self.leave_sample()
         found = {block.name: block for block in self.files.all()}[name]
         return found.series[tuple(labels.items())]
 
@@ -183,7 +184,7 @@ def test_a_successor_counts_on_and_levels_begin_anew(tmp_path: Path) -> None:
         assert other.value("t_jumps_total") == [life]
         assert other.value("t_seconds") == [0, 0, life, 5 * life]
         assert other.value("t_level") == [7]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics-0.msgpack"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics-0.msgpack", "metrics-1.msgpack"]
 
 
 def test_levels_of_a_worker_that_is_gone_go_and_its_counts_stay(
@@ -194,7 +195,8 @@ def test_levels_of_a_worker_that_is_gone_go_and_its_counts_stay(
     gone.metrics.set("t_level", 7)
     gone.leave_sample()
     assert here.value("t_level") == [7]
-    monkeypatch.setattr(metric_files, "STALE_SECONDS", 0.0)
+    later = metric_files.time.monotonic() + metric_files.STALE_SECONDS
+    monkeypatch.setattr(metric_files.time, "monotonic", lambda: later)
     assert here.value("t_level") == [0]
     assert here.value("t_events_total", kind="a") == [1]
 
@@ -224,11 +226,12 @@ def test_series_that_only_others_have_are_told_too_and_quantiles_of_one_only(tmp
         MetricFiles(tmp_path, slot, lambda: [Block(**{f: getattr(b, f) for f in b.__struct_fields__}) for b in blocks])
         for slot in (0, 1)
     )
+    one.sample()()
     assert one.all()[0].series == {(): [2, 3.0, 1.5]}
     two.sample()()
     assert one.all()[0].series == {(): [4, 6.0]}
     empty = MetricFiles(tmp_path, 2, list)
-    assert empty.all()[0].series == {(): [2, 3.0, 1.5]}
+    assert empty.all()[0].series == {(): [4, 6.0]}
 
 
 # ---- exposition
