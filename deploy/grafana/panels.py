@@ -116,7 +116,9 @@ class Dashboard(msgspec.Struct):
             "time": {"from": "now-1h", "to": "now"},
             "links": [_LINKS],
             "annotations": {"list": [_RESTARTS]},
-            "templating": {"list": [_SOURCES, _variable("job", "Job", ""), _variable("instance", "Instance", 'job=~"$job"')]},
+            "templating": {
+                "list": [_SOURCES, _variable("job", "Job", ""), _variable("instance", "Instance", 'job=~"$job"')]
+            },
             "panels": list(self._placed()),
         }
 
