@@ -31,7 +31,7 @@ from bus.tail import Tail
 from bus.threads import WorkerPool
 from bus.topics import TopicSet
 from bus.waiters import Waiters, answer_to
-from bus.written import Written
+from bus.written import BLANK_LINE, Written
 
 PAGE_MESSAGES, PAGE_BYTES = 500, 512 * 1024
 
@@ -256,7 +256,8 @@ class Hub:
         data, count, _ = chunk
         now = self.now
         delivered = self.tail.delivered
-        ping = members[0].encoding.ping(delivered)
+        encoding = members[0].encoding
+        ping = encoding.ping(delivered)
         write = os.write
         reached = len(members)
         for connection in members:
@@ -282,7 +283,9 @@ class Hub:
                 continue
             if written != len(out):
                 connection.hold_rest(out, written, count)
-        self.written.count(members[0].encoding, data, count, reached)
+        if not encoding.takes_messages:  # what its filter leaves out is no bytes
+            count = data.count(BLANK_LINE)
+        self.written.messages[encoding.name] += count * reached
 
     def _write_many(self, members: tuple[Connection, ...], chunks: list[Chunk], due: list[Message]) -> None:
         for connection in members:

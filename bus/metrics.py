@@ -15,11 +15,13 @@ import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping
 from itertools import product
-from typing import Any, Literal
+from typing import Literal, ParamSpec
 
 import msgspec
 
 from bus.families import FAMILIES, Across, Family, Kind
+
+P = ParamSpec("P")
 
 OTHER = "other"
 SAMPLE_SECONDS = 0.005
@@ -75,12 +77,10 @@ class Histogram:
 class Metrics:
     """The families of one process. Written on the event loop only; build it, and `declare` and `read`, anywhere before.
 
-    `is_shown` is True when somebody samples it: what would cost time on a hot path is left out without. A name or a number
-    of labels that was not declared is a mistake of the program: KeyError or ValueError.
+    A name or a number of labels that was not declared is a mistake of the program: KeyError or ValueError.
     """
 
     def __init__(self, families: Iterable[Family] = FAMILIES) -> None:
-        self.is_shown = False
         self._families: dict[str, _Series] = {}
         self._looks: dict[str, Look] = {}
         for family in families:
@@ -209,15 +209,15 @@ class Stopwatch:
         if self.histogram is not None:
             self.next_us = min(self.next_us, now_us + SAMPLE_SECONDS * 1e6)
 
-    def timed(self, now_us: int, answered: Callable[[Any], None]) -> Callable[[Any], None]:
+    def timed(self, now_us: int, answered: Callable[P, None]) -> Callable[P, None]:
         """`answered`, with the time until it is called observed."""
         histogram = self.histogram
         assert histogram is not None
         self.next_us = now_us + SAMPLE_SECONDS * 1e6
         began = time.perf_counter()
 
-        def heard(answer: Any) -> None:
+        def heard(*answer: P.args, **more: P.kwargs) -> None:
             histogram.observe(time.perf_counter() - began)
-            answered(answer)
+            answered(*answer, **more)
 
         return heard

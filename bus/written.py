@@ -38,11 +38,9 @@ class Written:
         self._ages, self.held = ages, held
         self.next_look = 0
 
-    def count(self, encoding: Encoding, data: bytes, messages: int, connections: int = 1) -> None:
-        """`data`, which holds so many messages, went to so many connections."""
-        if not encoding.takes_messages:  # what a filter leaves out is no bytes
-            messages = data.count(BLANK_LINE)
-        self.messages[encoding.name] += messages * connections
+    def count(self, encoding: Encoding, data: bytes, messages: int) -> None:
+        """`data`, which holds so many messages, went to a connection."""
+        self.messages[encoding.name] += messages if encoding.takes_messages else data.count(BLANK_LINE)
 
     def look(self, encoding: Encoding, due: Sequence[Message]) -> None:
         """Some of `due` was written just now."""

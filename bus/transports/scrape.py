@@ -102,7 +102,6 @@ class Scrape:
     def register(self, app: Flask) -> None:
         """Serve, and sample once the bus has started."""
         bus = self._bus
-        bus.metrics.is_shown = True
         self._app = app
         self._measures = Measures(app, bus)
         bus.on(BusStarted, self._begin)

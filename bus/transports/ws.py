@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import re
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,6 @@ from bus.errors import BusError, Malformed, Unauthenticated, Unavailable
 from bus.message import iso, now_us
 from bus.metrics import Stopwatch
 from bus.protocol import (
-    Draft,
     Frame,
     decode_frame,
     draft_of,
@@ -50,6 +50,9 @@ log = logging.getLogger("bus.ws")
 AUTH_SECONDS = 10.0
 AUTH_BYTES = 4096
 """Without a credential in the handshake, the first frame must be `auth`, within so many seconds and bytes."""
+
+Sent = Callable[["Connection", "str | int | None", "Receipt | BusError"], None]
+"""Hears what became of a send."""
 
 _KEY = re.compile(r"[A-Za-z0-9+/]{22}==\Z")
 
@@ -232,13 +235,15 @@ class WebSocketTransport:
 
     def _handle_all(self, connection: Connection, found: list[tuple[int, bytes]]) -> None:
         stamp_us = now_us()
+        sent = self.stopwatch.timed(stamp_us, self._sent) if stamp_us >= self.stopwatch.next_us else None
         for first, payload in found:
             if connection.descriptor < 0:
                 return
             try:
                 if first == frames.WHOLE_TEXT and connection.fragments is None:
                     if not connection.closing:
-                        self._handle_text(connection, payload, stamp_us)
+                        self._handle_text(connection, payload, stamp_us, sent)
+                        sent = None
                 else:
                     self._handle_other(connection, first, payload, stamp_us)
             except frames.FrameError as problem:
@@ -291,7 +296,8 @@ class WebSocketTransport:
             connection.fragments = None
             self._handle_text(connection, whole, stamp_us)
 
-    def _handle_text(self, connection: Connection, text: bytes, stamp_us: int) -> None:
+    def _handle_text(self, connection: Connection, text: bytes, stamp_us: int, sent: Sent | None = None) -> None:
+        """Do what a frame asks for. `sent` hears what becomes of a send, receipt or not, in the place of `_sent`."""
         ref = None
         try:
             plain = plain_send(text)
@@ -299,12 +305,14 @@ class WebSocketTransport:
                 ref = plain.ref
                 draft = plain_draft(plain, connection.client, names=self._bus.names, stamp_us=stamp_us)
                 if draft is not None:
-                    self._publish(draft, connection, ref, stamp_us)
+                    self.handed_over += 1
+                    heard = partial(sent or self._sent, connection, ref)
+                    self._bus.publish(draft, heard, receipt=ref is not None or sent is not None)
                     return
             frame = read(decode_frame, text, "frame")
             ref = frame.ref
             if frame.type == "send":
-                self._send(connection, frame, stamp_us)
+                self._send(connection, frame, stamp_us, sent)
             else:
                 self._handle_verb(connection, frame)
         except BusError as refusal:
@@ -313,17 +321,12 @@ class WebSocketTransport:
             self._bus.counters.add("errors")
             connection.reply(error_frame(refusal, ref if ref is not None else _ref_of(text)))
 
-    def _send(self, connection: Connection, frame: Frame, stamp_us: int) -> None:
-        draft = draft_of(frame, connection.client, frame.msg_type, names=self._bus.names, stamp_us=stamp_us)
-        self._publish(draft, connection, frame.ref, stamp_us)
-
-    def _publish(self, draft: Draft, connection: Connection, ref: str | int | None, stamp_us: int) -> None:
+    def _send(self, connection: Connection, frame: Frame, stamp_us: int, sent: Sent | None) -> None:
+        bus = self._bus
+        draft = draft_of(frame, connection.client, frame.msg_type, names=bus.names, stamp_us=stamp_us)
         self.handed_over += 1
-        if stamp_us >= self.stopwatch.next_us:
-            settled = self.stopwatch.timed(stamp_us, partial(self._sent, connection, ref))
-            self._bus.publish(draft, settled)
-        else:
-            self._bus.publish(draft, partial(self._sent, connection, ref), receipt=ref is not None)
+        heard = partial(sent or self._sent, connection, frame.ref)
+        bus.publish(draft, heard, receipt=frame.ref is not None or sent is not None)
 
     def _sent(self, connection: Connection, ref: str | int | None, answer: Receipt | BusError) -> None:
         if isinstance(answer, BusError):

@@ -21,6 +21,7 @@ from bus.families import ALIASES, FAMILIES, UNMATCHED, build_info, http_requests
 from bus.testing import HOST, BusServer, eventually, free_port
 from tests.calls import call, claim, send, send_all, settle
 from tests.conftest import require
+from tests.counting import EXTENSION
 from tests.event_source import EventSource
 from tests.rawws import RawWebSocket
 from tests.scraped import Scraped, assert_nothing_fell, scrape
@@ -177,6 +178,21 @@ def test_acks_dead_letters_and_redeliveries(each_server: BusServer) -> None:
             "bus_dead_letters": 1,
         },
     )
+
+
+def test_a_slow_reader_and_what_is_held_for_it(server: BusServer) -> None:
+    slow = name()
+    before = settled(server)
+    with RawWebSocket(server.port, f"/ws/{slow}", receive_buffer_bytes=4096) as socket:
+        socket.read_json()
+        send_all(server, [{"to": slow, "payload": "x" * 10_000}] * 1500)
+
+        def is_seen() -> bool:
+            after = scrape(server)
+            held = after.value("bus_send_queue_bytes_count") - before.value("bus_send_queue_bytes_count")
+            return held > 0 and after.value("bus_slow_consumers_total") > before.value("bus_slow_consumers_total")
+
+        eventually(is_seen, what="a slow reader")
 
 
 def test_refusals_by_reason(each_server: BusServer) -> None:
@@ -353,6 +369,7 @@ def workers_shown(server: BusServer) -> set[str]:
     return {dict(labels)["worker"] for metric, labels in scrape(server).series if metric.endswith("memory_bytes")}
 
 
+@pytest.mark.slow
 def test_connections_of_a_killed_worker_are_gone_from_the_gauge(fresh_server: Callable[..., BusServer]) -> None:
     server = fresh_server(workers=4)
     clients = [name() for _ in range(12)]
@@ -437,7 +454,7 @@ def test_with_auth_figures_are_open_and_details_need_the_key(locked_server: BusS
     assert locked_server.call("GET", "/metrics/detailed?family=client").status == 401
 
 
-@pytest.mark.parametrize("workers", [1, 4])
+@pytest.mark.parametrize("workers", [1, pytest.param(4, marks=pytest.mark.slow)])
 def test_a_port_of_its_own_is_served_by_one_worker_after_another(
     fresh_server: Callable[..., BusServer], workers: int
 ) -> None:
@@ -472,6 +489,29 @@ def test_switched_off_there_is_nothing(fresh_server: Callable[..., BusServer]) -
 
 def test_the_lane_is_open_with_metrics(server: BusServer) -> None:
     assert "Flask serves every send" not in server.log
+
+
+# ---- what extensions count
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_what_an_extension_counts_is_shown_for_all_workers(
+    fresh_server: Callable[..., BusServer], workers: int
+) -> None:
+    server = fresh_server(workers=workers, env={"BUS_EXTENSIONS": EXTENSION})
+    for number in range(40):
+        send(server, f"taker-{number % 2}", "x" * 20, type="large" if number % 4 == 0 else "odd")
+    found = settled(server)
+    assert found.value("test_parcels_total", kind="large") == 10
+    assert found.value("test_parcels_total", kind="other") == 30
+    assert found.value("test_parcel_bytes_count") == 40
+    assert found.value("test_shelves") == 7
+    assert found.value("own_parcels_total", to="taker-0") == found.value("own_parcels_total", to="taker-1") == 20
+    assert found.value("own_level") == 40
+    assert found.value("own_bytes_bucket", le="100.0") == 40
+    assert found.value("own_times_count") == found.value("own_times_sum") == 40
+    told = call(server, "GET", "/metrics/detailed", family="parcel", id="p1", limit=3)
+    assert 'test_parcel_weight{parcel="p1"} 3.0' in told
 
 
 # ---- what is written of them
