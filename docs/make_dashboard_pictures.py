@@ -35,14 +35,14 @@ from tests.monitoring import DASHBOARDS, Line, Prometheus, Traffic, filled_in  #
 WINDOW = "15s"
 WIDTH_INCHES, LINE_INCHES = 15.0, 0.36
 DOTS_PER_INCH = 80
-LEGEND_LINES = 6
+MAX_LEGENDS = 12
 GREEN, RED, INK, LIGHT = "#2e7d32", "#c62828", "#333333", "#f4f5f6"
 UNITS: dict[str, Formatter] = {
     "short": EngFormatter(sep=""),
     "ops": EngFormatter(sep=""),
     "s": EngFormatter("s", places=None, sep=" "),
     "bytes": EngFormatter("B", sep=" "),
-    "percentunit": PercentFormatter(1.0),
+    "percentunit": PercentFormatter(1.0, symbol=" %"),
 }
 
 
@@ -77,7 +77,9 @@ class Drawer:
         frame.set_yticks([])
         for spine in frame.spines.values():
             spine.set_color("#dddddd")
-        frame.set_title(panel["title"], fontsize=8, loc="left", pad=-10, x=0.015, color=INK, weight="bold")
+        frame.annotate(
+            panel["title"], (0, 1), (6, -6), "axes fraction", "offset points", va="top", fontsize=8.5, color=INK
+        )
         found = [
             (legend_of(target["legendFormat"], line), line)
             for target in panel["targets"]
@@ -92,7 +94,7 @@ class Drawer:
             frame.text(0.015, 0.5, "fires: " + ", ".join(names), va="center", fontsize=9, color=RED)
         else:
             left, bottom, width, height = box
-            is_short = panel["type"] == "heatmap" or len(found) <= 1
+            is_short = panel["type"] == "heatmap"
             inner = (
                 left + 0.042,
                 bottom + height * (0.14 if is_short else 0.3),
@@ -105,7 +107,7 @@ class Drawer:
             axes.set_xlim(0, self._end - self._begin)
             axes.xaxis.set_major_formatter(UNITS["s"])
             axes.locator_params(axis="x", nbins=5)
-            axes.tick_params(labelsize=6, colors="#666666", length=2)
+            axes.tick_params(labelsize=7, colors="#666666", length=2)
 
     def _ask(self, expression: str, *, is_instant: bool) -> list[Line]:
         asked = filled_in(expression, WINDOW)
@@ -122,6 +124,11 @@ def legend_of(form: str, line: Line) -> str:
     return re.sub(r"\{\{(\w+)\}\}", lambda match: line.labels.get(match[1], ""), form)
 
 
+def shown(value: float, unit: str) -> str:
+    """A single figure, rounded."""
+    return f"{value:.1%}" if unit == "percentunit" else UNITS[unit](float(f"{value:.3g}"))
+
+
 def figure_of(frame: Axes, panel: dict[str, Any], found: tuple[str, Line]) -> None:
     """A large figure, green or red."""
     legend, line = found
@@ -130,7 +137,7 @@ def figure_of(frame: Axes, panel: dict[str, Any], found: tuple[str, Line]) -> No
     colours = [
         step["color"] for step in defaults["thresholds"]["steps"] if step["value"] is None or value >= step["value"]
     ]
-    text = f"{value:.1%}" if defaults["unit"] == "percentunit" else UNITS[defaults["unit"]](value)
+    text = shown(value, defaults["unit"])
     colour = colours[-1]
     for mapping in defaults.get("mappings", ()):
         known = mapping["options"].get(f"{value:g}")
@@ -162,12 +169,12 @@ def curves(axes: Axes, panel: dict[str, Any], found: Sequence[tuple[str, Line]])
     axes.grid(alpha=0.25)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
-    if len(found) > 1:
+    if any(legend for legend, _ in found):
         handles, labels = axes.get_legend_handles_labels()
-        shown = slice(2 * LEGEND_LINES)
+        first = slice(MAX_LEGENDS)
         columns = 4 if panel["gridPos"]["w"] > 8 else 3
         axes.legend(
-            handles[shown], labels[shown], fontsize=5.5, ncol=columns, loc="upper center", frameon=False,
+            handles[first], labels[first], fontsize=6.5, ncol=columns, loc="upper center", frameon=False,
             bbox_to_anchor=(0.47, -0.14), columnspacing=1.0, handlelength=1.2,
         )  # fmt: skip
 

@@ -248,7 +248,7 @@ class Traffic:
 
     def _come_and_go(self) -> None:
         for beat in self._beats(0.2):
-            with Client(f"visitor-{beat % 3}", self._server.url):
+            with Client(f"visitor-{beat % 3}", self._server.url, since="latest"):
                 pass
 
     def _err(self) -> None:

@@ -18,6 +18,8 @@ FOLDER = Path(__file__).resolve().parent / "dashboards"
 FAILED_SENDS = 'reason=~"unavailable|disk_full|disk_low"'
 """Refusals that are the bus's fault; all others are the sender's, or a full inbox's."""
 
+READY = 'probe="ready"'
+PROBED = total("bus_health_check_up", how="max")
 UP_OR_DOWN = {"0": ("no", "red"), "1": ("yes", "green")}
 
 OVERVIEW = Dashboard(
@@ -30,9 +32,9 @@ OVERVIEW = Dashboard(
             (
                 stat(
                     "Ready",
-                    total("bus_health_check_up", where='probe="ready"', how="min"),
+                    f"{total('bus_health_check_up', where=READY, how='min')} and {PROBED} > 0",
                     words=UP_OR_DOWN,
-                    about="What /health/ready answers; of several buses the worst.",
+                    about="What /health/ready answers; of several buses the worst. Empty without health_checks.",
                 ),
                 stat("Workers", total("bus_workers"), red_below=1),
                 stat("Connections", total("bus_connections")),
