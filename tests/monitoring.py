@@ -217,6 +217,7 @@ class Traffic:
     def _talk(self) -> None:
         with Client("talker", self._server.url) as talker, Client("hearer", self._server.url) as hearer:
             hearer.on(None, _nothing)
+            talker.on(None, _nothing)
             for beat in self._beats():
                 talker.send("hearer", {"beat": beat, "text": "x" * (beat % 50) * 20}, require_ack=beat % 5 == 0)
 

@@ -27,6 +27,7 @@ class Metric(NamedTuple):
     """A row of docs/metrics.md: the names of its samples, and for each label its values; none for one that is not listed."""
 
     samples: set[str]
+    kind: str
     labels: dict[str, set[str] | None]
 
 
@@ -40,12 +41,13 @@ def listed() -> Iterator[Metric]:
             values[label] = None if "…" in known else set(known.split())
         if across == "worker":
             values["worker"] = None
-        yield Metric(
-            {name + suffix for suffix in ("_bucket", "_count", "_sum")} if kind == "histogram" else {name}, values
-        )
+        suffixes = ("_bucket", "_count", "_sum") if kind == "histogram" else ("",)
+        yield Metric({name + suffix for suffix in suffixes}, kind, values)
 
 
-LISTED = {sample: metric.labels for metric in listed() for sample in metric.samples}
+METRICS = list(listed())
+LISTED = {sample: metric.labels for metric in METRICS for sample in metric.samples}
+RISING = {sample for metric in METRICS for sample in metric.samples if metric.kind != "gauge"}
 
 
 def groups(file: str) -> list[dict[str, Any]]:
@@ -90,6 +92,12 @@ def test_expressions_ask_only_for_labels_that_there_are(where: str) -> None:
     of_all = OF_EVERY_TARGET.union(*(LISTED[name] for name in names_in(expression) if name in LISTED))
     for labels in re.findall(r"\b(?:by|on|ignoring) ?\(([^)]*)\)", expression):
         assert {label.strip() for label in labels.split(",")} <= of_all
+
+
+@pytest.mark.parametrize("where", EXPRESSIONS)
+def test_what_only_rises_is_asked_for_its_rate_and_nothing_else_is(where: str) -> None:
+    expression = EXPRESSIONS[where]
+    assert set(re.findall(r"\b(?:rate|increase)\((bus_\w+)", expression)) == names_in(expression) & RISING
 
 
 @pytest.mark.parametrize("query", queries(), ids=lambda query: f"{query.dashboard}-{query.panel}")

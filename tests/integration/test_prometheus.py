@@ -24,6 +24,7 @@ FORMER_NAME = "request_duration_ms metric names should not contain abbreviated u
 
 @pytest.fixture(scope="module")
 def busy_server() -> Iterator[BusServer]:
+    require("promtool")
     with BusServer(workers=4) as server, Traffic(server):
         yield server
 
