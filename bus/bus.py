@@ -31,9 +31,10 @@ from bus.events import BusStarted, BusStopping, ClientConnected, ClientDisconnec
 from bus.heartbeat import Heartbeat
 from bus.hub import Hub
 from bus.message import REQUIRES_ACK, Kind, Message, Names, audience_of, now_us, text_of
+from bus.metric_files import forget
 from bus.metrics import Metrics
 from bus.presence import presence_of, together
-from bus.process import calm_collector, raise_file_limit
+from bus.process import begins_anew, calm_collector, raise_file_limit
 from bus.protocol import Draft
 from bus.receipts import Receipt, deliver_us, fate, fate_of_ephemeral
 from bus.resume import Place, place_of
@@ -187,7 +188,9 @@ class Bus:
     def _when_alone(self) -> None:
         """Before any neighbour is let in: refuse a damaged log, and forget a former server's figures."""
         self.store.check()
-        clear(self.lock_folder / "counters")
+        if begins_anew(self.lock_folder):
+            clear(self.lock_folder / "counters")
+            forget(self.lock_folder)
         self.clock.anchor()
 
     def begin_drain(self) -> None:
@@ -223,11 +226,6 @@ class Bus:
         self.counters.close()
         self._slot.release()
         log.info("The bus has stopped", extra={"action": "stopped"})
-
-    @property
-    def shared_folder(self) -> Path:
-        """A private folder of this server's workers, which begins empty with the first of them. There after `start`."""
-        return self._slot.sockets
 
     # ---- sending
 

@@ -176,6 +176,7 @@ class Connection:
         self.write_watcher: Any = None
         self.read_watcher.start(self._readable)
         hub.connections.add(self)
+        hub.written.messages.setdefault(encoding.name, 0)
 
     # ---- reading
 

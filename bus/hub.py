@@ -61,6 +61,7 @@ class Hub:
         self.connections: set[Connection] = set()  # all open ones, also those that did not join yet
         self.now = time.monotonic()
         self.written = Written()
+        self._sent = self.written.messages
         self._everybody: list[Message] = []  # this turn's messages to `all`
         self._due_rooms: list[Room] = []  # rooms with something due this turn, each once
         self._touched: list[Connection] = []  # connections with replies this turn, each once
@@ -283,9 +284,7 @@ class Hub:
                 continue
             if written != len(out):
                 connection.hold_rest(out, written, count)
-        if not encoding.takes_messages:  # what its filter leaves out is no bytes
-            count = data.count(BLANK_LINE)
-        self.written.messages[encoding.name] += count * reached
+        self._sent[encoding.name] += reached * (count if encoding.takes_messages else data.count(BLANK_LINE))
 
     def _write_many(self, members: tuple[Connection, ...], chunks: list[Chunk], due: list[Message]) -> None:
         for connection in members:

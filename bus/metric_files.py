@@ -1,8 +1,8 @@
 """Makes one account of all workers' figures: each leaves a sample in a file named by its slot, and reads the others'.
 
 A successor in a slot counts on from what its predecessor left: what only rises never falls, and a worker that was killed
-loses what it counted since its last sample, a second at most. The files stand in the folder of the mesh's sockets, which
-the first worker of a server makes anew and the last one removes, so nothing piles up and no figure outlives its server.
+loses what it counted since its last sample, a second at most. The first worker of a server begins with none, so nothing
+piles up and no figure outlives its server.
 """
 
 from __future__ import annotations
@@ -79,6 +79,12 @@ class MetricFiles:
                 slot = int(path.stem.removeprefix("metrics-"))
                 _merge(merged, sample.blocks, slot, alive=time.monotonic() - sample.at < STALE_SECONDS)
         return list(merged.values())
+
+
+def forget(folder: Path) -> None:
+    """Begin without samples. Only while no worker runs."""
+    for path in folder.glob("metrics-*"):
+        path.unlink()
 
 
 def _path(folder: Path, slot: int) -> Path:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -20,14 +19,15 @@ BLANK_LINE = b"\n\n"
 
 
 class Written:
-    """Event loop only. `messages`: written to a connection or held for it, by transport; `http` is whoever reads over REST.
+    """Event loop only. `messages`: written to a connection or held for it, by transport; `http` is whoever reads
+    over REST.
 
     `held`, when somebody wants it, gets how many bytes are held for a slow reader. `next_look`: from when on, by the
     monotonic clock, a write tells how old its oldest message is; off: never.
     """
 
     def __init__(self) -> None:
-        self.messages: Counter[str] = Counter()
+        self.messages = {"http": 0}
         self.fallen_behind = 0
         self.held: Callable[[int], None] | None = None
         self.next_look = math.inf
@@ -37,6 +37,10 @@ class Written:
         """Observe ages, in seconds, by transport, and tell what is held."""
         self._ages, self.held = ages, held
         self.next_look = 0
+
+    def of(self, transport: str) -> int:
+        """How many messages went to connections of a transport."""
+        return self.messages.get(transport, 0)
 
     def count(self, encoding: Encoding, data: bytes, messages: int) -> None:
         """`data`, which holds so many messages, went to a connection."""

@@ -128,7 +128,7 @@ class Measures:
         read("bus_uncommitted_messages", lambda: bus.writer.waiting)
         read("bus_slow_consumers_total", lambda: bus.hub.written.fallen_behind)
         for transport in (*PUSH, "http"):
-            read("bus_messages_delivered_total", partial(bus.hub.written.messages.__getitem__, transport), transport)
+            read("bus_messages_delivered_total", partial(bus.hub.written.of, transport), transport)
         for transport in PUSH:
             read("bus_connections", partial(self._opened.__getitem__, transport), transport)
         self._stopwatches = [each.stopwatch for each in sends]

@@ -94,7 +94,7 @@ class Scrape:
         self._bus = bus
         self._collected = collected
         self._files: MetricFiles | None = None
-        self._failing: set[str] = set()  # families whose callable raised: said in the log once
+        self._failing: set[str] = set()  # families whose callable raised, and samples: said in the log once
         self._token = bus.settings.metrics_token
         self._own_server: Any = None
         self._writing = BoundedSemaphore()  # one sample is written at a time
@@ -114,7 +114,7 @@ class Scrape:
 
     def _begin(self, _: BusStarted) -> None:
         self._measures.begin()
-        self._files = MetricFiles(self._bus.shared_folder, self._bus.backplane.slot, self._sample)
+        self._files = MetricFiles(self._bus.lock_folder, self._bus.backplane.slot, self._sample)
         self._files.sample()()
 
     def _sample(self) -> list[Block]:
@@ -131,16 +131,19 @@ class Scrape:
         self._leave_sample()
 
     def _leave_sample(self) -> MetricFiles:
-        """Waits for the disk, on another thread."""
+        """Waits for the disk, on another thread. On a full one the last sample stays, and the log says so."""
         assert self._files is not None
         with self._writing:
-            gevent.get_hub().threadpool.apply(self._files.sample())
+            try:
+                gevent.get_hub().threadpool.apply(self._files.sample())
+            except OSError as error:
+                self._failed("the sample of this worker", error)
         return self._files
 
     def _failed(self, family: str, error: Exception) -> None:
         if family not in self._failing:
             self._failing.add(family)
-            log.error("%s could not be read", family, exc_info=error, extra={"action": "metric_failed"})
+            log.error("A figure is left out: %s", family, exc_info=error, extra={"action": "metric_failed"})
 
     def _serve_own_port(self) -> None:
         """Listen, if this worker does not yet: the one that did may have died."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import os
 import platform
 import re
 import secrets
+import signal
 import subprocess
 import threading
 import time
@@ -63,7 +65,7 @@ def read(found: Scraped, text: str) -> float:
 
 def settled(server: BusServer) -> Scraped:
     """A scrape that knows all that any worker has counted until now."""
-    folder = Path((server.data_dir / "bus.db.workers" / "sockets").read_text().strip())
+    folder = server.data_dir / "bus.db.workers"
     now = time.time()
 
     def all_told() -> bool:
@@ -316,7 +318,7 @@ def test_counters_go_on_when_workers_are_killed(fresh_server: Callable[..., BusS
 def test_twenty_killed_workers_cost_no_published_message(fresh_server: Callable[..., BusServer]) -> None:
     server = fresh_server(workers=4)
     killed(server, kills=20)
-    folder = Path((server.data_dir / "bus.db.workers" / "sockets").read_text().strip())
+    folder = server.data_dir / "bus.db.workers"
     assert len(list(folder.glob("metrics-*"))) == 4
 
 
@@ -384,6 +386,19 @@ def test_connections_of_a_killed_worker_are_gone_from_the_gauge(fresh_server: Ca
     finally:
         for socket in sockets:
             socket.close()
+
+
+def test_a_server_that_lost_all_workers_at_once_counts_on(fresh_server: Callable[..., BusServer]) -> None:
+    server = fresh_server(workers=2)
+    for _ in range(5):
+        send(server, "taker")
+    server.call("GET", "/nothing")
+    before = settled(server)
+    for pid in server.worker_pids():
+        os.kill(pid, signal.SIGSTOP)  # so that neither is replaced before both are gone
+    for pid in server.worker_pids():
+        os.kill(pid, signal.SIGKILL)
+    assert_nothing_fell(before, patiently_scraped(server))
 
 
 def test_a_restarted_server_begins_at_zero_but_for_the_log(fresh_server: Callable[..., BusServer]) -> None:
@@ -482,7 +497,7 @@ def test_switched_off_there_is_nothing(fresh_server: Callable[..., BusServer]) -
     send(server, "taker")
     assert server.call("GET", "/metrics").status == 404
     assert server.call("GET", "/metrics/detailed?family=client").status == 404
-    folder = Path((server.data_dir / "bus.db.workers" / "sockets").read_text().strip())
+    folder = server.data_dir / "bus.db.workers"
     assert not list(folder.glob("metrics-*"))
     assert "/metrics" not in server.call("GET", "/openapi.json").body["paths"]
 
