@@ -55,7 +55,9 @@ lock: $(TOOLS) ## Compile the requirements anew from the .in files (needs uv)
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
 	  requirements.in -o requirements.txt
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
-	  -c requirements.txt requirements-dev.in -o requirements-dev.txt
+	  -c requirements.txt requirements-tracing.in -o requirements-tracing.txt
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+	  -c requirements.txt -c requirements-tracing.txt requirements-dev.in -o requirements-dev.txt
 
 clean: ## Remove the virtual environment and the tools' caches; your data stays
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -3,9 +3,11 @@
 Hooks start the bus after the fork, drain it at SIGTERM, and refuse an unsafe bind.
 """
 
+import math
 import os
 import signal
 import sys
+import time
 from contextlib import contextmanager, suppress
 
 from gunicorn.errors import HaltServer
@@ -27,12 +29,16 @@ worker_connections = 10_000  # requests under way; open sockets do not count, si
 backlog = 4096  # a thousand agents that come back at once after a restart
 keepalive = 15  # seconds of idling, and for the header of a request: gunicorn has one number for both
 timeout = 60
-graceful_timeout = 30
+graceful_timeout = max(30, math.ceil(_settings.drain_notice_seconds + _settings.drain_spread_seconds) + 20)
 control_socket_disable = True  # one in the user's home would be shared by every server of the user
+worker_tmp_dir = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # a busy disk must not look like a hung worker
 max_requests = 0
 preload_app = False
 accesslog = None
 loglevel = _settings.log_level.lower()
+
+SPARE_SECONDS = 5
+"""Before the master's patience ends, so that a worker's last words are heard."""
 
 
 class logger_class(Logger):
@@ -92,29 +98,39 @@ def post_worker_init(worker):
 
 
 def _end_well(worker, bus, lane):
-    """At SIGTERM: drain from the first moment, and stop the bus when gunicorn's own run has returned."""
+    """At SIGTERM: give notice and go on; then close the door, and stop the bus when gunicorn's own run has returned."""
     run, handle_exit = worker.run, worker.handle_exit
     cut_idle = _watch_idle(worker, bus)
+    told = []  # when SIGTERM came
     if lane is not None:
         lane.open(worker)
 
-    def begin_to_leave():
+    def give_notice():
+        if bus.leaving:  # told twice: at once
+            leave()
+            return
+        bus.give_notice()
+        bus.hub.later(_settings.drain_notice_seconds, leave)
+
+    def leave():
         bus.begin_drain()
         cut_idle()
         if lane is not None:
             lane.leave()
+        handle_exit(signal.SIGTERM, None)
 
     def handle_term(number, frame):
-        bus.hub.later(0, begin_to_leave)
-        handle_exit(number, frame)
+        told.append(time.monotonic())
+        bus.hub.later(0, give_notice)
 
     def run_then_stop():
         try:
             run()
         finally:
-            # SIGINT and SIGQUIT raise SystemExit out of `run`: they are the hurry-up, without a notice.
+            # SIGINT and SIGQUIT raise SystemExit out of `run`: they are the hurry-up.
             hurried = sys.exc_info()[0] is not None
-            bus.stop(timeout=1.0 if hurried else worker.cfg.graceful_timeout - 5, notify=worker.notify)
+            ends = (told or [time.monotonic()])[0] + worker.cfg.graceful_timeout - SPARE_SECONDS
+            bus.stop(timeout=1.0 if hurried else max(ends - time.monotonic(), 1.0), notify=worker.notify)
             if lane is not None:
                 lane.close()
 

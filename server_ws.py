@@ -29,8 +29,12 @@ EXTENSIONS = (
     "bus.transports.lane",
     "bus.transports.profile",
     "streaming",
+    "webhooks",
+    "health_checks",
     "enhanced_metrics",
+    "message_ttl",
     "extensions.log_cap",
+    "extensions.tracing",
 )
 """What ships, in order of registration. Each module's last function is `register(app, bus)`."""
 

@@ -20,21 +20,23 @@ from bus.auth import Auth
 from bus.backplane import Presence
 from bus.backplane.local import LocalBackplane, Slot
 from bus.clock import Clock
+from bus.companions import Companion, Companions, Rows
 from bus.connection import Connection
 from bus.counters import Counters, clear
 from bus.cursors import Cursors
 from bus.delivery.delivery import Delivery
-from bus.dispatch import Dispatcher, Guarded
+from bus.dispatch import Dispatcher
 from bus.drain import Drain
 from bus.errors import BusError, DiskFull, Malformed, StartRefused, Unavailable
 from bus.events import BusStarted, BusStopping, ClientConnected, ClientDisconnected, Event, MessageRefused, MessageSent
+from bus.health.vitals import Vitals
 from bus.heartbeat import Heartbeat
 from bus.hub import Hub
-from bus.message import REQUIRES_ACK, Kind, Message, Names, audience_of, now_us, text_of
+from bus.message import REDRIVEN, REQUIRES_ACK, Kind, Message, Names, audience_of, now_us, text_of
 from bus.metric_files import forget
 from bus.metrics import Metrics
 from bus.presence import presence_of, together
-from bus.process import begins_anew, calm_collector, raise_file_limit
+from bus.process import begins_anew, calm_collector, connections_possible
 from bus.protocol import Draft
 from bus.receipts import Receipt, deliver_us, fate, fate_of_ephemeral
 from bus.resume import Place, place_of
@@ -46,7 +48,7 @@ from bus.storage.log_writer import LogWriter
 from bus.storage.sqlite import SqliteStore
 from bus.storage.upkeep import UpkeepThread
 from bus.threads import Mailbox, WorkerPool
-from bus.worker import Worker
+from bus.worker import Background
 
 log = logging.getLogger("bus")
 
@@ -72,8 +74,9 @@ class Bus:
         self.names = Names()
         self.metrics = Metrics()
         self.auth = Auth(settings)
-        self.lock_folder = settings.database_path.with_name(settings.database_path.name + ".workers")
+        self.lock_folder = settings.lock_folder
         self.clock = Clock(self.lock_folder / "clock")
+        self._companions = Companions()
         self.store: Store = SqliteStore(
             settings.database_path,
             self.lock_folder,
@@ -81,22 +84,22 @@ class Bus:
             durability=settings.durability,
             inbox_limit=settings.inbox_limit,
             queue_limit=settings.queue_limit,
+            companions=self._companions,
         )
-        self.running = False
-        self.draining = False
-        self.started_us = 0
+        self.vitals = Vitals(settings)
+        self.drain = Drain(lambda: self.hub, settings)
+        self.running = self.leaving = self.draining = False
         self._migrations: list[tuple[str, Path]] = [("core", MIGRATIONS)]
         self._before_publish: list[Callable[[Message], Message | None]] = []
-        self._with_commit: list[Guarded] = []
         self._dispatcher = Dispatcher()
         self._gathered: list[Pending | Group | Job] = []
         self._paused: list[Connection] = []
         self.delivery = Delivery(self.read, self.write, self.clock, lambda: self.epochs, self.online)
-        self.workers = self.delivery.workers()
+        self.workers: list[Background] = [*self.vitals.workers(self.read), *self.delivery.workers()]
         self._known: set[str] = set()
         self._knows_since = time.monotonic()
-        self._own_ids = 0
-        self.ephemeral_sent = 0
+        self.started_us = self._own_ids = self._ephemerals = self.ephemeral_sent = 0
+        self._ephemeral_stamp_us, self._ephemeral_ids = -1, ""
 
     # ---- verbs for extensions
 
@@ -116,13 +119,20 @@ class Bus:
         """Announce an event. Event loop only."""
         self._dispatcher.emit(event)
 
-    def add_worker(self, worker: Worker) -> None:
+    def is_heard(self, kind: type[Event]) -> bool:
+        """True when anybody hears events of this type."""
+        return self._dispatcher.wants(kind)
+
+    def add_worker(self, worker: Background) -> None:
         """Have a worker started after the fork, and stopped in reverse order."""
         self.workers.append(worker)
 
-    def with_commit(self, rows: Callable[[Message], Sequence[Row]]) -> None:
-        """Have `rows(message)` say what else is written in the message's own transaction. May neither block nor switch."""
-        self._with_commit.append(Guarded(rows))
+    def with_commit(self, kind: type[Event], rows: Rows) -> Companion:
+        """Have `rows(event)` say what else is written in the transaction of each event of a type; see bus.companions.
+
+        There are MessageSent, MessageReceived, MessageFailed, and what jobs announce (`Transaction.announce`).
+        """
+        return self._companions.add(kind, rows)
 
     def use_tables(self, name: str, migrations: Path) -> None:
         """Have a numbered folder of SQL files applied with the core's, once, under `name`."""
@@ -142,11 +152,12 @@ class Bus:
 
     def start(self) -> None:
         """Open the store and begin to work. Raises StartRefused. Call it after the fork, with gevent patched."""
-        raise_file_limit()
+        self.max_connections = connections_possible(self.settings.max_connections)
         try:
             self._slot = Slot(self.lock_folder, self._when_alone)
             self.clock.start()
             self.store.open(self._migrations)
+            self.vitals.disk.measure_now()
             self.counters = Counters(self.lock_folder / "counters", self._slot.number)
         except OSError as error:
             raise StartRefused(
@@ -155,6 +166,7 @@ class Bus:
             ) from None
         self.epochs = self.store.epochs
         self.mailbox = Mailbox()
+        self._companions.report_by(self.mailbox.post)
         self.readers = WorkerPool(self.mailbox, self.store.reader, size=READER_THREADS)
         self.writer = LogWriter(self.mailbox, self.store.writer, self._committed)
         self.writer.on_relief = self._relieve
@@ -193,10 +205,16 @@ class Bus:
             forget(self.lock_folder)
         self.clock.anchor()
 
+    def give_notice(self) -> None:
+        """Say that the process is about to leave: it is no longer ready, and clients are told. All else goes on."""
+        if self.running and not self.leaving:
+            self.leaving = True
+            self.drain.give_notice()
+
     def begin_drain(self) -> None:
         """Refuse what is new and answer who waits. Safe in a signal handler's callback."""
         if self.running and not self.draining:
-            self.draining = True
+            self.leaving = self.draining = True
             self.emit(BusStopping())
             self.hub.wake_all()
             self.courier.queues.end_waits()
@@ -209,7 +227,12 @@ class Bus:
         if not self.running:
             return
         self.begin_drain()
-        Drain(self.hub, self.settings).run(timeout, notify)
+        try:
+            self.drain.run(timeout, notify)
+        finally:  # also when a signal asks to hurry
+            self._end()
+
+    def _end(self) -> None:
         self.running = False
         for worker in reversed(self.workers):
             worker.stop()
@@ -299,7 +322,10 @@ class Bus:
         if draft.ephemeral:
             self._publish_ephemeral(message, settled if receipt else None)
             return None
-        rows = [row for extra in self._with_commit for row in extra(message) or ()] if self._with_commit else ()
+        if self.vitals.disk.is_on:
+            self._refuse(message, self.vitals.disk.refusal(), settled)
+            return None
+        rows: Sequence[Row] = self._companions.rows_of(MessageSent(message)) if self._companions.sent else ()
         names = message.names
         if message.terms is not None or message.flags:
             rows = [*rows, *draft.rows]
@@ -327,8 +353,6 @@ class Bus:
             return
         message, outcome = pending.message, pending.outcome
         assert outcome is not None
-        if self._hears_sent and message.seq and not outcome.duplicate:
-            self.emit(MessageSent(message))
         if outcome.failures:
             self.courier.tell_failures(outcome.failures)
         if not pending.receipt:
@@ -351,9 +375,14 @@ class Bus:
 
     def _publish_ephemeral(self, message: Message, settled: Settled | None) -> None:
         self.ephemeral_sent += 1
-        message.own_id = self._new_id("e")
-        text_of(message, self.epochs)
-        self.backplane.share_ephemeral(message)
+        if message.stamp_us != self._ephemeral_stamp_us:  # what one read brought shares the beginning of its ids
+            self._ephemeral_stamp_us, self._ephemeral_ids = message.stamp_us, self._new_id("e")
+            self._ephemerals = 0
+        self._ephemerals += 1
+        message.own_id = f"{self._ephemeral_ids}-{self._ephemerals:04x}"
+        if self.backplane.size > 1:
+            text_of(message, self.epochs)
+            self.backplane.share_ephemeral(message)
         self.hub.deliver((message,))
         if settled is None:
             return
@@ -372,6 +401,10 @@ class Bus:
     def _committed(self, first: int, messages: list[Message]) -> None:
         last = first + len(messages) - 1
         self.counters.add("messages_accepted", len(messages))
+        if self._hears_sent:
+            for message in messages:
+                if REDRIVEN not in message.extras:
+                    self.emit(MessageSent(message))
         if self.backplane.size > 1:
             for message in messages:
                 text_of(message, self.epochs)
@@ -379,6 +412,7 @@ class Bus:
         self.hub.tail.offer(first, last, messages)
 
     def _relieve(self) -> None:
+        self._companions.tell()
         self.hub.commit_ended()
         if self._paused and self.writer.waiting < MAX_UNCOMMITTED // 2:
             paused, self._paused = self._paused, []

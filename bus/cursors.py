@@ -7,11 +7,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from bus.message import now_us
+from bus.events import MessageReceived
+from bus.message import REQUIRES_ACK, now_us
 from bus.storage import Job, Transaction
 from bus.storage.log_writer import LogWriter
+from bus.storage.rows import COLUMNS, message_of
+
+PAGE = 500
+"""Messages read at a time to tell that they were received."""
 
 _RAISE = "UPDATE clients SET cursor = max(cursor, ?2), mark = max(mark, ?3), last_seen = ?4 WHERE name = ?1"
+
+
+_PASSED = f"""
+SELECT {COLUMNS} FROM messages m
+ WHERE m.seq IN (SELECT seq FROM messages WHERE kind = 0 AND address = ?1 AND seq > ?2 AND seq <= ?3
+                 UNION ALL SELECT seq FROM addressed WHERE name = ?1 AND seq > ?2 AND seq <= ?3)
+   AND m.seq NOT IN (SELECT seq FROM set_aside WHERE owner = ?1)
+   AND m.flags & {REQUIRES_ACK} = 0 ORDER BY m.seq LIMIT {PAGE}"""
 
 
 class Cursors:
@@ -41,7 +54,10 @@ class Cursors:
 
         def run(transaction: Transaction) -> None:
             stamp = now_us()
+            heard = transaction.wants(MessageReceived)
             for name, (cursor, mark) in dirty.items():
+                if heard and cursor:
+                    _announce_received(transaction, name, cursor)
                 transaction.execute(_RAISE, (name, cursor, mark, stamp))
 
         def settled(job: Job) -> None:
@@ -53,3 +69,14 @@ class Cursors:
                 then()
 
         self._writer.submit([Job(run, settled)])
+
+
+def _announce_received(transaction: Transaction, name: str, cursor: int) -> None:
+    """Tell of each plain message to `name` that its kept cursor passes on its way to `cursor`."""
+    rows = transaction.execute("SELECT cursor FROM clients WHERE name = ?", (name,))
+    after = rows[0][0] if rows else cursor
+    while after < cursor:
+        passed = [message_of(row, transaction.execute) for row in transaction.execute(_PASSED, (name, after, cursor))]
+        for message in passed:
+            transaction.announce(MessageReceived(message, name))
+        after = passed[-1].seq if len(passed) == PAGE else cursor

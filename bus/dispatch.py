@@ -33,6 +33,11 @@ class Guarded:
         self.dropped = 0
         self._in_a_row = 0
         self._muted_until = 0.0
+        self._report: Callable[..., None] = _directly
+
+    def report_by(self, report: Callable[..., None]) -> None:
+        """Have failures told by `report(tell, …)`, which has to call `tell(…)` where logging is allowed."""
+        self._report = report
 
     def __call__(self, argument: Any) -> Any:
         """The callable's answer, or None when it failed or is muted."""
@@ -43,11 +48,11 @@ class Guarded:
             self._in_a_row = FAILURES_BEFORE_MUTE - 1
         try:
             answer = self.call(argument)
-        except Exception:
+        except Exception as error:  # noqa: BLE001  # an extension's: told where logging is allowed
             self.failed += 1
             self._in_a_row += 1
             self._muted_until = time.monotonic() + MUTE_SECONDS
-            log.exception("%s failed", _name(self.call), extra={"action": "extension_failed"})
+            self._report(_tell, _name(self.call), error)
             return None
         self._in_a_row = 0
         return answer
@@ -100,6 +105,14 @@ class Dispatcher:
                 continue
         gevent.joinall(self._greenlets, timeout=timeout)
         gevent.killall(self._greenlets)
+
+
+def _directly(tell: Callable[..., None], *arguments: Any) -> None:
+    tell(*arguments)
+
+
+def _tell(name: str, error: Exception) -> None:
+    log.error("%s failed", name, exc_info=error, extra={"action": "extension_failed"})
 
 
 def _work(queue: Queue[Event | None], guarded: Guarded) -> None:

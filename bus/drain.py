@@ -1,7 +1,8 @@
 """Saying goodbye: how the connections of a process end when it stops.
 
-`goaway` first; then, after a notice, closes with 1012 in random order, spread so that clients do not all come back at
-once; then a wait for their answers. A closing handshake that we began confirms what was written before it.
+`goaway` first, when the process gives notice that it will stop; then, when its door is closed, closes with 1012 in random
+order, spread so that clients do not all come back at once; then a wait for their answers. A closing handshake that we began
+confirms what was written before it.
 """
 
 from __future__ import annotations
@@ -27,27 +28,31 @@ RESTART = 1012
 class Drain:
     """One drain of one hub. In a greenlet."""
 
-    def __init__(self, hub: Hub, settings: Settings) -> None:
+    def __init__(self, hub: Callable[[], Hub], settings: Settings) -> None:
+        """`hub()` is asked when it begins."""
         self._hub = hub
-        self._notice = settings.drain_notice_seconds
         self._spread = settings.drain_spread_seconds
+        self._told: set[Connection] = set()  # of those that are open
+
+    def give_notice(self) -> None:
+        """Tell every connection that it will be closed soon, if it was not told."""
+        self._told &= self._hub().connections
+        for connection in self._hub().connections - self._told:
+            connection.reply(_goaway(min(self._spread, len(self._hub().connections) / CLOSES_A_SECOND)))
+        self._told |= self._hub().connections
 
     def run(self, timeout: float, notify: Callable[[], None]) -> None:
         """Close every connection within about `timeout` seconds; `notify()` is called while waiting."""
         deadline = time.monotonic() + timeout
-        leaving = list(self._hub.connections)
+        leaving = list(self._hub().connections)
         random.shuffle(leaving)
         if not leaving:
             return
-        spread = min(
-            self._spread, len(leaving) / CLOSES_A_SECOND, max(timeout - self._notice - CLOSE_WAIT_SECONDS, 0.0)
-        )
-        for connection in leaving:
-            connection.reply(_goaway(spread))
-        self._wait(min(time.monotonic() + self._notice, deadline), notify)
+        spread = min(self._spread, len(leaving) / CLOSES_A_SECOND, max(timeout - CLOSE_WAIT_SECONDS, 0.0))
+        self.give_notice()
         self._close(leaving, spread, notify)
         self._wait(min(time.monotonic() + CLOSE_WAIT_SECONDS, deadline), notify)
-        for connection in list(self._hub.connections):
+        for connection in list(self._hub().connections):
             connection.lose()
 
     def _close(self, leaving: list[Connection], spread: float, notify: Callable[[], None]) -> None:
@@ -60,7 +65,7 @@ class Drain:
                 gevent.sleep(STEP_SECONDS)
 
     def _wait(self, until: float, notify: Callable[[], None]) -> None:
-        while self._hub.connections and time.monotonic() < until:
+        while self._hub().connections and time.monotonic() < until:
             notify()
             gevent.sleep(min(STEP_SECONDS, max(until - time.monotonic(), 0.001)))
 

@@ -2,6 +2,7 @@
 
     BusError
     ├── Malformed          400  the request can't be read
+    ├── ForbiddenTarget    400  a URL that the bus may not call
     ├── Unauthenticated    401  no valid credential
     ├── Forbidden          403  a valid credential that may not do this
     ├── NotFound           404
@@ -50,6 +51,12 @@ class BusError(Exception):
 
 class Malformed(BusError):
     code = "malformed"
+    status = 400
+    close_code = 1008
+
+
+class ForbiddenTarget(BusError):
+    code = "forbidden_target"
     status = 400
     close_code = 1008
 

@@ -15,9 +15,22 @@ class Event(msgspec.Struct, frozen=True):
 
 
 class MessageSent(Event, frozen=True):
-    """`message.sent`: a message was committed by this process. Raised once, before it is delivered."""
+    """`message.sent`: a message entered the log, by a commit of this process. Raised once, before it is delivered.
+
+    A delayed message enters it when it is due; a copy by a replay is a message of its own; a redriven one was sent before.
+    """
 
     message: Message
+
+
+class MessageReceived(Event, frozen=True):
+    """`message.received`: a named recipient has acked a message, or its kept cursor has passed a plain one.
+
+    For the companions of a transaction alone (`Bus.with_commit`): nobody hears it by `Bus.on`.
+    """
+
+    message: Message
+    recipient: str
 
 
 class MessageRefused(Event, frozen=True):
@@ -30,10 +43,30 @@ class MessageRefused(Event, frozen=True):
 class MessageFailed(Event, frozen=True):
     """`message.failed`: a delivery became a dead letter of `owner` (a client, or queue:<name>); raised where it happened."""
 
+    message: Message
     message_id: str
-    sender: str
     owner: str
     reason: str
+
+
+class MessageExpired(Event, frozen=True):
+    """`message.expired`: a message has left the log, `reason` expired or delivered; raised by the process that sweeps."""
+
+    message: Message
+    reason: str
+
+
+class ClockJumped(Event, frozen=True):
+    """`clock.jumped`: the wall's clock was set by so many seconds. Deadlines go on as they were; the sweep pauses."""
+
+    seconds: float
+
+
+class RetentionHeld(Event, frozen=True):
+    """`retention.held`: after a jump of time, a sweep would remove `due` of `kept` messages, so it waits for a person."""
+
+    due: int
+    kept: int
 
 
 class ClientConnected(Event, frozen=True):
@@ -57,3 +90,9 @@ class BusStarted(Event, frozen=True):
 
 class BusStopping(Event, frozen=True):
     """This process began to drain."""
+
+
+class CanaryFlown(Event, frozen=True):
+    """The message that this process sends through itself arrived after so many seconds; None: it was lost."""
+
+    seconds: float | None

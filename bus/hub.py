@@ -83,17 +83,17 @@ class Hub:
 
     def deliver(self, messages: Sequence[Message]) -> None:
         """Queue messages for the end of this turn. Durable ones come from the tail, in seq order."""
-        rooms, due_rooms = self.rooms, self._due_rooms
+        rooms, due_rooms, waiters = self.rooms, self._due_rooms, bool(self._waiters)
         for message in messages:
-            kind = message.kind
-            if kind == Kind.ALL:
-                self._everybody.append(message)
-                self._waiters.wake_all()
-                continue
-            if kind == Kind.TOPIC:
-                self._audience.hear(message)
-                continue
             names = message.names
+            if not names:  # asked first: what has a name needs no look at its kind, which takes longer
+                if message.kind == Kind.ALL:
+                    self._everybody.append(message)
+                    self._waiters.wake_all()
+                    continue
+                if message.kind == Kind.TOPIC:
+                    self._audience.hear(message)
+                    continue
             if message.flags & REQUIRES_ACK:
                 self._listener.tracked(message)
                 names = message.leased_to or ()
@@ -103,7 +103,7 @@ class Hub:
                     if not room.due:
                         due_rooms.append(room)
                     room.due.append(message)
-            if self._waiters:
+            if waiters:
                 for name in message.names:
                     self._waiters.wake(name)
                 if (correlation_id := correlation_of(message)) is not None:

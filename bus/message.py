@@ -49,6 +49,13 @@ EVENT = 2
 OWN_ID = 4
 """Bits of a message's `flags`. Stored. OWN_ID: the id is not made of the seq; `own_id` has it."""
 
+REDRIVEN = b',"redriven":true'
+"""Among a message's `extras`: it was a dead letter, and is sent again."""
+
+OWN_EXPIRY = 8
+TYPE_EXPIRY = 16
+"""Further bits, in the stored row only: who set its `expires_at`. Neither: the default policy did."""
+
 PRIORITIES = {"critical": 1, "high": 3, "normal": 5, "low": 7, "bulk": 9}
 NORMAL = 5
 ACK_WAIT_US = 30_000_000
@@ -76,7 +83,8 @@ class Message(msgspec.Struct, gc=False):
 
     `address` is the client, topic or queue without its prefix, the JSON array of names for a list, and empty
     for `all`; `names` are the named recipients (one or many), empty for `all`, topics and queues. `stamp_us` and
-    `expires_us` are microseconds since 1970 UTC, the one by the wall's clock, the other by the bus's (bus.clock).
+    `expires_us` are microseconds since 1970 UTC, the one by the wall's clock, the other by the bus's (bus.clock). That is
+    what is shown: None when the default policy holds, and 0 for what its type's policy keeps.
     `payload` is the JSON text exactly as it came. `extras` is the JSON text of the optional fields, ready to be
     appended (`,"priority":"high"`), or empty. `own_id` is set for ephemeral messages and those with OWN_ID. `rendered`
     keeps what `text_of` made, for as long as the message is on its way. `terms` is there on the way into the store.
@@ -253,9 +261,9 @@ def parse_time(text: str, field: str) -> int:
 # ---- epochs, ids, cursors
 
 
-def new_epoch() -> str:
-    """A name for a log's life: 8 hex digits of the second it began, 4 of chance. Sorts by time."""
-    return f"{int(time.time()):08x}{secrets.token_hex(2)}"
+def new_epoch(after: str = "0") -> str:
+    """A name for a log's life: 8 hex digits of the second it began, 4 of chance. Sorts behind the life before, `after`."""
+    return max(f"{int(time.time()):08x}{secrets.token_hex(2)}", f"{int(after, 16) + 1:012x}")
 
 
 class Epochs:
@@ -369,7 +377,7 @@ def render(message: Message, epochs: Epochs) -> bytes:
             iso(message.stamp_us),
             b"true" if message.flags & REQUIRES_ACK else b"false",
             message.extras,
-            b"" if message.expires_us is None else b',"expires_at":"%b"' % iso(message.expires_us),
+            b',"expires_at":"%b"' % iso(message.expires_us) if message.expires_us else b"",
         )
     )
 

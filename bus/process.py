@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import resource
 from pathlib import Path
@@ -12,6 +13,11 @@ import psutil
 SAME_SECONDS = 60.0
 """By how much a process's time of birth may seem to move when the clock is set right."""
 
+log = logging.getLogger("bus.process")
+
+KEPT_FILES = 128
+"""Files that connections leave to everything else, at least: a quarter of the limit, if that is more."""
+
 
 def calm_collector() -> None:
     """What is there now stays, and messages in flight make no cycles: looking for some took a quarter of the time."""
@@ -20,11 +26,23 @@ def calm_collector() -> None:
     gc.set_threshold(50_000, 50, 100)
 
 
-def raise_file_limit() -> None:
-    """As many files as the system lets this process open: a socket is one."""
+def connections_possible(wanted: int) -> int:
+    """Raise the limit of open files as far as the system lets this process, and say how many connections it may have:
+    those that are wanted, or as many as leave room for requests, probes and the store."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < hard:
+    if soft != hard:  # no limit at all is -1
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    possible = hard - max(hard // 4, KEPT_FILES)
+    if hard == resource.RLIM_INFINITY or wanted <= possible:
+        return wanted
+    log.warning(
+        "This process may open %d files, so it takes %d connections instead of MAX_CONNECTIONS=%d; raise `ulimit -n`",
+        hard,
+        max(possible, 1),
+        wanted,
+        extra={"action": "few_files"},
+    )
+    return max(possible, 1)
 
 
 def begins_anew(folder: Path) -> bool:

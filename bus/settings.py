@@ -65,6 +65,28 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
         Annotated[int, Meta(ge=1024 * 1024)] | None,
         Meta(description="Bytes of payload kept; beyond, the oldest messages go and readers are told. Unset: no cap."),
     ] = None
+    disk_alarm_bytes: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description="Below so many free bytes (or DISK_ALARM_PERCENT, if that is more) sends get 507; 0 and 0: never.",
+        ),
+    ] = 1_000_000_000
+    disk_alarm_percent: Annotated[
+        float, Meta(ge=0, le=50, description="Of the log's disk. Acks, reads and deletes go on, so room can be made.")
+    ] = 5.0
+    default_ttl: Annotated[
+        int,
+        Meta(
+            ge=1, le=316_224_000, description="Seconds that messages live whose type has no policy of its own. A day."
+        ),
+    ] = 86_400
+    ttl_sweep_interval: Annotated[
+        float,
+        Meta(
+            ge=1, le=86_400, description="Seconds between two sweeps. What has expired can't be read before its sweep."
+        ),
+    ] = 60.0
     enable_auth: Annotated[
         bool | None,
         Meta(
@@ -79,13 +101,39 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
         str,
         Meta(description="Further Host names, comma-separated, that are answered while auth is off (DNS rebinding)."),
     ] = ""
+    secret_key: Annotated[
+        str | None,
+        Meta(
+            description="What the secrets and URLs of webhooks are encrypted with, at rest. Unset: a key file is made in"
+            " DATA_DIR, readable by its owner only."
+        ),
+    ] = None
+    webhook_secret: Annotated[
+        str | None,
+        Meta(description="Signs webhooks of endpoints that have no secret of their own; else each is given one."),
+    ] = None
+    webhook_allowed_targets: Annotated[
+        str,
+        Meta(
+            description="Networks (CIDR), comma-separated, that outgoing calls may reach although they are loopback,"
+            " private or otherwise special; on any port. Example: 127.0.0.0/8,10.1.0.0/16."
+        ),
+    ] = ""
+    webhook_allowed_ports: Annotated[
+        str, Meta(description="Ports, comma-separated, of outgoing calls beside 80, 443, 8080 and 8443.")
+    ] = ""
+    webhook_https_only: Annotated[bool, Meta(description="Refuse outgoing calls over http://, to any target.")] = False
     bus_extensions: Annotated[str, Meta(description="Dotted names of further extensions, comma-separated.")] = ""
     disabled_extensions: Annotated[
         str, Meta(description="Names of shipped extensions to leave out, comma-separated.")
     ] = ""
     drain_notice_seconds: Annotated[
         float,
-        Meta(ge=0, le=60, description="From `goaway` to the first close at a stop; lets clients finish a thought."),
+        Meta(
+            ge=0,
+            le=60,
+            description="Between SIGTERM and the closed door: /health/ready says 503, all else goes on. Balancers: 10.",
+        ),
     ] = 1.0
     drain_spread_seconds: Annotated[
         float,
@@ -113,6 +161,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     enable_structured_logging: Annotated[
         bool | None, Meta(description="JSON lines instead of readable ones. Unset: on if ENVIRONMENT is production.")
     ] = None
+    enable_tracing: Annotated[
+        bool,
+        Meta(
+            description="OpenTelemetry spans for messages that carry a sampled traceparent, exported as OTEL_… says."
+            " Needs requirements-tracing.txt. Off: it costs."
+        ),
+    ] = False
     environment: Annotated[
         Literal["development", "staging", "production"], Meta(description="Chooses the default form of the logs.")
     ] = "development"
@@ -124,6 +179,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
             return self.data_path / "bus.db"
         path = Path(self.database_url.removeprefix("sqlite:///"))
         return path if path.is_absolute() else ROOT / path
+
+    @property
+    def lock_folder(self) -> Path:
+        """Where the processes that share the log meet: their locks and side files, beside it."""
+        return self.database_path.with_name(self.database_path.name + ".workers")
 
     @property
     def data_path(self) -> Path:
@@ -150,6 +210,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     def hosts(self) -> frozenset[str]:
         """ALLOWED_HOSTS, lower-cased."""
         return frozenset(h.lower() for h in split(self.allowed_hosts))
+
+    def targets(self) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]:
+        """WEBHOOK_ALLOWED_TARGETS as networks. Raises ValueError for what is none."""
+        return tuple(ipaddress.ip_network(item) for item in split(self.webhook_allowed_targets))
+
+    def target_ports(self) -> frozenset[int]:
+        """WEBHOOK_ALLOWED_PORTS as numbers. Raises ValueError for what is none."""
+        return frozenset(msgspec.convert(split(self.webhook_allowed_ports), list[Port], strict=False))
 
 
 def is_loopback(host: str) -> bool:
@@ -210,7 +278,23 @@ def _check(settings: Settings) -> None:
         raise StartRefused("ENABLE_AUTH=false and API_KEY contradict one another; remove one of them.")
     if settings.api_key is not None and len(settings.api_key) < 16:
         raise StartRefused("API_KEY is shorter than 16 characters and could be guessed; use a longer one.")
+    if settings.secret_key is not None and len(settings.secret_key) < 16:
+        raise StartRefused("SECRET_KEY is shorter than 16 characters and could be guessed; use a longer one.")
+    _check_targets(settings)
     check_bind(settings, [settings.message_bus_host])
+
+
+def _check_targets(settings: Settings) -> None:
+    try:
+        settings.targets()
+    except ValueError:
+        raise StartRefused(
+            "WEBHOOK_ALLOWED_TARGETS must list networks like 127.0.0.0/8 or fd00::/8, with no bit set after the prefix."
+        ) from None
+    try:
+        settings.target_ports()
+    except ValueError:
+        raise StartRefused("WEBHOOK_ALLOWED_PORTS must list ports from 1 to 65535, separated by commas.") from None
 
 
 def check_bind(settings: Settings, addresses: list[str]) -> None:

@@ -104,7 +104,8 @@ class BusServer:
         `data_dir` a temporary folder that `close` removes; None for `port` a free one, kept over restarts. `workers`
         is what is waited for at the start, whatever the command.
 
-        A stop closes sockets without the drain's notice and spread, so that tests are quick; say otherwise in `env`.
+        A stop closes sockets without the drain's notice and spread, so that tests are quick, and no disk is too full for
+        them; say otherwise in `env`.
         """
         self.workers = workers
         self.command = list(command) if command is not None else [sys.executable, "server_ws.py"]
@@ -291,6 +292,8 @@ class BusServer:
         environment.update({name.upper(): "" for name in Settings.__struct_fields__})
         environment.update(
             DATA_DIR=str(self.data_dir),
+            DISK_ALARM_BYTES="0",
+            DISK_ALARM_PERCENT="0",
             DRAIN_NOTICE_SECONDS="0",
             DRAIN_SPREAD_SECONDS="0",
             MESSAGE_BUS_HOST=HOST,

@@ -11,6 +11,7 @@ import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 import gevent
 from gevent.event import Event
@@ -22,6 +23,14 @@ log = logging.getLogger("bus.worker")
 
 PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 10.0
 """What a failed tick adds to the pause before the next, and how long that pause becomes."""
+
+
+class Background(Protocol):
+    """What the bus starts after the fork and stops at its end, both on the event loop. A `Worker` is one."""
+
+    def start(self, lock_folder: Path, /) -> None: ...
+
+    def stop(self) -> None: ...
 
 
 class Worker:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import socket
+import ssl
 import time
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Self
@@ -54,6 +55,7 @@ class EventSource:
         method: str = "GET",
         version: str = "1.1",
         receive_buffer_bytes: int | None = None,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         """Ask for a stream; `query` follows the question mark. A small `receive_buffer_bytes` makes a slow reader."""
         self.raw = b""
@@ -70,6 +72,8 @@ class EventSource:
                 self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer_bytes)
             self.socket.settimeout(WAIT_SECONDS)
             self.socket.connect(("127.0.0.1", server.port))
+            if tls is not None:
+                self.socket = tls.wrap_socket(self.socket, server_hostname="127.0.0.1")
             self.socket.sendall("\r\n".join([*lines, "", ""]).encode())
             self._read_head(time.monotonic() + WAIT_SECONDS)
         except BaseException:

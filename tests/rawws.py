@@ -10,6 +10,7 @@ import base64
 import json
 import os
 import socket
+import ssl
 import struct
 import time
 from collections.abc import Mapping
@@ -80,6 +81,7 @@ class RawWebSocket:
         answers_pings: bool = True,
         receive_buffer_bytes: int | None = None,
         host: str = "127.0.0.1",
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         """Connect and shake hands. A header of `headers` replaces the usual one of that name; None leaves it out.
 
@@ -96,6 +98,8 @@ class RawWebSocket:
             self.socket.settimeout(WAIT_SECONDS)
             self.socket.connect((host, port))
             self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if tls is not None:
+                self.socket = tls.wrap_socket(self.socket, server_hostname=host)
             self._shake_hands(f"{host}:{port}", path, headers or {})
         except BaseException:
             self.socket.close()

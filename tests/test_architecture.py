@@ -18,17 +18,18 @@ ROOT = Path(__file__).resolve().parent.parent
 MAX_LINES = 500
 
 FLOORS: dict[int, list[str]] = {
-    0: ["bus", "bus.errors", "bus.message", "bus.protocol", "bus.frames", "bus.events", "bus.settings",
-        "bus.families"],
+    0: ["bus", "bus.errors", "bus.message", "bus.trace_context", "bus.protocol", "bus.frames", "bus.events", "bus.settings",
+        "bus.families", "bus.webhooks", "bus.webhooks.body", "bus.webhooks.signing"],
     1: [
         "bus.metrics", "bus.metric_files", "bus.exposition", "bus.window",
         "bus.logs", "bus.launch", "bus.clock", "bus.threads", "bus.counters", "bus.topics", "bus.backplane*", "bus.worker",
-        "bus.dispatch", "bus.auth", "bus.rate_limit", "bus.outbound", "bus.storage*", "bus.cursors",
+        "bus.dispatch", "bus.companions", "bus.auth", "bus.rate_limit", "bus.addresses", "bus.guard", "bus.resolver",
+        "bus.wire", "bus.outbound", "bus.storage*", "bus.cursors",
         "bus.resume", "bus.tail", "bus.waiters", "bus.event_stream", "bus.local_streams", "bus.connection", "bus.room",
         "bus.audience", "bus.recent", "bus.chunks", "bus.pace", "bus.written",
         "bus.listener", "bus.hub", "bus.presence", "bus.process",
-        "bus.receipts", "bus.delivery*", "bus.heartbeat", "bus.drain", "bus.tracing", "bus.profile",
-        "bus.extensions",
+        "bus.receipts", "bus.delivery*", "bus.retention*", "bus.heartbeat", "bus.drain", "bus.health*", "bus.tracing",
+        "bus.profile", "bus.spans", "bus.webhooks*", "bus.extensions",
     ],
     2: ["bus.bus"],
     3: ["bus.transports*", "bus.console*"],
@@ -138,3 +139,21 @@ def test_a_file_says_what_it_is_and_answers_one_question(file: Path) -> None:
     source = file.read_text()
     assert ast.get_docstring(ast.parse(source)), "The first line of a module says what it is."
     assert len(source.splitlines()) <= MAX_LINES, f"More than {MAX_LINES} lines: part it, or let mechanism sink."
+
+
+STRANGERS = {"requests", "urllib3", "http", "httpx", "aiohttp", "httplib2", "pycurl"}
+CALLS_TO_THEM = {"urlopen", "urlretrieve", "build_opener", "create_connection"}
+
+
+@pytest.mark.parametrize("name", [name for name in SOURCES if listed(name, list(ASIDE)) is None])
+def test_only_the_guarded_client_calls_strangers(name: str) -> None:
+    """The client and the command line call the bus itself, and so does a module's own example."""
+    for target, line, _ in imports(name):
+        if target != "http.server":
+            assert target.partition(".")[0] not in STRANGERS, f"{name}:{line}: call through bus/outbound.py."
+    tree = ast.parse(SOURCES[name].read_text())
+    examples = {id(node) for part in tree.body if getattr(part, "name", "") == "example" for node in ast.walk(part)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and id(node) not in examples:
+            called = ast.unparse(node.func).rpartition(".")[2]
+            assert called not in CALLS_TO_THEM, f"{name}:{node.lineno}: call through bus/outbound.py."

@@ -67,6 +67,8 @@ class Backplane(Protocol):
     """Event loop only."""
 
     slot: int
+    alone: bool
+    """No other process had this log when this one came."""
 
     @property
     def size(self) -> int:

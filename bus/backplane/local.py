@@ -128,6 +128,7 @@ class LocalBackplane:
 
     def __init__(self, slot: Slot) -> None:
         self.slot = slot.number
+        self.alone = slot.alone
         self._folder = slot.sockets
         # A name for this process's life, so that a successor in the slot is never taken for it.
         self._token = secrets.token_hex(4)
@@ -445,17 +446,17 @@ def _pack(message: Message) -> tuple[Any, ...]:
     if not message.flags and message.terms is None and message.kind < Kind.TOPIC:
         return plain
     more = (message.flags, message.address, message.leased_to, correlation_of(message), message.excluded)
-    return (*plain, *more)
+    return (*plain, *more, None if message.terms is None else message.terms.ttl_us)
 
 
 def _unpack(packed: list[Any]) -> Message:
     seq, kind, names, sender, type_, stamp_us, rendered, *more = packed
     message = Message(kind, "", tuple(names), sender, type_, b"", stamp_us, seq=seq, rendered=rendered)
     if more:
-        message.flags, message.address, leased_to, correlation_id, excluded = more
+        message.flags, message.address, leased_to, correlation_id, excluded, ttl_us = more
         message.excluded = tuple(excluded)
         message.leased_to = None if leased_to is None else tuple(leased_to)
-        message.terms = Terms(correlation_id=correlation_id)
+        message.terms = Terms(correlation_id=correlation_id, ttl_us=ttl_us)
     return message
 
 

@@ -9,16 +9,21 @@ import sys
 import click
 
 from bus import __version__
+from bus.cli.archive import archive
+from bus.cli.backup import backup, restore_
 from bus.cli.claim import claim
 from bus.cli.dead_letters import dead_letters
+from bus.cli.health import health
 from bus.cli.look import clients, log, queues, status, thread
 from bus.cli.process import Ended
 from bus.cli.profile import profile
 from bus.cli.replay import replay, replays
 from bus.cli.send import request, send
 from bus.cli.tail import tail
+from bus.cli.webhooks import webhooks
 from bus.client import Offline
-from bus.errors import BusError
+from bus.errors import BusError, StartRefused
+from bus.storage.sqlite_backup import NoCopy
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -44,10 +49,15 @@ for command in (
     clients,
     queues,
     status,
+    health,
     dead_letters,
     replay,
     replays,
+    webhooks,
     profile,
+    backup,
+    restore_,
+    archive,
 ):
     cli.add_command(command)
 
@@ -70,6 +80,9 @@ def main() -> None:
     except BusError as error:
         click.echo(error.sentence, err=True)
         code = 2 if isinstance(error, Offline) or error.field == "url" else 1
+    except (StartRefused, NoCopy) as error:
+        click.echo(str(error), err=True)
+        code = 1
     except BrokenPipeError:
         # Nobody reads any more. What is left in the buffer must not fail again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -43,6 +43,16 @@ def moment(stamp: str | None) -> str:
     return datetime.fromisoformat(stamp).astimezone().strftime("%Y-%m-%d %H:%M:%S") if stamp else "-"
 
 
+def size(size_bytes: int) -> str:
+    """`312 B`, `4.2 MiB`."""
+    number, unit = float(size_bytes), "B"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
+        if number < 1024:
+            break
+        number, unit = number / 1024, larger
+    return f"{number:.0f} B" if unit == "B" else f"{number:.1f} {unit}"
+
+
 def plural(number: int, noun: str) -> str:
     """`1 message`, `2 messages`."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"

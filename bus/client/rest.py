@@ -98,6 +98,18 @@ class Rest:
         """DELETE `path`; returns the answer as an `into`. Raises as `get` does."""
         return self._call("DELETE", path, query, None, into, 0.0)
 
+    def look(self, path: str) -> tuple[int, bytes]:
+        """GET `path`; returns the status and the body, whatever the status is. Raises Offline."""
+        request = urllib.request.Request(self.address.http(path, {}), headers=self._headers)
+        try:
+            with self._open(request, timeout=self._timeout_seconds) as answer:
+                return answer.status, answer.read()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.read()
+        except (OSError, http.client.HTTPException) as error:
+            raise Offline(f"The bus at {self.address.base} can't be reached: {reason_of(error)}.") from error
+
     def send_batch(self, bodies: Sequence[Mapping[str, object]]) -> list[Receipt | BusError]:
         """Send up to 1,000 messages in one commit; returns a receipt or a refusal for each. Raises as `get` does."""
         answer = self.post("/api/send/batch", {"messages": bodies}, _BatchAnswer)

@@ -299,7 +299,7 @@ class Courier:
     def tell_failures(self, failures: Iterable[Failure]) -> None:
         """Tell senders what became a dead letter: an event here, and a frame wherever they are connected."""
         for failure in failures:
-            self._emit(MessageFailed(failure.message_id, failure.sender, failure.owner, failure.reason))
+            self._emit(MessageFailed(failure.message, failure.message_id, failure.owner, failure.reason))
             frame = encode(
                 {
                     "type": "failed",
@@ -308,9 +308,10 @@ class Courier:
                     "reason": failure.reason,
                 }
             )
-            self._tell(failure.sender, frame)
-            if self._backplane.live(failure.sender):
-                self._backplane.note(["tell", failure.sender, frame])
+            sender = failure.message.sender
+            self._tell(sender, frame)
+            if self._backplane.live(sender):
+                self._backplane.note(["tell", sender, frame])
 
     def _tell(self, name: str, frame: bytes) -> None:
         room = self._hub.rooms.get(name)

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from bus.errors import Malformed
-from bus.message import ACK_WAIT_US, OWN_ID, PRIORITIES, Kind, Message, Terms
+from bus.message import ACK_WAIT_US, OWN_ID, PRIORITIES, REDRIVEN, Kind, Message, Terms
 from bus.storage import Outcome, Reader, Transaction
 from bus.storage.deliveries import Failure
 from bus.storage.rows import named
@@ -153,8 +153,7 @@ def _redrive_one(transaction: Transaction, letter: DeadLetter) -> Outcome | None
     old = letter.message
     queue = letter.owner.startswith("queue:")
     kind, address = (Kind.QUEUE, letter.owner[6:]) if queue else (Kind.CLIENT, letter.owner)
-    mark = b',"redriven":true'
-    extras = old.extras if mark in old.extras else old.extras + mark
+    extras = old.extras if REDRIVEN in old.extras else old.extras + REDRIVEN
     priority = PRIORITIES[msgspec.json.decode(b"{" + extras[1:] + b"}").get("priority", "normal")]
     message = Message(
         kind,
@@ -170,7 +169,7 @@ def _redrive_one(transaction: Transaction, letter: DeadLetter) -> Outcome | None
         own_id=old.own_id,
         terms=Terms(priority, letter.ack_wait_us or ACK_WAIT_US),
     )
-    outcome = transaction.append(message)
+    outcome = transaction.append(message, again=True)
     if not isinstance(outcome, Outcome):
         return None
     _remove(transaction, letter)

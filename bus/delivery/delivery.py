@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from bus.backplane.local import LocalBackplane
 from bus.clock import Clock
@@ -19,6 +19,9 @@ from bus.storage.log_writer import LogWriter
 from bus.threads import WorkerPool
 from bus.worker import Worker
 
+if TYPE_CHECKING:
+    from bus.health.vitals import Vitals
+
 
 class Host(Asker, Protocol):
     """The process that delivers: what of the bus is needed here."""
@@ -26,6 +29,7 @@ class Host(Asker, Protocol):
     writer: LogWriter
     readers: WorkerPool
     backplane: LocalBackplane
+    vitals: Vitals
 
     def emit(self, event: Event) -> None: ...
 
@@ -59,19 +63,23 @@ class Delivery:
             Worker(
                 "housekeeper", self._housekeeper.tick, interval_seconds=housekeeper.INTERVAL_SECONDS, exclusive=True
             ),
-            Worker("replays", self.replays.tick, interval_seconds=replays.INTERVAL_SECONDS, exclusive=True),
+            Worker("replays", self._carry_replays, interval_seconds=replays.INTERVAL_SECONDS, exclusive=True),
             Worker("queues", self._look_after_queues, interval_seconds=1.0),
         ]
 
     def start(self, host: Host) -> None:
         """Begin to carry."""
-        clock = self._clock.now_us
+        clock, self._vitals = self._clock.now_us, host.vitals
         self.courier = Courier(host.hub, host.writer, host.readers, host.backplane, clock, host.emit)
         self.requests = Requests(host, self._read, clock)
 
     def recover(self) -> None:
         """Mend what a clock that was set back has left behind. Once, by the first process of a server."""
         self._write(lambda transaction: transaction.ledger.recover())
+
+    def _carry_replays(self) -> None:
+        if not self._vitals.disk.is_on:  # copies take room
+            self.replays.tick()
 
     def _look_after_queues(self) -> None:
         self.courier.queues.look_after()

@@ -86,7 +86,7 @@ def _forget(before: int, after: str, online: set[str]) -> Callable[[Transaction]
             backlog = transaction.ledger.backlog(name)
             if name in online or backlog.waiting or backlog.leased:
                 continue
-            if not transaction.execute(WAITING, (name, mark, transaction.head, 1))[0][0]:
+            if not transaction.execute(WAITING, (name, mark, transaction.head, 1, transaction.ledger.now))[0][0]:
                 transaction.execute("DELETE FROM clients WHERE name = ?", (name,))
         return str(rows[-1][0]) if len(rows) == BATCH else None
 

@@ -8,12 +8,14 @@ runs on the event loop.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import msgspec
 
 from bus.errors import BusError
+from bus.events import Event
 from bus.message import Epochs, Message
 from bus.storage.deliveries import Failure, Lease
 from bus.topics import TopicSet
@@ -22,21 +24,23 @@ if TYPE_CHECKING:
     from bus.storage.ledger import Ledger
 
 
-class _Seq:
-    """Stands in the bindings of a `with_commit` row for the seq that the message is about to get."""
+class _Later(Enum):
+    """What a message does not know of itself until it is in its transaction."""
 
-    def __repr__(self) -> str:
-        return "SEQ"
+    SEQ = "its place in the log"
+    TEXT = "its JSON, as recipients get it, in bytes"
 
 
-SEQ: Final = _Seq()
+SEQ: Final = _Later.SEQ
+TEXT: Final = _Later.TEXT
+"""Stand in the bindings of a row that is written with a message (`Bus.with_commit` for `MessageSent`)."""
 
 MAKE_KNOWN: Final = """
 INSERT INTO clients VALUES (?1, 1, ?2, ?2, ?3, ?3) ON CONFLICT (name) DO UPDATE SET known = 1, last_seen = ?3"""
 """Makes ?1 a known client, seen at ?3; an inbox that opens by it begins behind the seq ?2."""
 
 Row = tuple[str, Sequence[Any]]
-"""A statement and its bindings, written in the transaction of the message it belongs to. SEQ may stand in them."""
+"""A statement and its bindings, written in the transaction of the event it belongs to; of a message's, with SEQ and TEXT."""
 
 
 class Outcome(msgspec.Struct, gc=False):
@@ -118,8 +122,19 @@ class Transaction(Protocol):
         """Run one statement; `?` marks are bound in order. Returns its rows."""
         ...
 
-    def append(self, message: Message, rows: Sequence[Row] = ()) -> Outcome | BusError:
-        """Put a message into the log, like a send. An error: it was refused, and nothing of it was written."""
+    def append(self, message: Message, *, again: bool = False) -> Outcome | BusError:
+        """Put a message into the log, like a send. An error: it was refused, and nothing of it was written.
+
+        `again`: it was sent before, so its companions have their rows.
+        """
+        ...
+
+    def wants(self, kind: type[Event]) -> bool:
+        """True when somebody has rows for such events: making one for nobody is in vain."""
+        ...
+
+    def announce(self, event: Event) -> None:
+        """Write what the companions of an event (`Bus.with_commit`) have to say of it."""
         ...
 
 
@@ -207,7 +222,7 @@ class Reader(Protocol):
         ...
 
     def expired(self, name: str, after: int) -> int:
-        """How many plain messages to a client behind the seq `after` are still there, but for their ttl, which has ended."""
+        """About how many plain messages to a client behind the seq `after` expired before it had them."""
         ...
 
     def open_deliveries(self, name: str, limit: int, max_bytes: int, only: Filter | None = None) -> list[Lease]:
@@ -222,6 +237,10 @@ class Reader(Protocol):
         """A seq such that everything behind it may be as young as `stamp_us`, and nothing up to it is."""
         ...
 
+    def now_us(self) -> int:
+        """The bus's clock (bus.clock)."""
+        ...
+
     def client(self, name: str) -> ClientRow | None: ...
 
     def clients(self, after: str, limit: int) -> list[ClientRow]: ...
@@ -231,7 +250,7 @@ class Reader(Protocol):
         ...
 
     def messages(self, seqs: Sequence[int], max_bytes: int | None = None) -> list[Message]:
-        """The messages at these seqs that are still kept, in the order given; about `max_bytes` of them, at least one."""
+        """The messages at these seqs that are kept and alive, in the order given; about `max_bytes`, at least one."""
         ...
 
     def close(self) -> None: ...

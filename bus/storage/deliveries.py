@@ -103,8 +103,8 @@ class Lease(msgspec.Struct):
 class Failure(msgspec.Struct, frozen=True):
     """A delivery became a dead letter: what its sender is told."""
 
+    message: Message
     message_id: str
-    sender: str
     owner: str
     reason: str
 

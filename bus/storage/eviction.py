@@ -1,12 +1,25 @@
 """How messages leave the log: with all that hangs on them, and never silently.
 
-What is still open of a message becomes a dead letter first. Whoever removes messages comes through here.
+What is still open of a message becomes a dead letter first. Whoever removes messages comes through here: `evict` takes the
+oldest for want of room, and readers who miss them are told; `remove` takes what has had its time, which is no gap.
 """
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from bus.message import REQUIRES_ACK, Kind
 from bus.storage import Transaction
-from bus.storage.deliveries import Swept
+from bus.storage.deliveries import Failure, Swept
+from bus.storage.lifetimes import DEFAULT
+from bus.storage.rows import named
+
+DAY_US = 86_400_000_000
+EXPIRED, DELIVERED = "expired", "delivered"
 
 
 def evict(transaction: Transaction, through: int, freed_bytes: int) -> Swept:
@@ -24,10 +37,83 @@ def evict(transaction: Transaction, through: int, freed_bytes: int) -> Swept:
     return swept
 
 
+class Removed(msgspec.Struct):
+    """The seqs that went, those that stay since somebody has them in hands, and the dead letters that were made."""
+
+    gone: list[int]
+    held: list[int]
+    failures: list[Failure]
+
+
+def remove(transaction: Transaction, seqs: Sequence[int], reason: str, *, archived: bool = False) -> Removed:
+    """Remove `seqs`, whose time is over: EXPIRED by the bus's clock, or DELIVERED to everybody.
+
+    What expires is looked at again in here, since it may have been extended meanwhile. Counted in `removed`, and, of what
+    did not reach a named client, in `expired`.
+    """
+    alive_at = transaction.ledger.now if reason == EXPIRED else None
+    rows = transaction.execute(_DUE, (msgspec.json.encode(seqs).decode(), alive_at))
+    removed = Removed([], [], [])
+    going = []
+    for row in rows:
+        seq, kind, address, _, flags, _ = row
+        if flags & REQUIRES_ACK:
+            owners = (f"queue:{address}",) if kind == Kind.QUEUE else named(kind, address)
+            failures = transaction.ledger.outlive(seq, owners)
+            if failures is None:
+                removed.held.append(seq)
+                continue
+            removed.failures += failures
+        going.append(row)
+        removed.gone.append(seq)
+    if not going:
+        return removed
+    _count(transaction, going, reason, archived=archived)
+    listed = (msgspec.json.encode(removed.gone).decode(),)
+    for table, column in _HANGS_ON:
+        transaction.execute(f"DELETE FROM {table} WHERE {column} IN (SELECT value FROM json_each(?))", listed)
+    freed = sum(row[5] for row in going)
+    transaction.execute("UPDATE log_head SET kept_bytes = kept_bytes - ?", (freed,))
+    return removed
+
+
+def _count(transaction: Transaction, rows: Sequence[Any], reason: str, *, archived: bool) -> None:
+    governed = {type_ for (type_,) in transaction.execute("SELECT type FROM policies")}
+    counts: Counter[str] = Counter()
+    sizes: Counter[str] = Counter()
+    missed: dict[str, list[int]] = {}
+    for seq, kind, address, type_, flags, size in rows:
+        policy = type_ if type_ in governed else DEFAULT
+        counts[policy] += 1
+        sizes[policy] += size
+        if reason == EXPIRED and not flags & REQUIRES_ACK and kind != Kind.TOPIC:
+            for name in named(kind, address) if kind != Kind.ALL else ("",):
+                missed.setdefault(name, []).append(seq)
+    for policy, n in counts.items():
+        transaction.execute(_COUNT_REMOVED, (policy, reason, n, n if archived else 0, sizes[policy]))
+    today = transaction.ledger.now // DAY_US
+    for name, missing in missed.items():
+        had = transaction.execute("SELECT cursor FROM clients WHERE name = ?", (name,)) if name else []
+        unread = [seq for seq in missing if not had or seq > had[0][0]]
+        if unread:
+            transaction.execute(_COUNT_EXPIRED, (name, today, len(unread), max(unread)))
+
+
+_DUE_COLUMNS = "m.seq, m.kind, m.address, m.type, m.flags, length(m.payload)"
+_DUE = f"""
+SELECT {_DUE_COLUMNS} FROM json_each(?1) j CROSS JOIN messages m ON m.seq = j.value
+ WHERE ?2 IS NULL OR m.expires_at <= ?2"""
+_COUNT_REMOVED = """
+INSERT INTO removed VALUES (?, ?, ?, ?, ?) ON CONFLICT DO UPDATE
+ SET n = n + excluded.n, archived = archived + excluded.archived, bytes = bytes + excluded.bytes"""
+_COUNT_EXPIRED = """
+INSERT INTO expired VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE
+ SET n = n + excluded.n, max_seq = max(max_seq, excluded.max_seq)"""
 _HANGS_ON = (
     ("messages", "seq"),
     ("addressed", "seq"),
     ("thread_messages", "seq"),
     ("other_ids", "seq"),
     ("set_aside", "seq"),
+    ("undelivered", "seq"),
 )

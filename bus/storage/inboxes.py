@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from bus.errors import InboxFull
 from bus.message import REQUIRES_ACK, Kind, Message
-from bus.storage import MAKE_KNOWN, Pending
+from bus.storage import MAKE_KNOWN, STORED, Outcome, Pending
 from bus.storage.deliveries import Failure
 from bus.storage.ledger import Ledger
 from bus.storage.rows import COLUMNS, message_of
@@ -28,8 +28,10 @@ _OLDEST_PLAIN = f"""
 SELECT {COLUMNS} FROM messages m WHERE m.seq = (SELECT min(seq) FROM (
     SELECT min(m.seq) AS seq FROM messages m
      WHERE m.kind = 0 AND m.address = ?1 AND m.flags & 1 = 0 AND m.seq > (SELECT mark FROM clients WHERE name = ?1)
+      AND (m.expires_at IS NULL OR m.expires_at > ?2)
     UNION ALL SELECT min(a.seq) FROM addressed a JOIN messages m ON m.seq = a.seq
-     WHERE a.name = ?1 AND m.flags & 1 = 0 AND a.seq > (SELECT mark FROM clients WHERE name = ?1)))"""
+     WHERE a.name = ?1 AND m.flags & 1 = 0 AND a.seq > (SELECT mark FROM clients WHERE name = ?1)
+      AND (m.expires_at IS NULL OR m.expires_at > ?2)))"""
 _OPEN_INBOX = "INSERT OR IGNORE INTO clients VALUES (?1, 0, ?2, ?2, ?3, ?3)"
 
 
@@ -38,8 +40,9 @@ class Names:
 
     `known` and `opened`: their row needs no look-up any more. `fill`: (mark, counted through, waiting) of inboxes that were
     written to while their client was away. All are forgotten when a transaction fails, when they are too many, and hourly.
-    `left`: what is left in inboxes that were written to; `unknown`: names whose row says that nobody knows them. These hold
-    only until somebody else writes, or a job does: `look_anew`.
+    `left`: what is left in inboxes that were written to; `unknown`: names whose row says that nobody knows them, each with
+    the outcome of a send to it alone. These hold only until somebody else writes, or a job does: `look_anew`. `next_expiry`:
+    when a full inbox gets room by itself.
     """
 
     def __init__(self) -> None:
@@ -47,7 +50,8 @@ class Names:
         self.opened: set[str] = set()
         self.fill: dict[str, tuple[int, int, int]] = {}
         self.left: dict[str, int] = {}
-        self.unknown: set[str] = set()
+        self.unknown: dict[str, Outcome] = {}
+        self.next_expiry: dict[str, int | None] = {}
         self._since = time.monotonic()
 
     def forget(self) -> None:
@@ -61,6 +65,7 @@ class Names:
         """Something else has taken from inboxes, given back, or made names known."""
         self.left.clear()
         self.unknown.clear()
+        self.next_expiry.clear()
 
     def tidy(self) -> None:
         """Forget when it is time."""
@@ -155,13 +160,15 @@ class Inboxes:
                 if name not in names.unknown and self._execute("SELECT known FROM clients WHERE name = ?", (name,)).get:
                     names.known.add(name)
                 else:
-                    names.unknown.add(name)
+                    names.unknown.setdefault(name, Outcome(unknown=(name,)))
                     unknown.append(name)
             if not self._has_room(name, item, batch):
                 refused.append(name)
         assert item.outcome is not None
         if not refused:
-            if unknown:
+            if unknown and item.outcome is STORED and len(message.names) == 1:
+                item.outcome = names.unknown[unknown[0]]
+            elif unknown:
                 item.outcome = replace(item.outcome, unknown=tuple(unknown))
             return
         if len(refused) == len(message.names):
@@ -188,6 +195,8 @@ class Inboxes:
         if self._goes_out(name, item):
             return True
         left = self._names.left.get(name)
+        if left == 0 and not self._is_still_full(name):
+            left = None
         tracked = item.message.flags & REQUIRES_ACK
         if left and not tracked and name in self._names.fill:
             self._count_in(name, left, batch)
@@ -196,6 +205,8 @@ class Inboxes:
         capacity = backlog.capacity or self._inbox_limit
         if left is None:
             left = capacity - self._count_waiting(name, capacity, batch) - backlog.waiting
+            if left <= 0:
+                left = capacity - self._count_alive(name, capacity, batch) - backlog.waiting
         if left <= 0:
             if backlog.on_full != "dead_letter" or not self._set_aside(name, item, batch):
                 self._names.left[name] = 0
@@ -237,7 +248,23 @@ class Inboxes:
         return waiting
 
     def _count(self, name: str, after: int, upto: int, capacity: int) -> int:
-        return int(self._execute(WAITING, (name, after, upto, capacity + 1)).get)
+        return int(self._execute(WAITING, (name, after, upto, capacity + 1, self._ledger.now)).fetchone()[0])
+
+    def _is_still_full(self, name: str) -> bool:
+        """False when an inbox that was full was not counted anew for that, or something in it has expired since."""
+        if name not in self._names.next_expiry:
+            return False
+        next_expiry = self._names.next_expiry[name]
+        return next_expiry is None or next_expiry > self._ledger.now
+
+    def _count_alive(self, name: str, capacity: int, batch: Batch) -> int:
+        """As `_count_waiting`, all anew: of what was counted before, some may have expired."""
+        batch.insert()
+        mark = self._execute("SELECT mark FROM clients WHERE name = ?", (name,)).fetchone()[0]
+        bindings = (name, mark, batch.head, capacity + 1, self._ledger.now)
+        waiting, self._names.next_expiry[name] = self._execute(WAITING, bindings).fetchone()
+        self._names.fill[name] = (mark, batch.head, waiting)
+        return int(waiting)
 
     def _set_aside(self, owner: str, item: Pending, batch: Batch) -> bool:
         """Make room where an inbox or a queue says so: its oldest waiting message becomes a dead letter."""
@@ -260,7 +287,7 @@ class Inboxes:
         return True
 
     def _oldest_plain(self, name: str) -> Message | None:
-        row = self._execute(_OLDEST_PLAIN, (name,)).fetchone()
+        row = self._execute(_OLDEST_PLAIN, (name, self._ledger.now)).fetchone()
         return message_of(row, self._all) if row else None
 
     def _all(self, statement: str, bindings: Sequence[Any]) -> list[Any]:

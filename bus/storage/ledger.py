@@ -11,7 +11,9 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from bus.companions import Announcer, Companions
 from bus.errors import Forbidden, Malformed, NotFound
+from bus.events import MessageFailed, MessageReceived
 from bus.message import REQUIRES_ACK, Epochs, Kind, Message, Terms
 from bus.protocol import Settle
 from bus.storage.deliveries import (
@@ -50,11 +52,16 @@ class Ledger:
         epochs: Epochs,
         now_us: int,
         chance: Callable[[], float] = random.random,
+        announcer: Announcer | None = None,
     ) -> None:
-        """`execute(statement, bindings)` is the transaction's; `chance()` gives 0 to 1 for the jitter."""
+        """`execute(statement, bindings)` is the transaction's; `chance()` gives 0 to 1 for the jitter.
+
+        `announcer` is told what was received and what failed; None means that nobody wants to know.
+        """
         self._execute = execute
         self._epochs = epochs
         self._chance = chance
+        self._announcer = announcer or Announcer(Companions(), execute)
         self._backlogs: dict[str, Backlog] = {}
         self.now = now_us
         self.buried_bytes = 0  # what this transaction has copied into dead letters
@@ -113,7 +120,8 @@ class Ledger:
         else:
             self._move(owner, 1, 0)
             state = (WAITING, due_key, None, None, 0, 0, terms.ack_wait_us, None)
-        self._execute(_ENTER, (owner, message.seq, *state, message.expires_us, None))
+        expires_us = message.expires_us or None if terms.ttl_us is not None else None  # a policy is the sweep's affair
+        self._execute(_ENTER, (owner, message.seq, *state, expires_us, None))
         return leased
 
     def leases_at_once(self, client: str) -> bool:
@@ -154,7 +162,7 @@ class Ledger:
         A page of it: the most urgent first, behind the rank `after` (due_key, seq); of messages behind the seq `above`, up
         to `upto`.
         """
-        rows = self._all(_AGAIN, (name, above, upto, *after, CLIENT_WINDOW))
+        rows = self._all(_AGAIN, (name, above, upto, *after, self.now, CLIENT_WINDOW))
         leases: list[Lease] = []
         size = 0
         for seq, attempt, ack_wait, due_key, until in rows:
@@ -247,6 +255,8 @@ class Ledger:
 
     def _ack(self, delivery: Delivery, said: Settle) -> Settled:
         self._close(delivery, ACKED, delivery.attempt, said.client)
+        if self._announcer.wants(MessageReceived):
+            self._announcer.announce(MessageReceived(self._message(delivery.seq), said.client))
         return self._settled("acked", delivery)
 
     def _nack(self, delivery: Delivery, said: Settle) -> Settled:
@@ -340,6 +350,16 @@ class Ledger:
                         swept.stirred.add(owner)
         return swept
 
+    def outlive(self, seq: int, owners: Sequence[str]) -> list[Failure] | None:
+        """The message's time is over: what still waits of it becomes a dead letter. None: somebody has it in hands."""
+        found = [self._delivery(owner, seq) for owner in owners]
+        deliveries = [delivery for delivery in found if delivery is not None]
+        if any(delivery.state == LEASED for delivery in deliveries):
+            return None
+        histories = [(delivery, delivery.history_with(None, None, self.now)) for delivery in deliveries]
+        failures = [self._die(delivery, "expired", None, history) for delivery, history in histories]
+        return [failure for failure in failures if failure is not None]
+
     def oldest_waiting(self, owner: str) -> Delivery | None:
         """The first of an owner's deliveries that is in nobody's hands."""
         row = self._one(
@@ -385,7 +405,9 @@ class Ledger:
                 ack_wait,
             ),
         )
-        return Failure(message_id, message.sender, owner, reason)
+        if self._announcer.wants(MessageFailed):
+            self._announcer.announce(MessageFailed(message, message_id, owner, reason))
+        return Failure(message, message_id, owner, reason)
 
     # ---- below
 
@@ -448,12 +470,14 @@ VERBS = frozenset(_VERBS)
 
 _PLAIN = Terms()
 _ENTER = "INSERT INTO deliveries VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL)"
-_NEXT = """
-SELECT seq, attempt, ack_wait FROM deliveries
- WHERE owner = ? AND state = 0 AND (expires_at IS NULL OR expires_at > ?) ORDER BY due_key, seq LIMIT ?"""
-_AGAIN = """
-SELECT seq, attempt, ack_wait, due_key, until FROM deliveries
- WHERE owner = ? AND state = 1 AND seq > ? AND seq <= ? AND (due_key, seq) > (?, ?) ORDER BY due_key, seq LIMIT ?"""
+_FRESH = "(SELECT m.expires_at IS NULL OR m.expires_at > ? FROM messages m WHERE m.seq = d.seq)"
+_NEXT = f"""
+SELECT seq, attempt, ack_wait FROM deliveries d
+ WHERE owner = ? AND state = 0 AND {_FRESH} ORDER BY due_key, seq LIMIT ?"""
+_AGAIN = f"""
+SELECT seq, attempt, ack_wait, due_key, until FROM deliveries d
+ WHERE owner = ? AND state = 1 AND seq > ? AND seq <= ? AND (due_key, seq) > (?, ?) AND {_FRESH}
+ ORDER BY due_key, seq LIMIT ?"""
 _LEASE = """
 UPDATE deliveries SET state = 1, until = ?, holder = ?, lease_wait = ?, attempt = attempt + 1, leased_at = ?
  WHERE owner = ? AND seq = ?"""

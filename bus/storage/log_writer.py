@@ -34,7 +34,8 @@ class LogWriter:
 
     `on_commit(seconds, writes, new messages)` and `on_failed(error)` hear what became of each batch, on the event loop.
     `waiting` counts rows submitted and not yet settled; `waiting_bytes` their payloads. They are what
-    back-pressure looks at, and only the event loop changes them.
+    back-pressure looks at, and only the event loop changes them. `committed_at`: when the last commit was heard of, by the
+    monotonic clock.
     """
 
     def __init__(self, mailbox: Mailbox, open_writer: Callable[[], Writer], on_block: OnBlock) -> None:
@@ -46,6 +47,7 @@ class LogWriter:
         self._ended = False
         self.waiting = 0
         self.waiting_bytes = 0
+        self.committed_at = time.monotonic()
         self.on_relief: Callable[[], None] | None = None
         self.on_commit: Callable[[float, int, list[Message]], None] | None = None
         self.on_failed: Callable[[BaseException], None] | None = None
@@ -115,6 +117,7 @@ class LogWriter:
     # ---- on the event loop
 
     def _committed(self, batch: _Chunk, first: int, messages: list[Message], seconds: float) -> None:
+        self.committed_at = time.monotonic()
         if messages:
             self._on_block(first, messages)
         if self.on_commit is not None:

@@ -7,9 +7,11 @@ from typing import Any
 
 import msgspec
 
-from bus.message import EVENT, OWN_ID, Kind, Message, excluded_of
+from bus.message import EVENT, OWN_EXPIRY, OWN_ID, TYPE_EXPIRY, Kind, Message, excluded_of
 
 COLUMNS = "m.seq, m.kind, m.address, m.sender, m.type, m.stamp, m.expires_at, m.flags, m.extras, m.payload"
+
+_SHOWN = OWN_EXPIRY | TYPE_EXPIRY
 
 
 def named(kind: int, address: str) -> tuple[str, ...]:
@@ -22,9 +24,9 @@ def named(kind: int, address: str) -> tuple[str, ...]:
 def message_of(row: tuple[Any, ...], query: Callable[[str, tuple[Any, ...]], Any]) -> Message:
     """A row of COLUMNS as a Message. `query(statement, bindings)` gives rows: an id may have to be looked up."""
     seq, kind, address, sender, type_, stamp, expires_at, flags, extras, payload = row
-    message = Message(
-        kind, address, named(kind, address), sender, type_, payload, stamp, flags, expires_at, extras, seq
-    )
+    shown = expires_at if flags & _SHOWN else None
+    flags &= ~_SHOWN
+    message = Message(kind, address, named(kind, address), sender, type_, payload, stamp, flags, shown, extras, seq)
     if flags & EVENT:
         message.excluded = excluded_of(extras)
     if flags & OWN_ID:

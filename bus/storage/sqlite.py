@@ -20,6 +20,7 @@ from typing import Any
 import apsw
 import psutil
 
+from bus.companions import Companions
 from bus.errors import StartRefused, StoreDamaged
 from bus.message import Epochs, new_epoch, now_us
 from bus.storage.sqlite_reader import SqliteReader
@@ -103,14 +104,19 @@ class SqliteStore:
         durability: str,
         inbox_limit: int,
         queue_limit: int,
+        companions: Companions | None = None,
     ) -> None:
-        """`clock()` is the bus's (bus.clock), in microseconds; any thread may ask it."""
+        """`clock()` is the bus's (bus.clock), in microseconds; any thread may ask it.
+
+        `companions` have their rows written beside the events of a transaction.
+        """
         self.path = path
         self.lock_folder = lock_folder
         self.clock = clock
         self.durability = durability
         self.inbox_limit = inbox_limit
         self.queue_limit = queue_limit
+        self.companions = companions or Companions()
         self._epochs: Epochs | None = None
 
     @property
@@ -163,6 +169,7 @@ class SqliteStore:
             self.clock,
             inbox_limit=self.inbox_limit,
             queue_limit=self.queue_limit,
+            companions=self.companions,
         )
 
     def reader(self) -> SqliteReader:
@@ -237,6 +244,8 @@ class SqliteStore:
     def _migrate(self, migrations: Sequence[tuple[str, Path]]) -> None:
         connection = self._connect(apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE)
         try:
+            # Before the first table: freed pages can then be given back in small steps.
+            connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
             connection.execute("PRAGMA journal_mode=WAL")
             with _transaction(connection):
                 connection.execute(
@@ -245,7 +254,7 @@ class SqliteStore:
                 )
                 for owner, folder in migrations:
                     _migrate_one(connection, owner, folder)
-                connection.execute("INSERT OR IGNORE INTO log_head VALUES (1, 0, 0, 0, 0)")
+                connection.execute("INSERT OR IGNORE INTO log_head VALUES (1, 0, 0, 0, 0, 0)")
         finally:
             connection.close()
 
@@ -257,7 +266,7 @@ class SqliteStore:
                 lives = connection.execute("SELECT first_seq, epoch FROM epochs ORDER BY first_seq, epoch").fetchall()
                 if not lives or head < lock.last_seq:
                     # A new life begins at the next seq; what was written before keeps its ids.
-                    lives.append((head + 1, new_epoch()))
+                    lives.append((head + 1, new_epoch(str(lives[-1][1]) if lives else "0")))
                     connection.execute("INSERT INTO epochs VALUES (?, ?)", lives[-1])
                     lock.note(head)
         finally:

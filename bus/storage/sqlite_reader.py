@@ -11,7 +11,7 @@ from typing import Any
 import apsw
 import msgspec
 
-from bus.message import Message
+from bus.message import OWN_EXPIRY, Message
 from bus.storage import ClientRow, Filter, Head, Page
 from bus.storage.deliveries import LEASED, RESTING, Lease
 from bus.storage.deliveries import WAITING as WAITING_STATE
@@ -48,7 +48,14 @@ _PLAIN = _addressed(_NARROW + _IN_INBOX)
 INBOX = f"{_PLAIN} ORDER BY 1 LIMIT ?4"
 LOG_OF_CLIENT = f"{_addressed(_NARROW)} ORDER BY 1 LIMIT ?4"
 
-_EXPIRED = f"SELECT count(*) FROM ({_addressed(f' AND m.expires_at <= ?4 {_IN_INBOX}')})"
+# Only what is its own to expire stands in the index; what a policy ended is counted by the sweep, in `expired`.
+_EXPIRED = f"""
+SELECT count(*) FROM messages m INDEXED BY messages_by_expiry
+ WHERE m.flags & {OWN_EXPIRY} AND m.expires_at <= ?3 AND m.seq > ?2 AND (
+    m.kind = 0 AND m.address = ?1
+    OR m.kind = 1 AND EXISTS (SELECT 1 FROM addressed a WHERE a.name = ?1 AND a.seq = m.seq)
+    OR m.kind = 2 AND m.sender <> ?1 AND {_NOT_EXCLUDED}) {_IN_INBOX}"""
+_SWEPT = "SELECT coalesce(sum(n), 0) FROM expired WHERE name IN (?, '') AND max_seq > ?"
 
 # What went to topics, of which ?9 is the JSON array: whether a pattern matches is settled before, once for each topic.
 _TO_TOPICS = f"""
@@ -72,12 +79,15 @@ LOG = f"""
 SELECT {COLUMNS} FROM messages m WHERE m.seq > ?2 AND m.seq <= ?3 AND ?1 = '' {_NARROW} ORDER BY m.seq LIMIT ?4"""
 
 WAITING = """
-SELECT count(*) FROM (
-    SELECT seq FROM messages WHERE kind = 0 AND address = ?1 AND seq > ?2 AND seq <= ?3 AND flags & 1 = 0
-    UNION ALL SELECT a.seq FROM addressed a JOIN messages m ON m.seq = a.seq
+SELECT count(*), min(expires_at) FROM (
+    SELECT expires_at FROM messages
+     WHERE kind = 0 AND address = ?1 AND seq > ?2 AND seq <= ?3 AND flags & 1 = 0
+      AND (expires_at IS NULL OR expires_at > ?5)
+    UNION ALL SELECT m.expires_at FROM addressed a JOIN messages m ON m.seq = a.seq
      WHERE a.name = ?1 AND a.seq > ?2 AND a.seq <= ?3 AND m.flags & 1 = 0
+      AND (m.expires_at IS NULL OR m.expires_at > ?5)
     LIMIT ?4)"""
-"""How many plain messages of ?1 there are behind ?2, up to ?3; at most ?4 are counted."""
+"""How many plain messages of ?1 are behind ?2, up to ?3, and alive at ?5 (at most ?4 are counted); the next to expire."""
 
 # What a client has not settled, in the order in which it would be pushed. Each arm walks an index in that order. What waits
 # is read as the attempt that its reader begins.
@@ -140,10 +150,8 @@ class SqliteReader:
         return self._page(LOG_OF_CLIENT, only.to, after, upto, limit, max_bytes, only)
 
     def expired(self, name: str, after: int) -> int:
-        if self._one("SELECT 1 FROM messages WHERE expires_at IS NOT NULL LIMIT 1") is None:
-            return 0
-        head = self._one("SELECT seq FROM log_head")[0]
-        return int(self._one(_EXPIRED, (name, after, head, self._clock()))[0])
+        swept = self._one(_SWEPT, (name, after))[0]
+        return int(swept + self._one(_EXPIRED, (name, after, self._clock()))[0])
 
     def open_deliveries(self, name: str, limit: int, max_bytes: int, only: Filter | None = None) -> list[Lease]:
         only = only or NO_FILTER
@@ -157,16 +165,15 @@ class SqliteReader:
         return found
 
     def message(self, seq: int) -> Message | None:
-        found = self.messages([seq])
-        expires_us = found[0].expires_us if found else None
-        return None if expires_us is not None and expires_us <= self._clock() else next(iter(found), None)
+        return next(iter(self.messages([seq])), None)
 
     def messages(self, seqs: Sequence[int], max_bytes: int | None = None) -> list[Message]:
         found: list[Message] = []
         size = 0
+        now = self._clock()
         for seq in seqs:
             row = self._one(f"SELECT {COLUMNS} FROM messages m WHERE m.seq = ?", (seq,))
-            if row is None:
+            if row is None or (row[6] is not None and row[6] <= now):
                 continue
             size += len(row[9]) + 250
             if max_bytes is not None and found and size > max_bytes:
@@ -195,6 +202,9 @@ class SqliteReader:
             else:
                 high = middle - 1
         return low
+
+    def now_us(self) -> int:
+        return self._clock()
 
     def client(self, name: str) -> ClientRow | None:
         row = self._one(f"{_CLIENT} WHERE name = ?", (name,))
@@ -271,7 +281,7 @@ class SqliteReader:
         head = self._one("SELECT seq FROM log_head")[0]
         clients = []
         for name, known, cursor, mark, first_seen, last_seen in rows:
-            waiting = self._one(WAITING, (name, mark, head, self._inbox_limit + 1))[0]
+            waiting = self._one(WAITING, (name, mark, head, self._inbox_limit + 1, self._clock()))[0]
             tracked = self._one("SELECT waiting FROM backlogs WHERE owner = ?", (name,))
             waiting += tracked[0] if tracked else 0
             clients.append(ClientRow(name, bool(known), cursor, mark, first_seen, last_seen, waiting))

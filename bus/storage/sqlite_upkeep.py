@@ -1,4 +1,4 @@
-"""Checkpoints of the SQLite store: what was committed moves from the WAL into the file, beside running commits."""
+"""Upkeep of the SQLite store: what was committed moves from the WAL into the file, and freed pages go back to the disk."""
 
 from __future__ import annotations
 
@@ -11,19 +11,45 @@ if TYPE_CHECKING:
     from bus.storage.sqlite import WritersLock
 
 
+INCREMENTAL = 2
+"""What SQLite calls the mode."""
+
+
 class SqliteUpkeep:
-    """Checkpoints, off the committing path: a commit that checkpoints takes 30–50 ms. One thread in the cluster."""
+    """Checkpoints, off the committing path: a commit that checkpoints takes 30–50 ms. One thread in the cluster.
+
+    Pages that became free are given back in steps of about a millisecond, but for SPARE_PAGES, which are soon used again.
+    """
 
     PASSIVE_AT_BYTES = 4 * 1024 * 1024
     TRUNCATE_AT_BYTES = 64 * 1024 * 1024
+    SPARE_PAGES = 1024
+    PAGES_A_STEP = 64
+    STEPS_A_TICK = 4
 
     def __init__(self, connection: apsw.Connection, lock: WritersLock, wal_bytes: Callable[[], int]) -> None:
         self._connection = connection
         self._lock = lock
         self._wal_bytes = wal_bytes
+        # A log that was made without it reuses its free pages, and keeps them.
+        self._gives_back = int(connection.execute("PRAGMA auto_vacuum").get) == INCREMENTAL
 
     def tick(self) -> None:
-        """Move what was committed into the file, beside running commits; cut the WAL when it has grown large."""
+        """Give back what is free; then move what was committed into the file, and cut the WAL when it has grown large."""
+        self._give_back()
+        self._checkpoint()
+
+    def _give_back(self) -> None:
+        execute = self._connection.execute
+        for _ in range(self.STEPS_A_TICK if self._gives_back else 0):
+            free = int(execute("PRAGMA freelist_count").get)
+            if free <= self.SPARE_PAGES:
+                return
+            with self._lock:
+                execute(f"PRAGMA incremental_vacuum({min(self.PAGES_A_STEP, free - self.SPARE_PAGES)})").fetchall()
+
+    def _checkpoint(self) -> None:
+        """Beside running commits."""
         size = self._wal_bytes()
         if size < self.PASSIVE_AT_BYTES:
             return

@@ -14,12 +14,26 @@ from typing import TYPE_CHECKING, Any, cast
 import apsw
 import msgspec
 
+from bus.companions import Announcer, Companions
 from bus.errors import BusError, DiskFull, KeyReused, Unavailable
-from bus.message import OWN_ID, REQUIRES_ACK, Epochs, Kind, Message, audience_of, now_us
+from bus.events import MessageSent
+from bus.message import (
+    OWN_EXPIRY,
+    OWN_ID,
+    REQUIRES_ACK,
+    TYPE_EXPIRY,
+    Epochs,
+    Kind,
+    Message,
+    audience_of,
+    now_us,
+    text_of,
+)
 from bus.protocol import body_key, encode
-from bus.storage import SEQ, STORED, Group, Item, Job, Outcome, Pending, Row
+from bus.storage import SEQ, STORED, TEXT, Group, Item, Job, Outcome, Pending
 from bus.storage.inboxes import Inboxes, Names
 from bus.storage.ledger import Ledger
+from bus.storage.lifetimes import NEVER, Lifetime, Lifetimes, read_lifetimes
 
 if TYPE_CHECKING:
     from bus.storage.sqlite import WritersLock
@@ -34,6 +48,7 @@ _INSERTS = {
     for size in _INSERT_SIZES
 }
 
+_UNDELIVERED = "INSERT INTO undelivered VALUES (?, ?, ?, ?)"
 
 CLOCKS_DIFFER_BY_US = 1_000_000
 """The bus's clock is ahead of the wall's by a multiple of this, the nearest: so equal times of delivery stay equal."""
@@ -51,6 +66,7 @@ class SqliteWriter:
         *,
         inbox_limit: int,
         queue_limit: int,
+        companions: Companions,
     ) -> None:
         """`clock()` is the bus's (bus.clock), in microseconds; the limits are how much may wait in one inbox or queue."""
         self._connection = connection
@@ -59,9 +75,11 @@ class SqliteWriter:
         self._clock = clock
         self._inbox_limit = inbox_limit
         self._queue_limit = queue_limit
+        self._companions = companions
         self.names = Names()
         self._version = -1  # of the file, as this connection last saw it: another's commit changes it
         self._head = 0
+        self.lifetimes = Lifetimes()
 
     def commit(self, batch: Sequence[Item]) -> tuple[int, list[Message]]:
         """See `bus.storage.Writer.commit`."""
@@ -96,6 +114,7 @@ class SqliteWriter:
         with suppress(OSError):  # it is stored: a note that fails must not turn that into a refusal
             self._lock.note(work.head)
         self._head = work.head
+        self._companions.commits += work.wrote_beside
         return work.first, work.written
 
     def _catch_up(self) -> None:
@@ -103,8 +122,16 @@ class SqliteWriter:
         version = int(self._connection.execute("PRAGMA data_version").get)
         if version != self._version:
             self._version = version
-            self._head = int(self._connection.execute("SELECT seq FROM log_head").get)
+            head, policies = cast("tuple[int, int]", self._connection.execute("SELECT seq, policies FROM log_head").get)
+            self._head = head
+            if policies != self.lifetimes.version:
+                self.lifetimes = read_lifetimes(self._connection.execute, policies)
             self.names.look_anew()
+
+    def look_anew(self) -> None:
+        """A job has written: the next batch learns what may have changed by it."""
+        self.names.look_anew()
+        self._version = -1
 
 
 class _Work:
@@ -119,7 +146,13 @@ class _Work:
         self.first = head + 1
         self.head = head
         self.written: list[Message] = []
-        self.ledger = Ledger(self._execute, writer._epochs, writer._clock())
+        self._companions = writer._companions
+        announcer = self._announcer = Announcer(writer._companions, self._execute)
+        self.wants, self.announce = announcer.wants, announcer.announce
+        self.ledger = Ledger(self._execute, writer._epochs, writer._clock(), announcer=announcer)
+        default_us = writer.lifetimes.default_us
+        self._by_type = writer.lifetimes.by_type
+        self._default_expiry = None if default_us is None else self.ledger.now + default_us
         self._inserted = 0
         self._counted = 0  # of what was written, how much the log's head knows of
         self._inboxes = Inboxes(
@@ -155,12 +188,18 @@ class _Work:
             )
             self._counted = len(self.written)
 
+    @property
+    def wrote_beside(self) -> bool:
+        """True when rows of companions are among what was written."""
+        return self._announcer.wrote
+
     # ---- for jobs; see `bus.storage.Transaction`
 
     def execute(self, statement: str, bindings: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         return self._execute(statement, bindings).fetchall()
 
-    def append(self, message: Message, rows: Sequence[Row] = ()) -> Outcome | BusError:
+    def append(self, message: Message, *, again: bool = False) -> Outcome | BusError:
+        rows = self._companions.rows_of(MessageSent(message)) if self._companions.sent and not again else ()
         item = Pending(message, _unheard, rows=rows)
         self._admit(item)
         self.insert()
@@ -180,7 +219,7 @@ class _Work:
             self._undo(head, written)
             job.error = error
         self._execute("RELEASE job")
-        self._writer.names.look_anew()
+        self._writer.look_anew()
 
     def _undo(self, head: int, written: int) -> None:
         """Forget, in memory, what a savepoint has taken back."""
@@ -238,12 +277,35 @@ class _Work:
         if message.kind == Kind.LIST:
             for name in message.names:
                 self._execute("INSERT INTO addressed VALUES (?, ?)", (name, self.head))
+        if (lifetime := self._by_type.get(message.type)) is not None:
+            self._give_life(message, lifetime)
         if terms is not None or message.flags:
             self._admit_special(message, item.live)
         for statement, bindings in item.rows:
-            self._execute(statement, [self.head if value is SEQ else value for value in bindings])
+            self._announcer.wrote = True
+            self._execute(statement, [self._known_now(message, value) for value in bindings])
         if item.key is not None:
             self._remember(item, body)
+
+    def _known_now(self, message: Message, value: Any) -> Any:
+        """What stands for SEQ or TEXT; any other value stands for itself."""
+        if value is SEQ:
+            return message.seq
+        return text_of(message, self._writer._epochs) if value is TEXT else value
+
+    def _give_life(self, message: Message, lifetime: Lifetime) -> None:
+        """Stamp a message whose type has a policy. What its sender asked for wins, but not over one that keeps for ever."""
+        if lifetime.immediate:
+            if lifetime.ends_with_delivery(message):
+                owners = message.names or (f"queue:{message.address}",)
+                tracked = message.flags & REQUIRES_ACK
+                for owner in owners:
+                    self._execute(_UNDELIVERED, (tracked, owner, message.seq, self.ledger.now))
+                message.expires_us = message.expires_us or NEVER
+        elif lifetime.ttl_us is None:
+            message.expires_us = NEVER
+        elif message.expires_us is None:
+            message.expires_us = self.ledger.now + lifetime.ttl_us
 
     def _admit_special(self, message: Message, live: Sequence[str]) -> None:
         """What is written of a message beyond its row."""
@@ -363,7 +425,13 @@ class _Work:
             size = 256 if left >= 256 else min(left, 64)
             values: list[Any] = []
             for m in written[offset : offset + size]:
-                values += (m.seq, m.kind, m.address, m.sender, m.type, m.stamp_us, m.expires_us, m.flags, m.extras)
+                expires_us, flags = m.expires_us, m.flags
+                if expires_us is None:
+                    expires_us = self._default_expiry
+                else:
+                    own = m.terms is not None and m.terms.ttl_us is not None and expires_us
+                    expires_us, flags = expires_us or None, flags | (OWN_EXPIRY if own else TYPE_EXPIRY)
+                values += (m.seq, m.kind, m.address, m.sender, m.type, m.stamp_us, expires_us, flags, m.extras)
                 values.append(m.payload)
             self._execute(_INSERTS[size], values)
             offset += size

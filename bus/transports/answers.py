@@ -80,6 +80,7 @@ class MessageBody(msgspec.Struct):
     replayed: bool | msgspec.UnsetType = msgspec.UNSET
     replay_of: str | msgspec.UnsetType = msgspec.UNSET
     redriven: bool | msgspec.UnsetType = msgspec.UNSET
+    restored: bool | msgspec.UnsetType = msgspec.UNSET
     exclude: list[str] | msgspec.UnsetType = msgspec.UNSET
 
 

@@ -37,6 +37,7 @@ from bus.storage import Filter, Reader, Transaction
 from bus.storage.deliveries import Settled
 from bus.storage.ledger import VERBS
 from bus.topics import TopicSet, check_pattern
+from bus.trace_context import joined, trace_of
 from bus.transports import delivery_answers as answers
 from bus.transports import parameters
 from bus.transports.edge import body_of, caller_is_gone, json_answer
@@ -239,6 +240,7 @@ class DeliveryViews:
         body: Question = read(decode_question, body_of(bus.settings.max_message_size), "body")
         if body.sender is None:
             raise Malformed("`from` is missing; say who asks.", code="missing_field", field="from")
+        body.headers = joined(body.headers, trace_of(request.headers.get))
         body.idempotency_key = request.headers.get("Idempotency-Key") or body.idempotency_key
         if body.correlation_id is None:
             body.correlation_id = new_correlation(body.idempotency_key)
@@ -267,6 +269,8 @@ class DeliveryViews:
     def replay(self) -> Response:
         parameters.need_admin()
         bus = self._bus
+        if bus.vitals.disk.is_on:
+            raise bus.vitals.disk.refusal()
         body: answers.ReplayBody = read(_decode_replay, body_of(BODY_BYTES), "body")
         recipient = bus.names.check_client(body.to, "to")
         if body.topic is not None and body.source is not None:
@@ -399,6 +403,9 @@ def _operations(views: DeliveryViews) -> list[Operation]:
     choice = (owner, Parameter("reason", f"one of {', '.join(dead_letters.REASONS)}"), Parameter("from", "the sender"))
     dry_run = Parameter("dry_run", "true: only count", "boolean")
     key = Parameter("Idempotency-Key", "with it, a repeat is the same message for 24 hours", place="header")
+    trace = Parameter(
+        "traceparent", "the trace that the question belongs to; it is kept in its headers", place="header"
+    )
     get, post, put, delete = "GET", "POST", "PUT", "DELETE"
     letters, letter = "/api/dead-letters", "/api/dead-letters/<message_id>"
     replay = "/api/replays/<replay_id>"
@@ -442,7 +449,7 @@ def _operations(views: DeliveryViews) -> list[Operation]:
         Operation(delete, letters, views.purge_many, "Throw many away; they are counted first.", answers.Purged, None,
                   (*choice, dry_run), (400, 507)),
         Operation(post, "/api/request", views.request, "Send a message and wait for its answer.", answers.Answer,
-                  answers.REQUEST_BODY, (key,), (*bad, 409, 422, 429, 507), statuses=(200, 202)),
+                  answers.REQUEST_BODY, (key, trace), (*bad, 409, 422, 429, 507), statuses=(200, 202)),
         Operation(get, "/api/requests/<request_id>", views.request_state, "How a request stands.", answers.Answer, None,
                   (wait,), (400, 404), statuses=(200, 202)),
         Operation(post, "/api/replay", views.replay, "Put a range of the log into an inbox again.", answers.Replay,

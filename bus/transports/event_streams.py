@@ -108,7 +108,7 @@ class EventStreams:
         bus = self._bus
         if bus.draining:
             raise Unavailable("The server is about to stop; connect again in a moment.", retry_after_seconds=2)
-        if len(bus.hub.connections) >= bus.settings.max_connections:
+        if len(bus.hub.connections) >= bus.max_connections:
             raise Unavailable(
                 "This process has all the connections it may have; try again later.", retry_after_seconds=30
             )

@@ -18,7 +18,7 @@ from bus.errors import BusError
 
 if TYPE_CHECKING:
     from bus.auth import Auth
-    from bus.transports.sends import Asked, Sends
+    from bus.transports.sends import Asked, Header, Sends
 
 MAX_HEAD_BYTES = 8190
 """As long as gunicorn lets a single header be, unless it is told otherwise."""
@@ -47,8 +47,8 @@ _FOR_FLASK = frozenset(
 _CHANGING = ("x-request-id", "idempotency-key", "traceparent")
 """Headers whose value is another one each time."""
 
-Read = Callable[[bytes, "str | None"], "Asked"]
-"""Reads a body; the second argument is the Idempotency-Key."""
+Read = Callable[[bytes, "Header"], "Asked"]
+"""Reads a body, with what its head says."""
 
 
 class Head:

@@ -177,7 +177,7 @@ class LaneConnection:
         self._deadline = math.inf
         token = request_id.set(self._request_id)
         try:
-            asked = head.read(body, head.get("Idempotency-Key"))
+            asked = head.read(body, head.get)
             self._lane.sends.publish(asked, partial(self._settled, asked))
         except BusError as refusal:
             self._refuse(refusal)

@@ -21,6 +21,7 @@ from bus.events import ClientConnected, ClientDisconnected, MessageFailed, Messa
 from bus.families import BUILD_INFO, HTTP_REQUESTS, PUSH, STATUS_CLASSES, UNMATCHED, build_info, http_requests
 from bus.message import now_us
 from bus.metrics import Detail
+from bus.worker import Worker
 
 if TYPE_CHECKING:
     from flask import Flask
@@ -226,7 +227,8 @@ class Measures:
         read("bus_process_cpu_seconds_total", lambda: sum(process.cpu_times()[:2]))
         read("bus_process_resident_memory_bytes", lambda: process.memory_info().rss)
         read("bus_process_open_fds", self._open_files)
-        read("bus_background_failures_total", lambda: sum(worker.failures for worker in bus.workers))
+        workers = [worker for worker in bus.workers if isinstance(worker, Worker)]
+        read("bus_background_failures_total", lambda: sum(worker.failures for worker in workers))
         lateness = metrics.histogram("bus_event_loop_lag_seconds")
         last = time.perf_counter()
 

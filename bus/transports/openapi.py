@@ -120,7 +120,8 @@ def _operation(operation: Operation, path: str, by_type: dict[int, Any]) -> dict
     media = {operation.media: operation.answer, **operation.more}
     answer = {"description": "Done.", "content": {name: {"schema": by_type[id(t)]} for name, t in media.items()}}
     responses: dict[str, Any] = {str(status): answer for status in operation.statuses}
-    for status in sorted({*operation.errors, 503, *((401, 403) if path.startswith(KEYED) else ())}):
+    refused = {*operation.errors, 503, *((401, 403) if path.startswith(KEYED) else ())}
+    for status in sorted(refused - set(operation.statuses)):
         responses[str(status)] = {"description": "Refused.", "content": error}
     described: dict[str, Any] = {
         "operationId": f"{operation.method.lower()}{re.sub(r'[^a-z0-9]+', '_', path)}",

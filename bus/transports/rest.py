@@ -49,6 +49,8 @@ CLEARED = (
     "replies",
     "thread_messages",
     "set_aside",
+    "undelivered",
+    "expired",
 )
 """What a clear empties. Dead letters are purged on their own."""
 
@@ -65,10 +67,10 @@ class Rest:
 
     def send(self) -> Response:
         body = body_of(self.sends.max_bytes)
-        return self._publish(self.sends.single(body, request.headers.get("Idempotency-Key")))
+        return self._publish(self.sends.single(body, request.headers.get))
 
     def send_batch(self) -> Response:
-        return self._publish(self.sends.batch(body_of(self.sends.max_batch_bytes)))
+        return self._publish(self.sends.batch(body_of(self.sends.max_batch_bytes), request.headers.get))
 
     def _publish(self, asked: Asked) -> Response:
         answer = self._answer_to(asked)
@@ -236,7 +238,7 @@ class Rest:
         by_client = {name: presence.connections for name, presence in online.items()}
         return json_answer(
             answers.Status(
-                "draining" if bus.draining else "running",
+                "draining" if bus.leaving else "running",
                 "websocket",
                 __version__,
                 metrics,
@@ -333,6 +335,7 @@ def _operations(rest: Rest) -> list[Operation]:
         Parameter("topic", "only what went to topics that match this pattern (builds.*, builds.>)"),
     )
     key = Parameter("Idempotency-Key", "with it, a repeat is the same message for 24 hours", place="header")
+    trace = Parameter("traceparent", "the trace that the message belongs to; it is kept in its headers", place="header")
     listing = (limit, Parameter("cursor", "the cursor of the page before"))
     return [
         Operation(
@@ -342,7 +345,7 @@ def _operations(rest: Rest) -> list[Operation]:
             "Send a message.",
             answers.Sent,
             answers.SEND_BODY,
-            (key,),
+            (key, trace),
             (400, 413, 415, 422, 429, 501, 507),
         ),
         Operation(
@@ -398,7 +401,7 @@ def _operations(rest: Rest) -> list[Operation]:
             (),
             (507,),
         ),
-        Operation("GET", "/health", rest.health, "The process answers.", answers.Health),
+        Operation("GET", "/health", rest.health, "The process answers.", answers.Health, statuses=(200, 503)),
     ]
 
 

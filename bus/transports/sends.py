@@ -16,7 +16,22 @@ import msgspec
 from bus.errors import BusError, Malformed, TooLarge
 from bus.message import iso, now_us
 from bus.metrics import Stopwatch
-from bus.protocol import Batch, Draft, Send, decode_batch, decode_send, draft_of, encode, error_body, read
+from bus.protocol import (
+    Batch,
+    Draft,
+    PlainPost,
+    Send,
+    decode_batch,
+    decode_send,
+    draft_of,
+    encode,
+    error_body,
+    plain_batch,
+    plain_draft,
+    plain_post,
+    read,
+)
+from bus.trace_context import joined, trace_of
 from bus.transports.answers import BatchBody
 
 if TYPE_CHECKING:
@@ -28,6 +43,9 @@ MAX_BATCH = 1000
 MAX_BATCH_RECIPIENTS = 20_000
 BATCH_BODY_FACTOR = 16
 """A batch's body may be so many times as long as a message's."""
+
+Header = Callable[[str], "str | None"]
+"""Gives a header's value by its name in any case, or None."""
 
 decode_good_batch = msgspec.json.Decoder(BatchBody).decode
 """One decode for a whole batch, if all of its members have the right form, as nearly all batches' have."""
@@ -82,24 +100,29 @@ class Sends:
         self.handed_over = 0
         self.stopwatch = Stopwatch()
 
-    def single(self, body: bytes, key: str | None) -> Single:
-        """Read the body of a send; `key` is its Idempotency-Key header. Raises Malformed."""
+    def single(self, body: bytes, header: Header) -> Single:
+        """Read the body of a send; its request's headers may name a key and a trace. Raises Malformed."""
+        stamp_us = now_us()
+        key, trace = header("Idempotency-Key"), trace_of(header)
+        if not (key or trace) and (plain := plain_post(body)) is not None:
+            return Single(self._draft_of_plain(plain, stamp_us))
         send: Send = read(decode_send, body, "body")
         if key:
             send.idempotency_key = key
-        return Single(self._draft(send, now_us()))
+        return Single(self._draft(send, stamp_us, trace))
 
-    def batch(self, body: bytes, key: str | None = None) -> Several:
+    def batch(self, body: bytes, header: Header) -> Several:
         """Read the body of a batch, which has no key of its own. Raises Malformed, and what a member of an atomic one is."""
         stamp_us = now_us()
-        items, atomic = self._sends_of(body)
+        trace = trace_of(header)
+        items, atomic = self._sends_of(body, plain=not trace)
         if len(items) > MAX_BATCH:
             raise Malformed(
                 f"`messages` holds {len(items)} messages; at most {MAX_BATCH} fit a batch.",
                 code="batch_too_long",
                 field="messages",
             )
-        asked = Several([self._draft_or_error(item, stamp_us) for item in items], atomic=atomic)
+        asked = Several([self._draft_or_error(item, stamp_us, trace) for item in items], atomic=atomic)
         if (named := sum(len(draft.message.names) for draft in asked.drafts)) > MAX_BATCH_RECIPIENTS:
             raise Malformed(
                 f"The batch names {named} recipients in all; at most {MAX_BATCH_RECIPIENTS} fit one. Send it in parts.",
@@ -131,28 +154,47 @@ class Sends:
         else:
             then(())
 
-    def _sends_of(self, body: bytes) -> tuple[Sequence[Send | msgspec.Raw], bool]:
-        """The members of a batch and whether it is atomic: all decoded at once, or each left for a decode of its own."""
+    def _sends_of(self, body: bytes, *, plain: bool) -> tuple[Sequence[PlainPost | Send | msgspec.Raw], bool]:
+        """The members of a batch and whether it is atomic: all decoded at once, or each left for a decode of its own.
+
+        `plain`: they may come as plain ones, to which nothing can be added.
+        """
         if len(body) <= self.max_bytes:  # else a member may be too long, and only its text tells
+            if plain and (sends := plain_batch(body)) is not None:
+                return sends.messages, sends.atomic
             with contextlib.suppress(Malformed):
                 good: BatchBody = read(decode_good_batch, body, "body")
                 return good.messages, good.atomic
         batch: Batch = read(decode_batch, body, "body")
         return batch.messages, batch.atomic
 
-    def _draft_or_error(self, item: Send | msgspec.Raw, stamp_us: int) -> Draft | BusError:
+    def _draft_or_error(
+        self, item: PlainPost | Send | msgspec.Raw, stamp_us: int, trace: dict[str, str]
+    ) -> Draft | BusError:
         try:
+            if isinstance(item, PlainPost):
+                return self._draft_of_plain(item, stamp_us)
             if isinstance(item, Send):
-                return self._draft(item, stamp_us)
+                return self._draft(item, stamp_us, trace)
             text = bytes(item)
             if len(text) > self.max_bytes:
                 raise TooLarge(f"A message may have at most {self.max_bytes} bytes.")
-            return self._draft(read(decode_send, text, "message"), stamp_us)
+            return self._draft(read(decode_send, text, "message"), stamp_us, trace)
         except BusError as refusal:
             return refusal
 
-    def _draft(self, send: Send, stamp_us: int) -> Draft:
+    def _draft_of_plain(self, send: PlainPost, stamp_us: int) -> Draft:
         names = self._bus.names
+        sender = names.check_client(send.sender, "from")
+        draft = plain_draft(send, sender, send.type, names=names, stamp_us=stamp_us)
+        if draft is None:
+            more = Send(sender=sender, to=send.to, type=send.type, payload=send.payload, ephemeral=send.ephemeral)
+            return self._draft(more, stamp_us, {})
+        return draft
+
+    def _draft(self, send: Send, stamp_us: int, trace: dict[str, str]) -> Draft:
+        names = self._bus.names
+        send.headers = joined(send.headers, trace)
         if send.sender is None:
             raise Malformed("`from` is missing; say who sends.", code="missing_field", field="from")
         sender = names.check_client(send.sender, "from")

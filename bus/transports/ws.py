@@ -32,7 +32,7 @@ from bus.protocol import (
     error_frame,
     message_frame,
     plain_draft,
-    plain_send,
+    plain_frame,
     read,
     sent_frame,
 )
@@ -112,7 +112,7 @@ class WebSocketTransport:
         caller = bus.auth.caller(request.headers)
         if bus.draining:
             raise Unavailable("The server is about to stop; connect again in a moment.", retry_after_seconds=2)
-        if len(bus.hub.connections) >= bus.settings.max_connections:
+        if len(bus.hub.connections) >= bus.max_connections:
             raise Unavailable(
                 "This process has all the connections it may have; try again later.", retry_after_seconds=30
             )
@@ -138,7 +138,10 @@ class WebSocketTransport:
         descriptor = ws.sock.detach()
         connection = Connection(descriptor, client_id, self._encoding, self._bus.hub, self._on_data)
         connection.topics = TopicSet(g.ws_topics) if g.ws_topics else None
-        if g.ws_authenticated:
+        if len(self._bus.hub.connections) > self._bus.max_connections:
+            # More shook hands at once than there was room for.
+            connection.close(1013, "This process has all the connections it may have; come back later.")
+        elif g.ws_authenticated:
             self._welcome(connection, g.ws_place)
         else:
             connection.on_data = partial(self._first_frame, g.ws_since, g.ws_at_latest)
@@ -300,10 +303,10 @@ class WebSocketTransport:
         """Do what a frame asks for. `sent` hears what becomes of a send, receipt or not, in the place of `_sent`."""
         ref = None
         try:
-            plain = plain_send(text)
+            plain = plain_frame(text)
             if plain is not None:
                 ref = plain.ref
-                draft = plain_draft(plain, connection.client, names=self._bus.names, stamp_us=stamp_us)
+                draft = plain_draft(plain, connection.client, plain.msg_type, names=self._bus.names, stamp_us=stamp_us)
                 if draft is not None:
                     self.handed_over += 1
                     heard = partial(sent or self._sent, connection, ref)

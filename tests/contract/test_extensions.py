@@ -25,8 +25,12 @@ EXTENSIONS = (
     "bus.transports.lane",
     "bus.transports.profile",
     "streaming",
+    "webhooks",
+    "health_checks",
     "enhanced_metrics",
+    "message_ttl",
     "extensions.log_cap",
+    "extensions.tracing",
 )
 ALL = (*EXTENSIONS, THIRD_PARTY)
 
@@ -85,7 +89,10 @@ def test_register_is_the_last_function_and_a_table_of_contents(name: str) -> Non
     assert [argument.arg for argument in last.args.args] == ["app", "bus"]
 
 
-@pytest.mark.parametrize("name", ["rest", "delivery", "ws", "openapi", "streaming", "enhanced_metrics", "log_cap"])
+@pytest.mark.parametrize(
+    "name",
+    ["rest", "delivery", "ws", "openapi", "streaming", "webhooks", "health_checks", "enhanced_metrics", "log_cap"],
+)
 def test_any_extension_can_be_left_out(tmp_path, name: str) -> None:
     assert name not in probe(tmp_path, DISABLED_EXTENSIONS=name)["extensions"]
 
@@ -138,9 +145,68 @@ def test_what_before_publish_raises_reaches_nobody_and_stores_nothing(extended: 
     assert extended.call("POST", "/api/send", {"from": "a", "to": "b"}).status == 200
 
 
+def send(server: BusServer, to: str, **more: object) -> dict:
+    answer = server.call("POST", "/api/send", {"from": "a", "to": to, **more})
+    assert answer.status == 200, answer.body
+    return answer.body
+
+
+def rows_of(server: BusServer, type_: str) -> list[tuple[int, dict]]:
+    return [(seq, json.loads(text)) for seq, kept, text in shown(server)["rows"] if kept == type_]
+
+
 def test_rows_of_with_commit_stand_with_their_message(extended: BusServer) -> None:
-    seq = extended.call("POST", "/api/send", {"from": "a", "to": "rows", "type": "kept"}).body["seq"]
-    assert [seq, "kept"] in shown(extended)["rows"]
+    sent = send(extended, "rows", type="kept", payload={"a": [1, "é"]})
+    ((seq, text),) = rows_of(extended, "kept")
+    assert seq == text["seq"] == sent["seq"]
+    assert text == extended.call("GET", f"/api/messages/{sent['message_id']}").body["message"]
+    assert shown(extended)["asked_in_vain"] == 0
+
+
+def test_delayed_and_replayed_messages_have_their_rows_and_redriven_ones_had_them(extended: BusServer) -> None:
+    send(extended, "later", type="delayed", delay=0.05)
+    assert rows_of(extended, "delayed") == []
+    eventually(lambda: rows_of(extended, "delayed"), what="the delayed message")
+    send(extended, "copied", type="copied")
+    replay = {"to": "copied", "since": "earliest"}
+    assert extended.call("POST", "/api/replay", replay).status in (200, 202)
+    eventually(lambda: len(rows_of(extended, "copied")) == 2, what="the replay")
+    tracked = send(extended, "redriver", type="again", require_ack=True)["message_id"]
+    path = f"/api/messages/{tracked}/reject"
+    assert extended.call("POST", path, {"client": "redriver", "reason": "no"}).body["status"] == "rejected"
+    heard = shown(extended)["heard"]["MessageSent"]
+    assert extended.call("POST", f"/api/dead-letters/{tracked}/redrive", {}).body["redriven"] == 1
+    assert len(rows_of(extended, "again")) == 1
+    assert shown(extended)["heard"]["MessageSent"] == heard
+
+
+def test_what_was_received_or_failed_has_its_rows_too(extended: BusServer) -> None:
+    acked = send(extended, "receiver", require_ack=True)
+    assert extended.call("POST", f"/api/messages/{acked['message_id']}/ack", {"client": "receiver"}).status == 200
+    rejected = send(extended, "receiver", require_ack=True)
+    body = {"client": "receiver", "reason": "no"}
+    assert extended.call("POST", f"/api/messages/{rejected['message_id']}/reject", body).status == 200
+    happened = shown(extended)["happened"]
+    assert ["received", acked["seq"], "receiver"] in happened
+    assert ["rejected", rejected["seq"], "receiver"] in happened
+    with connect(f"{extended.ws_url}/ws/reader"):
+        plain = [send(extended, to)["seq"] for to in ("reader", "all", "reader")]
+        plain.append(send(extended, ["reader", "nobody"])["seq"])  # type: ignore[arg-type]
+
+        def received() -> list[int]:
+            return [seq for what, seq, party in shown(extended)["happened"] if (what, party) == ("received", "reader")]
+
+        eventually(lambda: received() == [plain[0], plain[2], plain[3]], what="the kept cursor to pass them")
+
+
+def test_a_failing_companion_stops_nothing(extended: BusServer) -> None:
+    assert send(extended, "anybody", type="crash_later")["seq"]
+    send(extended, "anybody", type="crash_later", delay=0.01)
+    eventually(
+        lambda: len(extended.call("GET", "/api/log?type=crash_later").body["messages"]) == 2, what="the delayed one"
+    )
+    assert rows_of(extended, "crash_later") == []
+    assert "a companion's own trouble" in extended.log
 
 
 def test_handlers_hear_events_and_a_failing_one_disturbs_nobody(extended: BusServer) -> None:

@@ -13,9 +13,9 @@ from flask import Blueprint, Flask, Response
 
 from bus.bus import Bus
 from bus.errors import Malformed
-from bus.events import ClientConnected, Event, MessageSent
+from bus.events import ClientConnected, Event, MessageFailed, MessageReceived, MessageSent
 from bus.message import Message
-from bus.storage import SEQ, Row, Transaction
+from bus.storage import SEQ, TEXT, Row, Transaction
 from bus.transports.edge import json_answer
 from bus.worker import Worker
 
@@ -30,6 +30,7 @@ class ThirdParty:
         self.heard: dict[str, int] = {}
         self.waited = 0
         self.ticks = 0
+        self.asked_in_vain = 0
 
     def accept(self, message: Message) -> Message | None:
         if message.type == "forbidden":
@@ -40,8 +41,20 @@ class ThirdParty:
             message.extras += b',"headers":{"stamped":"yes"}'
         return message
 
-    def rows(self, message: Message) -> list[Row]:
-        return [("INSERT INTO third_party VALUES (?, ?)", (SEQ, message.type))]
+    def rows_of_sent(self, event: MessageSent) -> list[Row]:
+        if event.message.type == "crash_later":
+            raise RuntimeError("a companion's own trouble")
+        return [("INSERT INTO third_party VALUES (?, ?, ?)", (SEQ, event.message.type, TEXT))]
+
+    def rows_of_received(self, event: MessageReceived) -> list[Row]:
+        return [("INSERT INTO happened VALUES ('received', ?, ?)", (event.message.seq, event.recipient))]
+
+    def rows_of_failed(self, event: MessageFailed) -> list[Row]:
+        return [("INSERT INTO happened VALUES (?, ?, ?)", (event.reason, event.message.seq, event.owner))]
+
+    def rows_of_nothing(self, event: MessageSent) -> list[Row]:
+        self.asked_in_vain += 1
+        return []
 
     def hear(self, event: Event) -> None:
         self.heard[type(event).__name__] = self.heard.get(type(event).__name__, 0) + 1
@@ -59,10 +72,21 @@ class ThirdParty:
 
     def show(self) -> Response:
         def job(transaction: Transaction) -> list[tuple[object, ...]]:
-            return transaction.execute("SELECT seq, type FROM third_party ORDER BY seq")
+            return transaction.execute("SELECT seq, type, CAST(text AS TEXT) FROM third_party ORDER BY seq")
 
-        rows = self.bus.write(job)
-        return json_answer({"heard": self.heard, "waited": self.waited, "ticks": self.ticks, "rows": rows})
+        def happened(transaction: Transaction) -> list[tuple[object, ...]]:
+            return transaction.execute("SELECT what, seq, party FROM happened")
+
+        return json_answer(
+            {
+                "heard": self.heard,
+                "waited": self.waited,
+                "asked_in_vain": self.asked_in_vain,
+                "ticks": self.ticks,
+                "rows": self.bus.write(job),
+                "happened": self.bus.write(happened),
+            }
+        )
 
 
 def register(app: Flask, bus: Bus) -> None:
@@ -71,7 +95,10 @@ def register(app: Flask, bus: Bus) -> None:
     app.extensions["third_party"] = third_party
     bus.use_tables("third_party", MIGRATIONS)
     bus.before_publish(third_party.accept)
-    bus.with_commit(third_party.rows)
+    bus.with_commit(MessageSent, third_party.rows_of_sent)
+    bus.with_commit(MessageReceived, third_party.rows_of_received)
+    bus.with_commit(MessageFailed, third_party.rows_of_failed)
+    bus.with_commit(MessageSent, third_party.rows_of_nothing).active = False
     bus.on(Event, third_party.hear)
     bus.on(MessageSent, third_party.hear_and_fail)
     bus.on(ClientConnected, third_party.hear_and_wait, wait=True)

@@ -33,6 +33,13 @@ print(json.dumps([[rule.rule, sorted(rule.methods - {"HEAD", "OPTIONS"}), rule.w
 
 
 @pytest.fixture(scope="module")
+def server() -> Iterator[BusServer]:
+    """A server that may call receivers of webhooks on this machine."""
+    with BusServer(env={"WEBHOOK_ALLOWED_TARGETS": "127.0.0.0/8"}) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
 def document(server: BusServer) -> dict[str, Any]:
     answer = server.call("GET", "/openapi.json")
     assert answer.status == 200
@@ -145,6 +152,8 @@ ASK = {**GOOD, "wait": 0}
 VERDICT = {"client": "listener", "reason": "because", "delay": 0, "ack_wait": 5}
 COPY = {"to": "copied", "since": "earliest", "source": "log", "rate": 10_000}
 
+NOBODY = "http://127.0.0.1:1/hook"
+
 CALLS: dict[Operation, list[tuple[str, Any]]] = {
     ("POST", "/stream/broadcast"): [("", {"event": "news", "data": [1], "exclude": ["zed"], "from": "describer"})],
     ("GET", "/metrics"): [("", None), ("?format=json", None)],
@@ -203,9 +212,71 @@ CALLS: dict[Operation, list[tuple[str, Any]]] = {
     ("POST", "/stream/send"): [("", {"client_id": "described", "event": "news"})],
     ("GET", "/stream/stats"): [("", None)],
     ("GET", "/stream/clients"): [("", None)],
+    ("GET", "/api/ttl/policies"): [("", None)],
+    ("PUT", "/api/ttl/policies/{message_type}"): [
+        ("", {"ttl_seconds": 1, "archive_before_delete": True, "apply_to_stored": False}),
+        ("", {"policy": "immediate"}),
+    ],
+    ("DELETE", "/api/ttl/policies/{message_type}"): [("?apply_to_stored=false", None)],
+    ("GET", "/api/ttl/stats"): [("", None)],
+    ("GET", "/api/ttl/expiring"): [("?within=100000&limit=5", None)],
+    ("POST", "/api/ttl/sweep"): [("", None)],
+    ("POST", "/api/messages/{message_id}/extend"): [("", {"additional_seconds": 5})],
+    ("GET", "/api/archive/files"): [("", None), ("?since=2026-01-01T00:00:00Z&limit=1", None)],
+    ("GET", "/api/archive/messages"): [("", None), ("?type=note&limit=1", None)],
+    ("POST", "/api/archive/restore"): [("", {"type": "short-lived", "to": "described"}), ("", {"id": "none"})],
     ("POST", "/api/profile"): [("?seconds=0.05", None)],
+    ("GET", "/api/webhooks"): [("", None), ("?limit=1&cursor=0", None)],
+    ("POST", "/api/webhooks"): [
+        ("", {"url": NOBODY, "events": ["*"], "enabled": False}),
+        (
+            "",
+            {
+                "url": NOBODY,
+                "events": ["a.b"],
+                "enabled": False,
+                "secret": "a secret",
+                "headers": {"X-A": "b"},
+                "rate": {"count": 5, "seconds": 2},
+                "schedule_seconds": [0, 5.5],
+                "ordered": "to",
+                "clients": ["a"],
+                "types": ["t"],
+                "topics": ["a.>"],
+                "max_retries": 3,
+                "timeout_seconds": 5,
+                "description": "d",
+            },
+        ),
+        ("", {"url": NOBODY, "events": ["*"], "enabled": False, "kind": "slack", "rate": None}),
+    ],
+    ("GET", "/api/webhooks/{webhook_id}"): [("", None)],
+    ("PATCH", "/api/webhooks/{webhook_id}"): [("", {}), ("", {"events": ["x"], "url": NOBODY, "ordered": None})],
+    ("DELETE", "/api/webhooks/{webhook_id}"): [("", None)],
+    ("POST", "/api/webhooks/{webhook_id}/pause"): [("", None)],
+    ("POST", "/api/webhooks/{webhook_id}/resume"): [("", {}), ("", {"held": "set_aside", "dry_run": True})],
+    ("POST", "/api/webhooks/{webhook_id}/rotate"): [("", {}), ("", {"secret": "another", "grace_seconds": 60})],
+    ("POST", "/api/webhooks/{webhook_id}/test"): [("", None)],
+    ("GET", "/api/webhooks/{webhook_id}/stats"): [("", None)],
+    ("GET", "/api/webhooks/deliveries"): [
+        ("", None),
+        ("?state=dead&event=message.sent&since=2026-01-01&limit=1", None),
+    ],
+    ("GET", "/api/webhooks/deliveries/{delivery_id}"): [("", None)],
+    ("POST", "/api/webhooks/deliveries/{delivery_id}/replay"): [("", None)],
+    ("POST", "/api/webhooks/replays"): [("", {"dry_run": True}), ("", {"state": "done", "event": "no.such"})],
+    ("GET", "/api/webhooks/replays"): [("", None), ("?limit=1", None)],
+    ("GET", "/api/webhooks/replays/{replay_id}"): [("", None)],
+    ("DELETE", "/api/webhooks/replays/{replay_id}"): [("", None)],
     ("POST", "/api/clear"): [("", None)],
     ("GET", "/health"): [("", None)],
+    ("GET", "/health/live"): [("", None)],
+    ("GET", "/health/ready"): [("", None)],
+    ("GET", "/ready"): [("", None)],
+    ("GET", "/health/startup"): [("", None)],
+    ("GET", "/health/status"): [("", None)],
+    ("GET", "/health/detailed"): [("", None)],
+    ("GET", "/health/info"): [("", None)],
 }
 """For every documented operation, calls that together bring every field of its answers."""
 
@@ -216,14 +287,16 @@ OPTIONAL = {
     *RICH,
     "exclude",
     *("attempt", "deliver_at", "duplicate", "expired", "expires_at", "failures", "gap", "lease_until", "online"),
-    *("redelivered", "redriven", "replay_of", "replayed", "reply"),
+    *("redelivered", "redriven", "replay_of", "replayed", "reply", "restored"),
 }
 """Fields that are not in every answer."""
 
 
 def called(server: BusServer, method: str, path: str) -> str:
     """The path with real names in it, of things that are there; what the call may use up is made anew."""
-    names = {"queue": "described", "client_id": "listener", "thread_id": "t"}
+    names = {"queue": "described", "client_id": "listener", "thread_id": "t", "message_type": "described"}
+    if method == "DELETE" and "{message_type}" in path:
+        call(server, "PUT", "/api/ttl/policies/described", {"policy": "long"})
     if "{message_id}" in path:
         waits = {"delay": 3600} if method == "DELETE" and "dead-letters" not in path else {}
         names["message_id"] = send(server, ["described", "listener"], **RICH, **waits, require_ack=True)["message_id"]
@@ -233,15 +306,44 @@ def called(server: BusServer, method: str, path: str) -> str:
         question = call(server, "POST", "/api/request", ASK)
         send(server, "describer", sender="described", correlation_id=question["correlation_id"])
         names["request_id"] = question["request_id"]
+    elif "webhooks" in path:
+        names |= webhook(server)
     elif "{replay_id}" in path:
         names["replay_id"] = call(server, "POST", "/api/replay", COPY)["replay_id"]
     return path.format(**names)
+
+
+def webhook(server: BusServer) -> dict[str, str]:
+    """An endpoint where nobody listens, a delivery to it that is dead, and a replay."""
+    known = call(server, "GET", "/api/webhooks/deliveries?state=dead")["deliveries"]
+    made = call(server, "POST", "/api/webhooks", {"url": NOBODY, "events": ["message.sent"], "max_retries": 0,
+                                                 "clients": ["hooked"], "enabled": not known})  # fmt: skip
+    if not known:
+        send(server, "hooked")
+        known = eventually(
+            lambda: call(server, "GET", "/api/webhooks/deliveries?state=dead")["deliveries"], what="a dead delivery"
+        )
+    replay = call(server, "POST", "/api/webhooks/replays", {"event": "no.such"})
+    return {"webhook_id": made["id"], "delivery_id": known[0]["id"], "replay_id": replay["id"]}
+
+
+def archive_one(server: BusServer) -> None:
+    """See that the archive has a message, and the inbox of `described` one that was restored."""
+    call(server, "PUT", "/api/ttl/policies/short-lived", {"ttl_seconds": 1, "archive_before_delete": True})
+    for _ in range(2):
+        send(server, "described", type="short-lived")
+    eventually(
+        lambda: call(server, "POST", "/api/ttl/sweep") and call(server, "GET", "/api/ttl/stats")["archived"] >= 2,
+        what="an archive",
+    )
+    call(server, "POST", "/api/archive/restore", {"type": "short-lived", "limit": 1})
 
 
 def test_real_answers_are_as_they_are_described(server: BusServer, document: dict[str, Any]) -> None:
     seen: dict[str, set[str]] = {}
     send(server, "queue:described")
     settle(server, "nack", claim(server, "described", "taker")[0], "taker", delay=0)
+    archive_one(server)
     begun = call(server, "POST", "/api/replay", {**COPY, "to": "described"})
     eventually(lambda: call(server, "GET", f"/api/replays/{begun['replay_id']}")["status"] == "done", what="a replay")
     with RawWebSocket(server.port, "/ws/listener") as listener:
@@ -320,6 +422,26 @@ def remember(value: Any, seen: dict[str, set[str]]) -> None:
         ("GET", "/api/clients?limit=x", None, 400),
         ("GET", "/api/clients/{client_id}", None, 404),
         ("GET", "/api/log?topic=x*", None, 400),
+        ("GET", "/api/webhooks?cursor=x", None, 400),
+        ("POST", "/api/webhooks", {"url": "http://169.254.169.254/", "events": ["*"]}, 400),
+        ("POST", "/api/webhooks", {"url": NOBODY, "events": []}, 400),
+        ("GET", "/api/webhooks/{webhook_id}", None, 404),
+        ("PATCH", "/api/webhooks/{webhook_id}", {}, 404),
+        ("PATCH", "/api/webhooks/{webhook_id}", {"url": "ftp://x"}, 400),
+        ("DELETE", "/api/webhooks/{webhook_id}", None, 404),
+        ("POST", "/api/webhooks/{webhook_id}/pause", None, 404),
+        ("POST", "/api/webhooks/{webhook_id}/resume", {}, 404),
+        ("POST", "/api/webhooks/{webhook_id}/rotate", {}, 404),
+        ("POST", "/api/webhooks/{webhook_id}/rotate", {"grace_seconds": -1}, 400),
+        ("POST", "/api/webhooks/{webhook_id}/test", None, 404),
+        ("GET", "/api/webhooks/{webhook_id}/stats", None, 404),
+        ("GET", "/api/webhooks/deliveries?state=lost", None, 400),
+        ("GET", "/api/webhooks/deliveries/{delivery_id}", None, 404),
+        ("POST", "/api/webhooks/deliveries/{delivery_id}/replay", None, 404),
+        ("POST", "/api/webhooks/replays", {"since": "never"}, 400),
+        ("POST", "/api/webhooks/replays", {"webhook": "none"}, 404),
+        ("GET", "/api/webhooks/replays/{replay_id}", None, 404),
+        ("DELETE", "/api/webhooks/replays/{replay_id}", None, 404),
     ],
 )
 def test_refusals_are_as_they_are_described(
@@ -359,7 +481,7 @@ def test_every_parameter_that_has_a_form_is_checked(server: BusServer, document:
             answer = server.call(method, f"{path}?{query}")
             assert (answer.status, answer.body["field"]) == (400, name), f"{method} {path}?{query}"
             checked.add(name)
-    assert checked == {"limit", "wait", "since", "until", "on_gap", "dry_run", "seconds", "format"}
+    assert checked == {"limit", "wait", "since", "until", "on_gap", "dry_run", "seconds", "format", "within"}
 
 
 # ---- the page

@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import psutil
@@ -381,3 +382,12 @@ def test_health_and_sends_answer_as_before_while_five_thousand_sockets_are_open(
         assert opened[4999].read_until("message")["message"]["payload"] == "found"
     for was, became in zip(before, during, strict=True):
         assert became < 3 * was + 0.005, f"{was * 1000:.1f} ms became {became * 1000:.1f} ms"
+
+
+def test_a_worker_shows_that_it_lives_without_a_disk(server4: BusServer) -> None:
+    """gunicorn's heartbeat touches a file on the event loop; on a disk that is busy syncing, that would wait."""
+    if not os.access("/dev/shm", os.W_OK):
+        can_not_run("There is no folder in memory here.")
+    for pid in server4.worker_pids():
+        files = [os.path.realpath(link) for link in Path(f"/proc/{pid}/fd").iterdir()]
+        assert [name for name in files if name.startswith("/dev/shm/wgunicorn-")], files

@@ -152,10 +152,15 @@ class Model:
         return sorted((d for d in mine if not states or d.state in states), key=lambda d: d.rank)
 
     def plain_waiting(self, name: str) -> list[int]:
-        """The seqs of what needs no ack and was neither pushed to nor fetched by a client."""
+        """The seqs of what needs no ack, was neither pushed to nor fetched by a client, and has not expired."""
         mark = self.marks.get(name, self.head)
         return [
-            seq for seq, kept in self.log.items() if seq > mark and name in kept.owners and not kept.sending.is_tracked
+            seq
+            for seq, kept in self.log.items()
+            if seq > mark
+            and name in kept.owners
+            and not kept.sending.is_tracked
+            and (kept.expires is None or kept.expires > self.now)
         ]
 
     def waiting(self, owner: str) -> int:
@@ -269,8 +274,8 @@ class Model:
         return self.lease(client, [(client, None)] * max(room, 0))
 
     def push_again(self, client: str) -> list[Delivery]:
-        """What was pushed to a client and is not settled comes again: the same attempts, with fresh leases."""
-        again = self.of(client, LEASED)
+        """What was pushed to a client, is not settled, and lives comes again: the same attempts, with fresh leases."""
+        again = [d for d in self.of(client, LEASED) if d.expires is None or d.expires > self.now]
         for delivery in again:
             assert delivery.until is not None
             delivery.until = max(delivery.until, self.now + delivery.ack_wait)  # what was granted stays granted

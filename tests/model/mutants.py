@@ -204,7 +204,7 @@ def what_expires_is_lost(patch: pytest.MonkeyPatch) -> None:
 
     def bury(self: Ledger, message: Any, owner: str, reason: str, *more: Any, **named: Any) -> Failure:
         if reason == "expired":
-            return Failure(message.own_id or self._epochs.id_of(message.seq).decode(), message.sender, owner, reason)
+            return Failure(message, message.own_id or self._epochs.id_of(message.seq).decode(), owner, reason)
         return real(self, message, owner, reason, *more, **named)
 
     patch.setattr(Ledger, "bury", bury)

@@ -118,8 +118,8 @@ class Product:
         for table in ("deliveries", "dead_letters", "backlogs", "settled", "messages", "idempotency"):
             execute(f"DELETE FROM {table}")
 
-    def _ledger(self, execute: Any, epochs: Any, now_us: int) -> Any:
-        return ledger.Ledger(execute, epochs, now_us, lambda: self.chance)
+    def _ledger(self, execute: Any, epochs: Any, now_us: int, announcer: Any) -> Any:
+        return ledger.Ledger(execute, epochs, now_us, lambda: self.chance, announcer)
 
     # ---- doing
 

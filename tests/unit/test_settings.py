@@ -137,6 +137,22 @@ def test_keys_that_can_be_guessed_or_contradict_are_refused_and_never_shown() ->
     assert read(API_KEY=KEY).api_key == KEY
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "cure"),
+    [
+        ("WEBHOOK_ALLOWED_TARGETS", "localhost", "127.0.0.0/8"),
+        ("WEBHOOK_ALLOWED_TARGETS", "10.0.0.0/8,10.0.0.1/8", "no bit set after the prefix"),
+        ("WEBHOOK_ALLOWED_TARGETS", "10.0.0.0/33", "127.0.0.0/8"),
+        ("WEBHOOK_ALLOWED_PORTS", "9000,http", "1 to 65535"),
+        ("WEBHOOK_ALLOWED_PORTS", "0", "1 to 65535"),
+    ],
+)
+def test_targets_and_ports_that_can_not_be_meant_are_refused(name: str, value: str, cure: str) -> None:
+    sentence = refusal({name: value})
+    assert sentence.startswith(f"{name} ")
+    assert cure in sentence
+
+
 def test_every_setting_has_a_description_that_is_a_sentence() -> None:
     for field in msgspec.inspect.type_info(Settings).fields:
         assert isinstance(field.type, msgspec.inspect.Metadata), field.name
@@ -181,6 +197,13 @@ def test_lists_are_separated_by_commas_and_compared_in_lower_case() -> None:
     assert settings.origins() == {"https://a.example", "http://b.example:80"}
     assert settings.hosts() == {"bus", "bus.example"}
     assert read().origins() == read().hosts() == frozenset()
+
+
+def test_targets_are_networks_or_single_addresses() -> None:
+    settings = read(WEBHOOK_ALLOWED_TARGETS="127.0.0.0/8, 10.1.2.3,fd00::/8", WEBHOOK_ALLOWED_PORTS="9000, 9001")
+    assert [str(network) for network in settings.targets()] == ["127.0.0.0/8", "10.1.2.3/32", "fd00::/8"]
+    assert settings.target_ports() == {9000, 9001}
+    assert (read().targets(), read().target_ports()) == ((), frozenset())
 
 
 # ---- who may reach it

@@ -1,0 +1,1 @@
+"""Tests of bus.webhooks: values and policies."""
