@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import gevent
 import msgspec
 
 from bus.delivery import whereabouts
@@ -347,6 +348,17 @@ def example() -> None:
     sys.stdout.buffer.write(msgspec.json.format(msgspec.json.encode(ttl_mgr.get_stats())) + b"\n")
 
 
+def _pause_of(bus: Bus) -> Callable[[float], None]:
+    """How the sweep lets others in; it ends there when the server stops, and goes on after the next start."""
+
+    def pause(seconds: float) -> None:
+        if bus.draining:
+            raise gevent.GreenletExit
+        gevent.sleep(seconds)
+
+    return pause
+
+
 def register(app: Flask, bus: Bus) -> None:
     """Have the policies govern the bus's log, serve them over REST, and sweep."""
     host = Host(
@@ -359,6 +371,7 @@ def register(app: Flask, bus: Bus) -> None:
         bus.emit,
         bus.is_heard,
         lambda: bus.writer.waiting > 0,
+        pause=_pause_of(bus),
     )
     retention = Retention(host)
     manager = MessageTTLManager(default_ttl=bus.settings.default_ttl, archive_dir=host.folder)

@@ -7,12 +7,11 @@ then answered; every process, this one included, delivers from the tail of the l
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Collection, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import msgspec
 from gevent.event import AsyncResult
 
 from bus.audience import Audience
@@ -27,23 +26,24 @@ from bus.cursors import Cursors
 from bus.delivery.delivery import Delivery
 from bus.dispatch import Dispatcher
 from bus.drain import Drain
-from bus.errors import BusError, DiskFull, Malformed, StartRefused, Unavailable
+from bus.errors import BusError, Malformed, StartRefused, Unavailable
 from bus.events import BusStarted, BusStopping, ClientConnected, ClientDisconnected, Event, MessageRefused, MessageSent
 from bus.health.vitals import Vitals
 from bus.heartbeat import Heartbeat
 from bus.hub import Hub
+from bus.known import Known
 from bus.message import REDRIVEN, REQUIRES_ACK, Kind, Message, Names, audience_of, now_us, text_of
 from bus.metric_files import forget
 from bus.metrics import Metrics
+from bus.own_ids import OwnIds
 from bus.presence import presence_of, together
 from bus.process import begins_anew, calm_collector, connections_possible
 from bus.protocol import Draft
 from bus.receipts import Receipt, deliver_us, fate, fate_of_ephemeral
-from bus.resume import Place, place_of
+from bus.resume import Place, place_for
 from bus.room import Room
 from bus.settings import Settings
-from bus.storage import MAKE_KNOWN, Group, Job, Pending, Reader, Row, Store, Transaction
-from bus.storage.inboxes import NAMES_REMEMBERED, NAMES_REMEMBERED_SECONDS
+from bus.storage import Group, Job, Pending, Reader, Row, Store, Transaction
 from bus.storage.log_writer import LogWriter
 from bus.storage.sqlite import SqliteStore
 from bus.storage.upkeep import UpkeepThread
@@ -96,10 +96,8 @@ class Bus:
         self._paused: list[Connection] = []
         self.delivery = Delivery(self.read, self.write, self.clock, lambda: self.epochs, self.online)
         self.workers: list[Background] = [*self.vitals.workers(self.read), *self.delivery.workers()]
-        self._known: set[str] = set()
-        self._knows_since = time.monotonic()
-        self.started_us = self._own_ids = self._ephemerals = self.ephemeral_sent = 0
-        self._ephemeral_stamp_us, self._ephemeral_ids = -1, ""
+        self.make_known = Known(self.read, self.write).make
+        self.started_us = self.ephemeral_sent = 0
 
     # ---- verbs for extensions
 
@@ -153,17 +151,7 @@ class Bus:
     def start(self) -> None:
         """Open the store and begin to work. Raises StartRefused. Call it after the fork, with gevent patched."""
         self.max_connections = connections_possible(self.settings.max_connections)
-        try:
-            self._slot = Slot(self.lock_folder, self._when_alone)
-            self.clock.start()
-            self.store.open(self._migrations)
-            self.vitals.disk.measure_now()
-            self.counters = Counters(self.lock_folder / "counters", self._slot.number)
-        except OSError as error:
-            raise StartRefused(
-                f"The folder {self.lock_folder.parent} can't be written ({error.strerror}); make room on its disk, or set"
-                " DATA_DIR or DATABASE_URL to one that this user may write."
-            ) from None
+        self._open()
         self.epochs = self.store.epochs
         self.mailbox = Mailbox()
         self._companions.report_by(self.mailbox.post)
@@ -196,6 +184,21 @@ class Bus:
         self.running = True
         self.emit(BusStarted())
         log.info("The bus serves", extra={"action": "started", "slot": self._slot.number, "epoch": self.epochs.current})
+
+    def _open(self) -> None:
+        """Take a place among the processes of the log, and open it."""
+        try:
+            self._slot = Slot(self.lock_folder, self._when_alone)
+            self.clock.start()
+            self.store.open(self._migrations)
+            self.vitals.disk.measure_now()
+            self.counters = Counters(self.lock_folder / "counters", self._slot.number)
+        except OSError as error:
+            raise StartRefused(
+                f"The folder {self.lock_folder.parent} can't be written ({error.strerror}); make room on its disk, or set"
+                " DATA_DIR or DATABASE_URL to one that this user may write."
+            ) from None
+        self._own_ids = OwnIds(self.clock.now_us, self._slot.number)
 
     def _when_alone(self) -> None:
         """Before any neighbour is let in: refuse a damaged log, and forget a former server's figures."""
@@ -330,7 +333,7 @@ class Bus:
         if message.terms is not None or message.flags:
             rows = [*rows, *draft.rows]
             if deliver_us(message) is not None:
-                message.own_id = self._new_id("s")
+                message.own_id = self._own_ids.scheduled()
         there: tuple[str, ...] = ()
         if len(names) == 1:
             there = names if self.is_live(names[0]) else ()
@@ -368,18 +371,9 @@ class Bus:
             Receipt(own_id, None, message.stamp_us, recipients, outcome.duplicate, scheduled=True, deliver_us=due_us)
         )
 
-    def _new_id(self, sort: str) -> str:
-        """An id for what has no seq yet, or never will. Ids sort as they were given, by all workers."""
-        self._own_ids += 1
-        return f"msg-{self.clock.now_us():014x}-{self._slot.number:02d}{sort}{self._own_ids:010x}"
-
     def _publish_ephemeral(self, message: Message, settled: Settled | None) -> None:
         self.ephemeral_sent += 1
-        if message.stamp_us != self._ephemeral_stamp_us:  # what one read brought shares the beginning of its ids
-            self._ephemeral_stamp_us, self._ephemeral_ids = message.stamp_us, self._new_id("e")
-            self._ephemerals = 0
-        self._ephemerals += 1
-        message.own_id = f"{self._ephemeral_ids}-{self._ephemerals:04x}"
+        message.own_id = self._own_ids.ephemeral(message.stamp_us)
         if self.backplane.size > 1:
             text_of(message, self.epochs)
             self.backplane.share_ephemeral(message)
@@ -421,37 +415,11 @@ class Bus:
 
     # ---- reading and listening
 
-    def make_known(self, name: str) -> None:
-        """Give a client its row, and make it part of `all`. Waits for the commit when the name is new here."""
-        if name in self._known:
-            return
-
-        def job(transaction: Transaction) -> None:
-            transaction.execute(MAKE_KNOWN, (name, transaction.head, now_us()))
-
-        try:
-            self.write(job)
-        except (DiskFull, Unavailable):  # who is known already may read while nothing can be written
-            row = self.read(lambda reader: reader.client(name))
-            if row is None or not row.known:
-                raise
-            return
-        if len(self._known) >= NAMES_REMEMBERED or time.monotonic() - self._knows_since > NAMES_REMEMBERED_SECONDS:
-            self._known.clear()
-            self._knows_since = time.monotonic()
-        self._known.add(name)
-
     def place(self, name: str, since: str | None, *, at_gap_go_to_latest: bool = False) -> Place:
         """Where a reader of `name` goes on. Waits for a look at the store. Raises Malformed."""
-
-        def job(reader: Reader) -> Place:
-            kept = reader.client(name) if since is None else None
-            cursor = kept.cursor if kept else reader.head().seq
-            place = place_of(reader, self.epochs, since, cursor, at_gap_go_to_latest=at_gap_go_to_latest)
-            return msgspec.structs.replace(place, expired=reader.expired(name, place.seq))
-
+        look = partial(place_for, epochs=self.epochs, name=name, since=since, at_gap_go_to_latest=at_gap_go_to_latest)
         try:
-            place: Place = self.read(job)
+            place: Place = self.read(look)
         except Malformed:
             self.metrics.count("bus_resume_total", "denied")
             raise

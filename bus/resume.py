@@ -27,6 +27,14 @@ class Place(msgspec.Struct, frozen=True):
     expired: int = 0
 
 
+def place_for(reader: Reader, epochs: Epochs, name: str, since: str | None, *, at_gap_go_to_latest: bool) -> Place:
+    """As `place_of`, for a client: its kept cursor, and what of its mail has expired. Raises Malformed."""
+    kept = reader.client(name) if since is None else None
+    cursor = kept.cursor if kept else reader.head().seq
+    place = place_of(reader, epochs, since, cursor, at_gap_go_to_latest=at_gap_go_to_latest)
+    return msgspec.structs.replace(place, expired=reader.expired(name, place.seq))
+
+
 def place_of(
     reader: Reader,
     epochs: Epochs,

@@ -27,7 +27,7 @@ FLOORS: dict[int, list[str]] = {
         "bus.wire", "bus.outbound", "bus.storage*", "bus.cursors",
         "bus.resume", "bus.tail", "bus.waiters", "bus.event_stream", "bus.local_streams", "bus.connection", "bus.room",
         "bus.audience", "bus.recent", "bus.chunks", "bus.pace", "bus.written",
-        "bus.listener", "bus.hub", "bus.presence", "bus.process",
+        "bus.listener", "bus.hub", "bus.presence", "bus.process", "bus.own_ids", "bus.known",
         "bus.receipts", "bus.delivery*", "bus.retention*", "bus.heartbeat", "bus.drain", "bus.health*", "bus.tracing",
         "bus.profile", "bus.spans", "bus.webhooks*", "bus.extensions",
     ],

@@ -93,6 +93,8 @@ class Job(msgspec.Struct):
     """About how much it writes: what a batch is cut by, and what back-pressure counts."""
     value: Any = None
     error: BaseException | None = None
+    lazy: bool = False
+    """It may go with the power, until something that may not is committed: it need not wait for the disk."""
 
 
 class Group(msgspec.Struct):

@@ -35,6 +35,14 @@ SWEEP_BYTES = 8 * 1024 * 1024
 MAX_LEASE_US = 86_400_000_000
 MAX_HISTORY = 20
 
+_RESTS_SINCE = "json_extract(CAST(history AS TEXT), '$[#-1].ended_us')"
+MEND = (
+    "UPDATE deliveries SET until = ?1 + (until - leased_at), leased_at = ?1 WHERE state = 1 AND leased_at > ?1",
+    f"UPDATE deliveries SET until = ?1 + (until - {_RESTS_SINCE}) WHERE state = 2 AND {_RESTS_SINCE} > ?1",
+    f"UPDATE deliveries SET due_key = ?1 + {4 * AGING_US} WHERE due_key > ?1 + {4 * AGING_US}",
+)
+"""Brings what begins after ?1, a moment that has not come, to it: the clock was set back while nobody ran."""
+
 
 class Delivery(msgspec.Struct):
     """A row of `deliveries`, but for its order. See the migration for the fields."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from itertools import starmap
 from typing import Any
 
 from bus.companions import Announcer, Companions
@@ -27,6 +28,7 @@ from bus.storage.deliveries import (
     LEASED,
     MAX_FAILURES,
     MAX_LEASE_US,
+    MEND,
     RESTING,
     SWEEP_BYTES,
     WAITING,
@@ -308,7 +310,7 @@ class Ledger:
         rows = self._all(
             f"SELECT {_DELIVERY} FROM deliveries WHERE until <= ? ORDER BY until LIMIT ?", (self.now, limit)
         )
-        for delivery in map(_delivery, rows):
+        for delivery in starmap(Delivery, rows):
             if self.buried_bytes > SWEEP_BYTES:
                 break
             swept.stirred.add(delivery.owner)
@@ -321,7 +323,7 @@ class Ledger:
             if failure := self._fail(delivery, "lease_expired", None, max(rest, 0)):
                 swept.failures.append(failure)
         old = self._all(_OUTLIVED, (self.now, limit))
-        for delivery in map(_delivery, old):
+        for delivery in starmap(Delivery, old):
             if self.buried_bytes > SWEEP_BYTES:
                 break
             history = delivery.history_with(None, None, self.now)
@@ -333,7 +335,7 @@ class Ledger:
     def recover(self) -> None:
         """Mend what begins in the future: the clock was set back while nobody ran. Leases and rests keep their length, and
         what waits since then goes behind nothing that comes more than two minutes from now."""
-        for statement in _MEND:
+        for statement in MEND:
             self._execute(statement, (self.now,))
 
     def evict(self, through: int) -> Swept:
@@ -365,7 +367,7 @@ class Ledger:
         row = self._one(
             f"SELECT {_DELIVERY} FROM deliveries WHERE owner = ? AND state <> 1 ORDER BY seq LIMIT 1", (owner,)
         )
-        return _delivery(row) if row else None
+        return Delivery(*row) if row else None
 
     def overflow(self, delivery: Delivery) -> Failure | None:
         """Set one aside because there is no room for it."""
@@ -446,7 +448,7 @@ class Ledger:
 
     def _delivery(self, owner: str, seq: int) -> Delivery | None:
         row = self._one(f"SELECT {_DELIVERY} FROM deliveries WHERE owner = ? AND seq = ?", (owner, seq))
-        return _delivery(row) if row else None
+        return Delivery(*row) if row else None
 
     def _message(self, seq: int) -> Message:
         row = self._one(f"SELECT {COLUMNS} FROM messages m WHERE m.seq = ?", (seq,))
@@ -485,21 +487,11 @@ _REST = """
 UPDATE deliveries SET state = ?, until = ?, holder = NULL, leased_at = NULL, attempt = ?, failures = ?, history = ?
  WHERE owner = ? AND seq = ?"""
 _WAKE = "UPDATE deliveries SET state = 0, until = NULL WHERE owner = ? AND seq = ?"
-_RESTS_SINCE = "json_extract(CAST(history AS TEXT), '$[#-1].ended_us')"
-_MEND = (
-    "UPDATE deliveries SET until = ?1 + (until - leased_at), leased_at = ?1 WHERE state = 1 AND leased_at > ?1",
-    f"UPDATE deliveries SET until = ?1 + (until - {_RESTS_SINCE}) WHERE state = 2 AND {_RESTS_SINCE} > ?1",
-    f"UPDATE deliveries SET due_key = ?1 + {4 * AGING_US} WHERE due_key > ?1 + {4 * AGING_US}",
-)
 _OUTLIVED = f"SELECT {_DELIVERY} FROM deliveries WHERE expires_at <= ? AND state <> 1 ORDER BY expires_at LIMIT ?"
 _BURY = """
 INSERT INTO dead_letters VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 ON CONFLICT (id, owner) DO UPDATE SET died_at = excluded.died_at, reason = excluded.reason, detail = excluded.detail,
  attempts = excluded.attempts, seq = excluded.seq"""
-
-
-def _delivery(row: Sequence[Any]) -> Delivery:
-    return Delivery(*row)
 
 
 def _size(message: Message) -> int:

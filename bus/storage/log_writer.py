@@ -62,8 +62,8 @@ class LogWriter:
             self.waiting_bytes += chunk.weight
             self._queue.put(chunk)
 
-    def call(self, run: Callable[[Transaction], Any]) -> Any:
-        """Run a write job and wait for its value in the calling greenlet. Raises what it raised."""
+    def call(self, run: Callable[[Transaction], Any], *, lazy: bool = False) -> Any:
+        """Run a write job and wait for its value in the calling greenlet; `lazy` as in `Job`. Raises what it raised."""
         result: AsyncResult[Any] = AsyncResult()
 
         def settled(job: Job) -> None:
@@ -72,7 +72,7 @@ class LogWriter:
             else:
                 result.set_exception(job.error)
 
-        self.submit([Job(run, settled)])
+        self.submit([Job(run, settled, lazy=lazy)])
         return result.get()
 
     def stop(self) -> None:

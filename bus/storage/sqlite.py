@@ -170,6 +170,7 @@ class SqliteStore:
             inbox_limit=self.inbox_limit,
             queue_limit=self.queue_limit,
             companions=self.companions,
+            synchronous=self.durability == "full",
         )
 
     def reader(self) -> SqliteReader:

@@ -67,8 +67,12 @@ class SqliteWriter:
         inbox_limit: int,
         queue_limit: int,
         companions: Companions,
+        synchronous: bool,
     ) -> None:
-        """`clock()` is the bus's (bus.clock), in microseconds; the limits are how much may wait in one inbox or queue."""
+        """`clock()` is the bus's (bus.clock), in microseconds; the limits are how much may wait in one inbox or queue.
+
+        `synchronous`: the connection syncs each commit, but for those of lazy jobs alone.
+        """
         self._connection = connection
         self._lock = lock
         self._epochs = epochs
@@ -76,6 +80,8 @@ class SqliteWriter:
         self._inbox_limit = inbox_limit
         self._queue_limit = queue_limit
         self._companions = companions
+        self._synchronous = synchronous
+        self._waits = synchronous
         self.names = Names()
         self._version = -1  # of the file, as this connection last saw it: another's commit changes it
         self._head = 0
@@ -99,6 +105,7 @@ class SqliteWriter:
 
     def _commit_locked(self, batch: Sequence[Item]) -> tuple[int, list[Message]]:
         execute = self._connection.execute
+        self._wait_for_the_disk(not all(type(item) is Job and item.lazy for item in batch))
         execute("BEGIN IMMEDIATE")
         try:
             self._catch_up()
@@ -116,6 +123,12 @@ class SqliteWriter:
         self._head = work.head
         self._companions.commits += work.wrote_beside
         return work.first, work.written
+
+    def _wait_for_the_disk(self, wanted: bool) -> None:
+        """Have the next commits synced, or left to the next one that is."""
+        if self._synchronous and wanted != self._waits:
+            self._waits = wanted
+            self._connection.execute(f"PRAGMA synchronous={'FULL' if wanted else 'NORMAL'}")
 
     def _catch_up(self) -> None:
         """Learn where the log ends, and forget what others may have changed, if others have written at all."""

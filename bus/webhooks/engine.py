@@ -26,6 +26,7 @@ from bus.message import Epochs, Message
 from bus.outbound import Outbound
 from bus.settings import Settings
 from bus.storage import Reader, Transaction
+from bus.storage.log_writer import LogWriter
 from bus.webhooks.breaker import Lane
 from bus.webhooks.dispatcher import Dispatcher
 from bus.webhooks.endpoints import Endpoint, Rows
@@ -60,6 +61,8 @@ class Host(Protocol):
     @property
     def backplane(self) -> Backplane: ...
 
+    writer: LogWriter
+
     def read(self, job: Callable[[Reader], Any]) -> Any: ...
     def write(self, job: Callable[[Transaction], Any]) -> Any: ...
     def with_commit(self, kind: type[Event], rows: Callable[[Any], Any]) -> Companion: ...
@@ -78,7 +81,7 @@ class Webhooks:
         self.outbound = outbound
         self.running = False
         self.outbox = Outbox(host.clock.now_us, lambda: host.epochs)
-        self.dispatcher = Dispatcher(host.write, host.read, host.clock.now_us, self.outbox, self._changed,
+        self.dispatcher = Dispatcher(self._write_lazily, host.read, host.clock.now_us, self.outbox, self._changed,
                                      host.settings.webhook_secret)  # fmt: skip
         self.occurrences = Occurrences(self.outbox, host.write, self.dispatcher.wake)
         self.version = -1
@@ -159,6 +162,10 @@ class Webhooks:
         deadline = time.monotonic() + FAREWELL_SECONDS
         while time.monotonic() < deadline and self.host.read(lambda reader: reader.execute(_FAREWELL)):
             gevent.sleep(0.02)
+
+    def _write_lazily(self, job: Callable[[Transaction], Any]) -> Any:
+        """What a step writes can be found out anew by sending again, so it does not wait for the disk."""
+        return self.host.writer.call(job, lazy=True)
 
     # ---- endpoints
 

@@ -83,25 +83,24 @@ class Producers:
             thread.join()
 
     def _run(self) -> None:
-        connection: http.client.HTTPConnection | None = None
+        connection = http.client.HTTPConnection(HOST, self._server.port, timeout=10)
         while not self._stop.wait(0.005):
             with self._lock:
                 self._next += 1
                 number = self._next
-            connection = connection or http.client.HTTPConnection(HOST, self._server.port, timeout=10)
             body = json.dumps({"from": "p", "to": "c", "payload": {"n": number}})
             try:
                 connection.request("POST", "/api/send", body, {"Content-Type": "application/json"})
                 answer = connection.getresponse()
                 answer.read()
             except (OSError, http.client.HTTPException):
-                connection.close()
-                connection = None
+                connection.close()  # the next request opens another
                 self._stop.wait(0.05)
                 continue
             if answer.status == 200:
                 with self._lock:
                     self.acknowledged.add(number)
+        connection.close()
 
 
 def run(point: str, rounds: int, *, workers: int = 1, seed: int | None = None) -> Verdict:

@@ -338,11 +338,15 @@ def killed(server: BusServer, *, kills: int) -> None:
         thread.start()
     try:
         former = patiently_scraped(server)
-        for _ in range(kills):
+        for number in range(1, kills + 1):
             server.kill_worker(server.worker_pids()[0])
             found = patiently_scraped(server)
             assert_nothing_fell(former, found)
             former = found
+            if number % 3 == 0:  # the others are killed while successors still begin
+                found = settled(server)
+                assert_nothing_fell(former, found)
+                former = found
     finally:
         stop.set()
         for thread in threads:
