@@ -87,6 +87,7 @@ MESSAGES = (
             "batch_refused",
             "unavailable",
             "disk_full",
+            "disk_low",
             "other",
         ),
     ),
