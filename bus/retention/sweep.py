@@ -273,7 +273,11 @@ def _removal(seqs: Sequence[int], reason: str, *, archived: bool) -> Callable[[T
 
     def job(transaction: Transaction) -> tuple[Removed, float]:
         began = time.monotonic()
+        heard = transaction.wants(MessageExpired)
+        messages = {message.seq: message for message in whole(transaction, seqs)} if heard else {}
         removed = remove(transaction, seqs, reason, archived=archived)
+        for message in [messages[seq] for seq in removed.gone if seq in messages]:
+            transaction.announce(MessageExpired(message, reason))
         return removed, time.monotonic() - began
 
     return job

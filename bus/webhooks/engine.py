@@ -21,7 +21,7 @@ from bus.backplane import Backplane
 from bus.clock import Clock
 from bus.companions import Companion
 from bus.errors import Unavailable
-from bus.events import ClientConnected, ClientDisconnected, Event, MessageFailed, MessageReceived, MessageSent
+from bus.events import ClientConnected, ClientDisconnected, Event, MessageExpired, MessageFailed, MessageReceived, MessageSent
 from bus.message import Epochs, Message
 from bus.metrics import Metrics
 from bus.outbound import Outbound
@@ -103,6 +103,7 @@ class Webhooks:
             "message.sent": host.with_commit(MessageSent, outbox.of_sent),
             "message.received": host.with_commit(MessageReceived, outbox.of_received),
             "message.failed": host.with_commit(MessageFailed, outbox.of_failed),
+            "message.expired": host.with_commit(MessageExpired, outbox.of_expired),
         }
         for companion in self._companions.values():
             companion.active = False
