@@ -240,6 +240,8 @@ class Sweeper:
     def _count(self, rows: Sequence[Row], gone: set[int], *, archived: bool) -> None:
         """Tell the metrics of what has left the log."""
         metrics = self._host.metrics
+        if not self._policies:  # it goes on with what a former process had begun
+            self._read_policies()
         for name, count in Counter(self._policy_of(row).name for row in rows if row[0] in gone).items():
             metrics.count("bus_retention_deleted_total", name, by=count)
         if archived:

@@ -21,7 +21,15 @@ from bus.backplane import Backplane
 from bus.clock import Clock
 from bus.companions import Companion
 from bus.errors import Unavailable
-from bus.events import ClientConnected, ClientDisconnected, Event, MessageExpired, MessageFailed, MessageReceived, MessageSent
+from bus.events import (
+    ClientConnected,
+    ClientDisconnected,
+    Event,
+    MessageExpired,
+    MessageFailed,
+    MessageReceived,
+    MessageSent,
+)
 from bus.message import Epochs, Message
 from bus.metrics import Metrics
 from bus.outbound import Outbound
