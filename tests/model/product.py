@@ -22,6 +22,7 @@ from bus.delivery.housekeeper import Housekeeper
 from bus.delivery.reaper import Reaper
 from bus.errors import BusError
 from bus.message import PRIORITIES, REQUIRES_ACK, Kind, Message, Terms
+from bus.metrics import Metrics
 from bus.storage import Item, Job, Pending, Transaction, ledger, sqlite_writer
 from bus.storage.deliveries import Settled, Swept
 from bus.storage.sqlite import SqliteStore
