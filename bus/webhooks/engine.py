@@ -21,7 +21,15 @@ from bus.backplane import Backplane
 from bus.clock import Clock
 from bus.companions import Companion
 from bus.errors import Unavailable
-from bus.events import ClientConnected, ClientDisconnected, Event, MessageFailed, MessageReceived, MessageSent
+from bus.events import (
+    ClientConnected,
+    ClientDisconnected,
+    Event,
+    MessageFailed,
+    MessageReceived,
+    MessageSent,
+    RateLimitHit,
+)
 from bus.message import Epochs, Message
 from bus.outbound import Outbound
 from bus.settings import Settings
@@ -106,6 +114,7 @@ class Webhooks:
         host.before_publish(self._accept)
         host.on(ClientConnected, self._connected)
         host.on(ClientDisconnected, self._disconnected)
+        host.on(RateLimitHit, self._limited)
 
     # ---- life
 
@@ -282,6 +291,10 @@ class Webhooks:
     def _disconnected(self, event: ClientDisconnected) -> None:
         data = {"client": event.client, "transport": event.transport, "close_code": event.close_code}
         self.occurrences.add("client.disconnected", Subject((event.client,), sender=event.client), data)
+
+    def _limited(self, event: RateLimitHit) -> None:
+        data = {"scope": event.scope, "caller": event.caller, "retry_after_seconds": event.retry_after_seconds}
+        self.occurrences.add("rate_limit.hit", Subject(), data)
 
 
 _OWED = "SELECT coalesce(sum(pending), 0), coalesce(sum(pending_bytes), 0) FROM webhook_lanes WHERE pending > 0"
