@@ -310,6 +310,8 @@ def register(app: Flask, bus: Bus) -> None:
     manager.judge(health)
     health.watch()
     bus.on(BusStarted, health.begin, wait=True)
+    for probe, passes in (("live", manager.is_live), ("ready", manager.is_ready), ("startup", manager.is_started)):
+        bus.metrics.read("bus_health_check_up", passes, probe)
     for worker in health.workers():
         bus.add_worker(worker)
     views = Views(manager)

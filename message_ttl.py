@@ -371,6 +371,7 @@ def register(app: Flask, bus: Bus) -> None:
         bus.emit,
         bus.is_heard,
         lambda: bus.writer.waiting > 0,
+        bus.metrics,
         pause=_pause_of(bus),
     )
     retention = Retention(host)

@@ -87,6 +87,7 @@ MESSAGES = (
             "batch_refused",
             "unavailable",
             "disk_full",
+            "disk_low",
             "other",
         ),
     ),
@@ -257,7 +258,7 @@ WEBHOOKS = (
         "Registered endpoints.",
         across="once",
         by="webhooks",
-        state=("enabled", "disabled", "flagged"),
+        state=("enabled", "paused", "disabled", "flagged"),
     ),
     counter(
         "bus_webhook_blocked_targets_total",
@@ -280,14 +281,14 @@ HEALTH = (
         "How long the bus's own trial took, the last time.",
         across="max",
         by="health_checks",
-        path=("store", "websocket", "other"),
+        path=("store",),
     ),
     gauge(
         "bus_canary_last_success_timestamp_seconds",
         "When the bus's own trial last succeeded, in seconds since 1970.",
         across="max",
         by="health_checks",
-        path=("store", "websocket", "other"),
+        path=("store",),
     ),
 )
 

@@ -44,6 +44,7 @@ class LogCap:
                 self._bus.courier.tell_swept(swept)
             evicted += taken
         if evicted:
+            self._bus.metrics.count("bus_log_evicted_total", by=evicted)
             log.info(
                 "The log reached its cap; the oldest messages went", extra={"action": "evicted", "messages": evicted}
             )

@@ -56,7 +56,9 @@ SOURCES = {
     for pattern in ("*.py", "bus/**/*.py", "extensions/**/*.py")
     for file in sorted(ROOT.glob(pattern))
 }
-OTHERS = [file for folder in ("docs", "examples", "benchmarks") for file in sorted((ROOT / folder).rglob("*.py"))]
+OTHERS = [
+    file for folder in ("docs", "deploy", "examples", "benchmarks") for file in sorted((ROOT / folder).rglob("*.py"))
+]
 
 
 def listed(name: str, patterns: list[str]) -> str | None:

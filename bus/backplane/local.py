@@ -442,7 +442,7 @@ def _frame(content: object) -> bytes:
 
 
 def _pack(message: Message) -> tuple[Any, ...]:
-    plain = (message.seq, message.kind, message.names, message.sender, message.type, message.rendered)
+    plain = (message.seq, message.kind, message.names, message.sender, message.type, message.stamp_us, message.rendered)
     if not message.flags and message.terms is None and message.kind < Kind.TOPIC:
         return plain
     more = (message.flags, message.address, message.leased_to, correlation_of(message), message.excluded)
@@ -450,8 +450,8 @@ def _pack(message: Message) -> tuple[Any, ...]:
 
 
 def _unpack(packed: list[Any]) -> Message:
-    seq, kind, names, sender, type_, rendered, *more = packed
-    message = Message(kind, "", tuple(names), sender, type_, b"", 0, seq=seq, rendered=rendered)
+    seq, kind, names, sender, type_, stamp_us, rendered, *more = packed
+    message = Message(kind, "", tuple(names), sender, type_, b"", stamp_us, seq=seq, rendered=rendered)
     if more:
         message.flags, message.address, leased_to, correlation_id, excluded, ttl_us = more
         message.excluded = tuple(excluded)

@@ -11,6 +11,7 @@ import msgspec
 
 from bus.events import Event
 from bus.message import Epochs, now_us
+from bus.metrics import Metrics
 from bus.storage.deliveries import Swept
 
 
@@ -29,5 +30,6 @@ class Host(msgspec.Struct):
     emit: Callable[[Event], None]
     wants: Callable[[type[Event]], bool]
     is_busy: Callable[[], bool]
+    metrics: Metrics
     wall: Callable[[], int] = now_us
     pause: Callable[[float], None] = gevent.sleep

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -227,6 +228,7 @@ class Sweeper:
             removed, taken = self._host.write(_removal([row[0] for row in batch], reason, archived=archived))
             waited = time.monotonic() - began
             self._adapt(taken, len(batch))
+            self._count(batch, set(removed.gone), archived=archived)
             held = set(removed.held)
             self._hold(row for row in batch if row[0] in held)
             if removed.failures:
@@ -234,6 +236,16 @@ class Sweeper:
             for message in [messages[seq] for seq in removed.gone if seq in messages]:
                 self._host.emit(MessageExpired(message, reason))
             self._yield(waited)
+
+    def _count(self, rows: Sequence[Row], gone: set[int], *, archived: bool) -> None:
+        """Tell the metrics of what has left the log."""
+        metrics = self._host.metrics
+        if not self._policies:  # it goes on with what a former process had begun
+            self._read_policies()
+        for name, count in Counter(self._policy_of(row).name for row in rows if row[0] in gone).items():
+            metrics.count("bus_retention_deleted_total", name, by=count)
+        if archived:
+            metrics.count("bus_retention_archived_total", by=len(gone))
 
     def _hold(self, rows: Iterable[Row]) -> None:
         """Somebody has them in hands: they are looked at again by the next sweep."""
@@ -263,7 +275,11 @@ def _removal(seqs: Sequence[int], reason: str, *, archived: bool) -> Callable[[T
 
     def job(transaction: Transaction) -> tuple[Removed, float]:
         began = time.monotonic()
+        heard = transaction.wants(MessageExpired)
+        messages = {message.seq: message for message in whole(transaction, seqs)} if heard else {}
         removed = remove(transaction, seqs, reason, archived=archived)
+        for message in [messages[seq] for seq in removed.gone if seq in messages]:
+            transaction.announce(MessageExpired(message, reason))
         return removed, time.monotonic() - began
 
     return job

@@ -76,6 +76,7 @@ class BusHealth:
         self._bus = bus
         self._judge = judge
         self.canary = Canary(bus, lambda seconds: bus.emit(CanaryFlown(seconds)))
+        bus.on(CanaryFlown, self._measure_flight)
         self._is_full = False
         self._schema: dict[str, int] = {}
         self._heard: dict[int, tuple[str, float]] = {}
@@ -115,6 +116,11 @@ class BusHealth:
         """One round of the checks, and a word to the neighbours."""
         self._judge.refresh()
         self._bus.backplane.note(["health", self._judge.last_status])
+
+    def _measure_flight(self, flown: CanaryFlown) -> None:
+        if flown.seconds is not None:
+            self._bus.metrics.set("bus_canary_latency_seconds", flown.seconds, "store")
+            self._bus.metrics.set("bus_canary_last_success_timestamp_seconds", time.time(), "store")
 
     # ---- its checks
 

@@ -46,16 +46,18 @@ class Dispatcher:
         now_us: Callable[[], int],
         outbox: Outbox,
         disabled: Callable[[], None],
+        attempted: Callable[[Endpoint | None, Result], None],
         secret: str | None = None,
     ) -> None:
-        """`write` and `read` are the bus's; `disabled()` is called when a step has disabled an endpoint;
-        `secret` signs for endpoints without one."""
+        """`write` and `read` are the bus's; `disabled()` is called when a step has disabled an endpoint, `attempted()` after
+        each attempt; `secret` signs for endpoints without one."""
         self.endpoints: dict[int, Endpoint] = {}
         self._write = write
         self._read = read
         self._now_us = now_us
         self._outbox = outbox
         self._disabled = disabled
+        self._attempted = attempted
         self._secret = secret
         self._wake = Event()
         self._results: list[Result] = []
@@ -174,6 +176,7 @@ class Dispatcher:
             self._late -= claim.late
             self._results.append(result)
             self._wake.set()
+        self._attempted(self.endpoints.get(claim.endpoint), result)
 
     def _send(self, claim: Claim, endpoint: Endpoint) -> Result:
         try:

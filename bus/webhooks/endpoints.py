@@ -28,6 +28,7 @@ EVENTS = (
     "message.sent",
     "message.received",
     "message.failed",
+    "message.expired",
     "client.connected",
     "client.disconnected",
     "error.occurred",

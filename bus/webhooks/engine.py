@@ -25,12 +25,14 @@ from bus.events import (
     ClientConnected,
     ClientDisconnected,
     Event,
+    MessageExpired,
     MessageFailed,
     MessageReceived,
     MessageSent,
     RateLimitHit,
 )
 from bus.message import Epochs, Message
+from bus.metrics import Metrics
 from bus.outbound import Outbound
 from bus.settings import Settings
 from bus.storage import Reader, Transaction
@@ -39,6 +41,7 @@ from bus.webhooks.breaker import Lane
 from bus.webhooks.dispatcher import Dispatcher
 from bus.webhooks.endpoints import Endpoint, Rows
 from bus.webhooks.matching import Matcher, Subject
+from bus.webhooks.measures import Measures
 from bus.webhooks.occurrences import Occurrences
 from bus.webhooks.outbox import MAX_PENDING, MAX_PENDING_BYTES, Outbox, subject_of
 from bus.webhooks.vault import Vault
@@ -70,6 +73,7 @@ class Host(Protocol):
     def backplane(self) -> Backplane: ...
 
     writer: LogWriter
+    metrics: Metrics
 
     def read(self, job: Callable[[Reader], Any]) -> Any: ...
     def write(self, job: Callable[[Transaction], Any]) -> Any: ...
@@ -89,8 +93,9 @@ class Webhooks:
         self.outbound = outbound
         self.running = False
         self.outbox = Outbox(host.clock.now_us, lambda: host.epochs)
+        self.measures = Measures(host.metrics, host.read, host.clock.now_us)
         self.dispatcher = Dispatcher(self._write_lazily, host.read, host.clock.now_us, self.outbox, self._changed,
-                                     host.settings.webhook_secret)  # fmt: skip
+                                     self.measures.attempted, host.settings.webhook_secret)  # fmt: skip
         self.occurrences = Occurrences(self.outbox, host.write, self.dispatcher.wake)
         self.version = -1
         self._full = False
@@ -107,9 +112,11 @@ class Webhooks:
             "message.sent": host.with_commit(MessageSent, outbox.of_sent),
             "message.received": host.with_commit(MessageReceived, outbox.of_received),
             "message.failed": host.with_commit(MessageFailed, outbox.of_failed),
+            "message.expired": host.with_commit(MessageExpired, outbox.of_expired),
         }
         for companion in self._companions.values():
             companion.active = False
+        self.measures.watch()
         self._companions["message.sent"].on_commit(self.dispatcher.wake)
         host.before_publish(self._accept)
         host.on(ClientConnected, self._connected)

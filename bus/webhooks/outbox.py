@@ -10,7 +10,7 @@ import secrets
 from collections.abc import Callable
 from typing import Any
 
-from bus.events import MessageFailed, MessageReceived, MessageSent
+from bus.events import MessageExpired, MessageFailed, MessageReceived, MessageSent
 from bus.message import Epochs, Kind, Message, audience_of, text_of
 from bus.storage import SEQ, TEXT, Row, Transaction
 from bus.webhooks import body
@@ -55,6 +55,12 @@ class Outbox:
         text = text_of(message, self._epochs())
         data = b'%b,"recipient":"%b"}' % (text[:-1], event.recipient.encode())
         return self.rows("message.received", subject_of(message), data, len(data), seq=message.seq)
+
+    def of_expired(self, event: MessageExpired) -> list[Row]:
+        message = event.message
+        text = text_of(message, self._epochs())
+        data = b'%b,"reason":"%b"}' % (text[:-1], event.reason.encode())
+        return self.rows("message.expired", subject_of(message), data, len(data), seq=message.seq)
 
     def of_failed(self, event: MessageFailed) -> list[Row]:
         message = event.message

@@ -284,3 +284,19 @@ def test_in_ordered_mode_the_first_success_of_each_comes_in_order(
     if order == "endpoint":
         assert [sequence for _, sequence in done] == list(range(1, 31))
     drop(each_server, made)
+
+
+def test_what_expires_is_told_when_it_leaves_the_log(each_server: BusServer, sink: Sink) -> None:
+    made = hook(each_server, sink, events=["message.expired"], types=["fleeting"])
+    receipts = [send(each_server, "somebody", number, type="fleeting", ttl=0.05) for number in range(3)]
+    send(each_server, "somebody", "stays", type="fleeting")
+
+    def are_told() -> bool:
+        call(each_server, "POST", "/api/ttl/sweep")
+        return len(sink.hits) >= 3
+
+    eventually(are_told, what="the three that expired")
+    told = [data_of(hit) for hit in sink.hits]
+    assert {data["id"] for data in told} == {receipt["message_id"] for receipt in receipts}
+    assert {(data["reason"], data["type"]) for data in told} == {("expired", "fleeting")}
+    drop(each_server, made)

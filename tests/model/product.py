@@ -176,7 +176,7 @@ class Product:
     def cap_log(self, max_bytes: int) -> None:
         """One tick of the log's cap."""
         heard: Any = SimpleNamespace(tell_swept=lambda swept: self._hear(swept.failures))
-        bus: Any = SimpleNamespace(write=self.do, courier=heard)
+        bus: Any = SimpleNamespace(metrics=Metrics(), write=self.do, courier=heard)
         LogCap(bus, max_bytes).tick()
 
     def _hear_swept(self, swept: Swept) -> None:

@@ -10,6 +10,7 @@ from bus.bus import MIGRATIONS
 from bus.errors import BusError
 from bus.events import Event, MessageExpired
 from bus.message import REQUIRES_ACK, Kind, Message, Terms
+from bus.metrics import Metrics
 from bus.protocol import Settle
 from bus.retention import policies
 from bus.retention.host import Host
@@ -57,6 +58,7 @@ class RetentionBench:
             self.events.append,
             lambda kind: kind in self.heard,
             lambda: False,
+            Metrics(),
             lambda: self.now + self.wall_ahead,
             self.pauses.append,
         )
