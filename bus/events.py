@@ -84,6 +84,14 @@ class ClientDisconnected(Event, frozen=True):
     close_code: int
 
 
+class RateLimitHit(Event, frozen=True):
+    """`rate_limit.hit`: a caller was refused for asking too often. `scope`: told apart by address, key or client."""
+
+    scope: str
+    caller: str
+    retry_after_seconds: float
+
+
 class BusStarted(Event, frozen=True):
     """This process serves."""
 

@@ -7,16 +7,20 @@ from typing import Any
 from flask import Blueprint, Flask, Response, request
 
 from bus.bus import Bus
+from bus.events import RateLimitHit
 from bus.transports.edge import json_answer
 from webhooks import WebhookEndpoint
 
 
 def register(app: Flask, bus: Bus) -> None:
-    """`POST /manager/<verb>` calls a verb with the body's members."""
+    """`POST /manager/<verb>` calls a verb with the body's members; `limit` tells that a limit was hit."""
     manager = app.extensions["webhooks"]
 
     def call(verb: str) -> Response:
         given: dict[str, Any] = request.get_json()
+        if verb == "limit":
+            bus.emit(RateLimitHit("address", "192.0.2.1", 60.0))
+            return json_answer({"value": None})
         value = manager.register(WebhookEndpoint(**given)) if verb == "register" else getattr(manager, verb)(**given)
         return json_answer({"value": value})
 

@@ -29,6 +29,7 @@ from bus.events import (
     MessageFailed,
     MessageReceived,
     MessageSent,
+    RateLimitHit,
 )
 from bus.message import Epochs, Message
 from bus.metrics import Metrics
@@ -120,6 +121,7 @@ class Webhooks:
         host.before_publish(self._accept)
         host.on(ClientConnected, self._connected)
         host.on(ClientDisconnected, self._disconnected)
+        host.on(RateLimitHit, self._limited)
 
     # ---- life
 
@@ -296,6 +298,10 @@ class Webhooks:
     def _disconnected(self, event: ClientDisconnected) -> None:
         data = {"client": event.client, "transport": event.transport, "close_code": event.close_code}
         self.occurrences.add("client.disconnected", Subject((event.client,), sender=event.client), data)
+
+    def _limited(self, event: RateLimitHit) -> None:
+        data = {"scope": event.scope, "caller": event.caller, "retry_after_seconds": event.retry_after_seconds}
+        self.occurrences.add("rate_limit.hit", Subject(), data)
 
 
 _OWED = "SELECT coalesce(sum(pending), 0), coalesce(sum(pending_bytes), 0) FROM webhook_lanes WHERE pending > 0"

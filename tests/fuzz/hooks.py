@@ -58,8 +58,10 @@ def before_call(context: HookContext, case: Case, kwargs: dict[str, Any]) -> Non
 @schemathesis.hook
 def after_call(context: HookContext, case: Case, response: Response) -> None:
     """Remember the message that a send brought."""
-    answer = response.json() if response.status_code == 200 and response.content else None
-    if case.operation.path.endswith("/send") and isinstance(answer, dict) and "message_id" in answer:
+    if not case.operation.path.endswith("/send") or response.status_code != 200:
+        return
+    answer = response.json() if response.content else None
+    if isinstance(answer, dict) and "message_id" in answer:
         RECENT.append(answer["message_id"])
 
 

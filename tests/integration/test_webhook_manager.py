@@ -78,3 +78,11 @@ def test_what_can_not_be_sent_is_refused_at_once(managed: BusServer) -> None:
     assert (too_large.status, too_large.body["code"]) == (413, "too_large")
     nameless = managed.call("POST", "/manager/trigger", {"event": "no name", "payload": {}})
     assert (nameless.status, nameless.body["code"]) == (400, "bad_event")
+
+
+def test_a_limit_that_was_hit_is_told(managed: BusServer, sink: Sink) -> None:
+    manager(managed, "register", url=sink.url, events=["rate_limit.hit"])
+    manager(managed, "limit")
+    (hit,) = sink.wait_for(1)
+    assert data_of(hit) == {"scope": "address", "caller": "192.0.2.1", "retry_after_seconds": 60.0}
+    manager(managed, "unregister", url=sink.url)
