@@ -61,7 +61,7 @@ def test_a_ref_may_be_a_number_or_a_text_and_comes_back_as_it_was(remote: Remote
 def test_every_recipient_sees_the_same_message_over_every_transport(remote: Remote) -> None:
     sender, here, there = remote.name("sender"), remote.name(), remote.name()
     with remote.connect(here) as socket:
-        receipt = remote.send(sender, [here, there], {"a": 1}, type="command")
+        receipt = remote.send(sender, [here, there], {"a": 1}, type="order")
         pushed = socket.message()
     (read,) = remote.read(there)["messages"]
     assert pushed == read == remote.get(f"/api/messages/{receipt['message_id']}").body["message"]
@@ -70,7 +70,7 @@ def test_every_recipient_sees_the_same_message_over_every_transport(remote: Remo
         "seq": receipt["seq"],
         "from": sender,
         "to": [here, there],
-        "type": "command",
+        "type": "order",
         "payload": {"a": 1},
         "timestamp": receipt["timestamp"],
         "requires_ack": False,
