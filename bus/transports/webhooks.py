@@ -57,7 +57,6 @@ class WebhookViews:
     def __init__(self, bus: Bus, webhooks: Webhooks) -> None:
         self._bus = bus
         self._webhooks = webhooks
-        self._outbound = webhooks.outbound
         self._testing = 0
 
     # ---- endpoints
@@ -83,7 +82,7 @@ class WebhookViews:
             secret = signing.new_secret()
         kept = () if secret is None else (Secret(secret),)
         sealed = check_sealed(Sealed(body.url, kept, _given(body.headers, {})))
-        self._outbound.check(body.url)
+        self._webhooks.check(body.url)
         state: State = "enabled" if body.enabled else "paused"
 
         def job(transaction: Transaction) -> Endpoint:
@@ -100,7 +99,7 @@ class WebhookViews:
         parameters.need_admin()
         body: answers.ChangeBody = read(_decode_change, body_of(BODY_BYTES), "body")
         if isinstance(body.url, str):
-            self._outbound.check(body.url)
+            self._webhooks.check(body.url)
 
         def job(transaction: Transaction) -> Endpoint:
             rows = self._webhooks.rows

@@ -69,12 +69,13 @@ class Claim(msgspec.Struct):
 class Result(msgspec.Struct):
     """What came of a claim. `row`: status, detail, address, five times in ms, bytes and excerpt for the log.
 
-    `verdict` None: it was never sent, and goes back as it was.
+    `verdict` None: it was never sent, and goes back as it was. `refused`: why the target was forbidden, in a word.
     """
 
     claim: Claim
     verdict: Verdict | None
     row: tuple[Any, ...] = ()
+    refused: str | None = None
 
 
 class Plan(msgspec.Struct):

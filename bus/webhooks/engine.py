@@ -20,7 +20,7 @@ from gevent.event import Event as Signal
 from bus.backplane import Backplane
 from bus.clock import Clock
 from bus.companions import Companion
-from bus.errors import Unavailable
+from bus.errors import ForbiddenTarget, Unavailable
 from bus.events import (
     ClientConnected,
     ClientDisconnected,
@@ -184,6 +184,14 @@ class Webhooks:
         return self.host.writer.call(job, lazy=True)
 
     # ---- endpoints
+
+    def check(self, url: str) -> None:
+        """Judge a URL as a call would, now. Raises ForbiddenTarget, and counts it."""
+        try:
+            self.outbound.check(url)
+        except ForbiddenTarget as refusal:
+            self.measures.refused(refusal.reason)
+            raise
 
     def endpoints(self) -> list[Endpoint]:
         """Those that this process knows of."""

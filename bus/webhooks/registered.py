@@ -27,7 +27,7 @@ class Registered:
     def add(self, receiver: Receiver) -> str:
         receiver.check()
         webhooks = self._running()
-        webhooks.outbound.check(receiver.url)
+        webhooks.check(receiver.url)
         config = Config(
             events=receiver.events,
             kind=receiver.kind,

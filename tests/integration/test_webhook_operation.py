@@ -15,10 +15,12 @@ from pathlib import Path
 import pytest
 from standardwebhooks import Webhook, WebhookVerificationError
 
+from bus.guard import REASONS
 from bus.settings import ROOT
 from bus.testing import BusServer, eventually
 from tests import certificates
 from tests.calls import call, send, send_all
+from tests.scraped import scrape
 from tests.sinks import Sink, answer, silent
 from tests.webhook_calls import ENV, data_of, drop, hook, settled, stats
 
@@ -176,6 +178,25 @@ def test_a_test_event_says_what_came_of_it_and_counts_nowhere(server: BusServer,
 def test_a_target_that_may_not_be_called_is_refused_when_it_is_named(server: BusServer, url: str) -> None:
     refused = server.call("POST", "/api/webhooks", {"url": url, "events": ["*"]})
     assert (refused.status, refused.body["code"]) == (400, "forbidden_target")
+
+
+def test_a_target_that_has_become_forbidden_is_not_called_and_counted_by_its_reason(
+    fresh_server: Callable[..., BusServer], sink: Sink
+) -> None:
+    server = fresh_server(env=ENV)
+    made = hook(server, sink)
+    server.terminate()
+    del server.env["WEBHOOK_ALLOWED_TARGETS"]
+    server.start()
+    send(server, "anybody")
+    settled(server, made)
+    (dead,) = call(server, "GET", "/api/webhooks/deliveries", webhook=made["id"])["deliveries"]
+    assert (dead["state"], dead["cause"], dead["attempts"]) == ("dead", "config_error", 3)
+    server.call("POST", "/api/webhooks", {"url": "http://10.1.2.3/", "events": ["*"]})
+    counted = scrape(server)
+    blocked = {reason: counted.value("bus_webhook_blocked_targets_total", reason=reason) for reason in REASONS}
+    assert blocked == {**dict.fromkeys(REASONS, 0), "loopback": 3, "private": 1}
+    assert sink.connections == 0
 
 
 def test_an_error_of_the_server_is_told_and_a_failing_receiver_is_none(
