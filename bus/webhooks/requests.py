@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from bus.trace_context import trace_in
 from bus.webhooks import body, signing
 from bus.webhooks.chat import Note
 from bus.webhooks.claims import Claim, Item
@@ -55,6 +56,8 @@ def _signed(sealed: Sealed, item: Item, text: bytes, now_us: int, default_secret
         ours["webhook-sequence"] = str(item.sequence)
     if item.replay:
         ours["webhook-replay"] = "1"
+    if item.name.startswith("message."):
+        ours |= trace_in(item.data)
     return Request(sealed.url, request_headers(sealed.headers, ours), text)
 
 
