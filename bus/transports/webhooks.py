@@ -238,10 +238,10 @@ class WebhookViews:
         parameters.need_admin()
         body: answers.ReplayBody = read(_decode_replay, body_of(BODY_BYTES), "body")
         choice = self._choice(body.webhook, body.state, body.event, body.since, body.until)
+        matched = self._bus.read(lambda reader: replays.matching(reader, choice, self._now()))
         if body.dry_run:
-            matched = self._bus.read(lambda reader: replays.matching(reader, choice, self._now()))
             return json_answer(answers.Replay(None, "counted", matched, 0))
-        replay = self._bus.write(lambda transaction: replays.begin(transaction, choice, self._now()))
+        replay = self._bus.write(lambda transaction: replays.begin(transaction, choice, matched, self._now()))
         return json_answer(_replay(replay), 202)
 
     def replays(self) -> Response:

@@ -382,26 +382,30 @@ UPDATE webhook_deliveries SET state = ?, due_at = ?, tried = ?, class = ?, ended
  holder = NULL, lease_until = NULL WHERE number = ? AND state = ? AND token = ? RETURNING bytes, order_key"""
 _PROMOTE = """
 UPDATE webhook_deliveries SET state = 0, due_at = ? WHERE number =
- (SELECT number FROM webhook_deliveries WHERE endpoint = ? AND order_key = ? AND state = 2 ORDER BY sequence LIMIT 1)"""
+ (SELECT number FROM webhook_deliveries INDEXED BY webhook_deliveries_in_order
+   WHERE endpoint = ? AND order_key = ? AND state < 3 AND state = 2 ORDER BY sequence LIMIT 1)"""
 _LOG = """
 INSERT INTO webhook_attempts (delivery, endpoint, attempt, due_at, began_at, ended_at, outcome, folded, replay, process,
  status, detail, address, dns_ms, connect_ms, tls_ms, ttfb_ms, total_ms, bytes, excerpt)
 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
 _LAPSED = """
-SELECT number, endpoint, attempts, due_at, began_at, lapses, bytes, order_key FROM webhook_deliveries
+SELECT number, endpoint, attempts, due_at, began_at, lapses, bytes, order_key
+  FROM webhook_deliveries INDEXED BY webhook_deliveries_leased
  WHERE state = 1 AND (lease_until <= ? OR {gone}) LIMIT ?"""
 _END_LEASE = """
 UPDATE webhook_deliveries SET state = ?, due_at = ?, lapses = ?, ended_at = ?, token = NULL, holder = NULL,
  lease_until = NULL, cause = 'lease_expired' WHERE number = ?"""
 _UNDER_WAY = """
-SELECT endpoint, class, count(DISTINCT token) FROM webhook_deliveries WHERE state = 1 GROUP BY endpoint, class"""
+SELECT endpoint, class, count(DISTINCT token) FROM webhook_deliveries INDEXED BY webhook_deliveries_leased
+ WHERE state = 1 GROUP BY endpoint, class"""
 _DUE = """
 SELECT d.number, e.id, e.name, e.occurred_at, e.seq, e.data, d.attempts, d.tried, d.due_at, d.stamp, d.sequence, d.class
-  FROM webhook_deliveries d JOIN webhook_events e ON e.number = d.event
+  FROM webhook_deliveries d INDEXED BY webhook_deliveries_waiting JOIN webhook_events e ON e.number = d.event
  WHERE d.endpoint = ? AND d.state = 0 AND d.class = ? AND d.due_at <= ? ORDER BY d.due_at, d.number LIMIT ?"""
 _LEASE = """
 UPDATE webhook_deliveries SET state = 1, holder = ?, token = ?, lease_until = ?, began_at = ?, stamp = ?,
  attempts = attempts + 1 WHERE number = ?"""
 _NEXT_DUE = """
-SELECT c.class, (SELECT min(d.due_at) FROM webhook_deliveries d WHERE d.endpoint = ?1 AND d.state = 0 AND d.class = c.class)
-  AS due FROM (SELECT 0 AS class UNION ALL SELECT 1 UNION ALL SELECT 2) c WHERE due IS NOT NULL"""
+SELECT c.class, (SELECT min(d.due_at) FROM webhook_deliveries d INDEXED BY webhook_deliveries_waiting
+                   WHERE d.endpoint = ?1 AND d.state = 0 AND d.class = c.class) AS due
+  FROM (SELECT 0 AS class UNION ALL SELECT 1 UNION ALL SELECT 2) c WHERE due IS NOT NULL"""
