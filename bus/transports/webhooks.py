@@ -158,7 +158,10 @@ class WebhookViews:
             endpoint = rows.find(transaction, webhook_id)
             if endpoint.sealed is None:
                 raise Malformed("The endpoint can't be read any more; give it its URL again first.", code="wrong_key")
-            sealed = rotated(endpoint.sealed, secret, body.grace_seconds, self._now())
+            old, default = endpoint.sealed, self._bus.settings.webhook_secret
+            if default and not old.secrets:
+                old = replace(old, secrets=(Secret(default),))
+            sealed = rotated(old, secret, body.grace_seconds, self._now())
             return rows.update(transaction, endpoint, endpoint.config, check_sealed(sealed))
 
         return json_answer(_shown(self._webhooks.change(job), secret))

@@ -69,7 +69,7 @@ class Claim(msgspec.Struct):
 class Result(msgspec.Struct):
     """What came of a claim. `row`: status, detail, address, five times in ms, bytes and excerpt for the log.
 
-    `verdict` None: it was never sent, and goes back as it was. `refused`: why the target was forbidden, in a word.
+    `verdict` None: it goes back as it was; with a `row`, after it was sent. `refused`: why the target was forbidden.
     """
 
     claim: Claim
@@ -159,7 +159,7 @@ class _Step:
                 self._discord().spend(self._now)
         for item in claim.items:
             if verdict is None or endpoint is None:
-                self._give_back(claim, item)
+                self._give_back(result, item)
             else:
                 self._settle_one(result, item, endpoint, verdict, lane)
         if endpoint is not None and verdict is not None:
@@ -213,11 +213,11 @@ class _Step:
         if key is not None:
             self._execute(_PROMOTE, (self._now, endpoint, key))
 
-    def _give_back(self, claim: Claim, item: Item) -> None:
-        self._execute(
-            "UPDATE webhook_deliveries SET state = ?, token = NULL, attempts = attempts - 1 WHERE number = ? AND token = ?",
-            (WAITING, item.number, claim.token),
-        )
+    def _give_back(self, result: Result, item: Item) -> None:
+        sent, token = bool(result.row), result.claim.token
+        self._execute(_GIVE_BACK, (WAITING, 0 if sent else 1, item.number, token))
+        if sent:
+            self._log(result.claim, item, "stopped", result.row)
 
     def _log(self, claim: Claim, item: Item, outcome: str, row: Sequence[Any]) -> None:
         self._execute(
@@ -230,7 +230,7 @@ class _Step:
         if not self._rows.set_state(self._transaction, endpoint.number, "disabled", reason, self._now):
             return
         self._taken.disabled = True
-        data = body.encode({"endpoint": endpoint.id, "url": endpoint.shown_url, "reason": reason})
+        data = body.encode({"endpoint": endpoint.id, "url": endpoint.masked_url, "reason": reason})
         self._outbox.write(self._transaction, "endpoint.disabled", Subject(), data)
 
     def _discord(self) -> Budget:
@@ -380,6 +380,9 @@ UPDATE webhook_lanes SET policy = ?, replays = ?, pending = max(pending - ?, 0),
 _MOVE = """
 UPDATE webhook_deliveries SET state = ?, due_at = ?, tried = ?, class = ?, ended_at = ?, cause = ?, token = NULL,
  holder = NULL, lease_until = NULL WHERE number = ? AND state = ? AND token = ? RETURNING bytes, order_key"""
+_GIVE_BACK = """
+UPDATE webhook_deliveries SET state = ?, token = NULL, holder = NULL, lease_until = NULL, attempts = attempts - ?
+ WHERE number = ? AND token = ?"""
 _PROMOTE = """
 UPDATE webhook_deliveries SET state = 0, due_at = ? WHERE number =
  (SELECT number FROM webhook_deliveries INDEXED BY webhook_deliveries_in_order

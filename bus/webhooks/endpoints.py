@@ -167,9 +167,12 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
         """The URL as listings show it: of a chat, no more than its host, since the rest is the credential."""
         if self.sealed is None:
             return ""
-        if self.config.kind == "http":
-            return self.sealed.url
-        parts = urlsplit(self.sealed.url)
+        return self.sealed.url if self.config.kind == "http" else self.masked_url
+
+    @property
+    def masked_url(self) -> str:
+        """The URL as others than operators may see it: the rest may be a credential."""
+        parts = urlsplit("" if self.sealed is None else self.sealed.url)
         return f"{parts.scheme}://{parts.netloc}/…"
 
     @property

@@ -162,9 +162,12 @@ class Webhooks:
     def _enter(self, transaction: Transaction) -> None:
         execute = transaction.execute
         slot = self.host.backplane.slot
-        execute("DELETE FROM webhook_processes WHERE server <> ?", (self._server,))
+        if self.host.backplane.alone:
+            execute("DELETE FROM webhook_processes WHERE server <> ?", (self._server,))
+        known = execute("SELECT 1 FROM webhook_processes WHERE server = ? LIMIT 1", (self._server,))
         execute("INSERT OR REPLACE INTO webhook_processes VALUES (?, ?)", (slot, self._server))
-        if execute("UPDATE webhook_state SET server = ?1 WHERE server IS NOT ?1 RETURNING 1", (self._server,)):
+        changed = execute("UPDATE webhook_state SET server = ?1 WHERE server IS NOT ?1 RETURNING 1", (self._server,))
+        if changed and not known:
             self.outbox.write(transaction, "system.started", Subject(), b"{}")
 
     def _leave(self, transaction: Transaction) -> bool:

@@ -97,7 +97,7 @@ class Registered:
         webhooks = self._running()
 
         def job(reader: Reader) -> list[Failure]:
-            urls = {e.number: e.shown_url for e in webhooks.rows.all(reader)[1]}
+            urls = {e.number: "" if e.sealed is None else e.sealed.url for e in webhooks.rows.all(reader)[1]}
             rows = reader.execute(_FAILURES, (max(limit, 0),))
             return [
                 Failure(

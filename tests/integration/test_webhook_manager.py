@@ -61,6 +61,20 @@ def test_what_failed_is_listed_and_tried_again(managed: BusServer, sink: Sink) -
     manager(managed, "unregister", url=sink.url)
 
 
+def test_what_failed_at_a_chat_is_tried_again_by_its_url(managed: BusServer, sink: Sink) -> None:
+    sink.mode = answer(400)
+    manager(managed, "register", url=sink.url, events=["chat.*"], kind="slack")
+    manager(managed, "trigger", event="chat.lost", payload={})
+    (failed,) = eventually(
+        lambda: [each for each in manager(managed, "get_failed_webhooks") if each["event"] == "chat.lost"],
+        what="a failure",
+    )
+    sink.mode = answer(200)
+    assert manager(managed, "retry_failed", url=failed["url"]) == 1
+    sink.wait_for(2)
+    manager(managed, "unregister", url=sink.url)
+
+
 def test_endpoints_and_what_they_are_owed_survive_a_restart(managed: BusServer, sink: Sink) -> None:
     sink.mode = answer(503, {"Retry-After": "2"})
     manager(managed, "register", url=sink.url, events=["order.*"])

@@ -18,6 +18,7 @@ from standardwebhooks import Webhook, WebhookVerificationError
 from bus.guard import REASONS
 from bus.settings import ROOT
 from bus.testing import BusServer, eventually
+from bus.webhooks.signing import new_secret
 from tests import certificates
 from tests.calls import call, send, send_all
 from tests.scraped import scrape
@@ -106,6 +107,22 @@ def test_a_rotated_secret_is_valid_beside_the_old_one_until_its_grace_is_over(
         with pytest.raises(WebhookVerificationError):
             Webhook(secret).verify(hit.body, hit.headers)
     drop(each_server, made)
+
+
+def test_the_default_secret_stays_valid_beside_the_first_of_its_own(
+    fresh_server: Callable[..., BusServer], sink: Sink
+) -> None:
+    default = new_secret()
+    server = fresh_server(env={**ENV, "WEBHOOK_SECRET": default})
+    made = hook(server, sink)
+    assert "secret" not in made
+    send(server, "anybody")
+    Webhook(default).verify((hit := sink.wait_for(1)[0]).body, hit.headers)
+    own = call(server, "POST", f"/api/webhooks/{made['id']}/rotate", {"grace_seconds": 60})["secret"]
+    send(server, "anybody")
+    hit = sink.wait_for(2)[1]
+    for secret in (default, own):
+        Webhook(secret).verify(hit.body, hit.headers)
 
 
 # ---- running them

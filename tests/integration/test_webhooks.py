@@ -6,6 +6,7 @@ import http.client
 import json
 import random
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -182,7 +183,7 @@ def test_gone_disables_at_once_keeps_what_is_owed_and_tells(each_server: BusServ
         made = hook(each_server, sink)
         send(each_server, "anybody")
         (hit,) = told.wait_for(1)
-        assert data_of(hit) == {"endpoint": made["id"], "url": sink.url, "reason": "gone"}
+        assert data_of(hit) == {"endpoint": made["id"], "url": sink.url.replace("/hook", "/…"), "reason": "gone"}
         shown = call(each_server, "GET", f"/api/webhooks/{made['id']}")
         assert (shown["state"], shown["reason"]) == ("disabled", "gone")
         (held,) = call(each_server, "GET", "/api/webhooks/deliveries", webhook=made["id"])["deliveries"]
@@ -273,6 +274,19 @@ def test_a_server_tells_once_that_it_stopped_and_once_that_it_started(
     eventually(lambda: _workers(server) == workers, what="a new worker")
     settled(server, made)
     assert sorted(json.loads(hit.body)["type"] for hit in sink.hits) == ["system.started", "system.stopped"]
+
+
+@pytest.mark.slow
+def test_two_servers_of_one_log_tell_once_each_that_they_started_and_stopped(
+    fresh_server: Any, sink: Sink, tmp_path: Path
+) -> None:
+    first, second = (fresh_server(env=ENV, workers=2, data_dir=tmp_path) for _ in range(2))
+    hook(second, sink, "system.*")
+    first.kill_worker(first.worker_pids()[0])
+    eventually(lambda: _workers(second) == 4, what="a new worker")
+    assert first.terminate() == 0
+    assert second.terminate() == 0
+    assert [json.loads(hit.body)["type"] for hit in sink.hits] == ["system.stopped"] * 2
 
 
 def _workers(server: BusServer) -> int:

@@ -111,6 +111,27 @@ def test_the_leases_of_a_dead_process_end_when_another_takes_its_place() -> None
     assert len(store.step(holder=3, gone="holder = 3").claims) == 2
 
 
+def test_who_is_alone_ends_all_leases_but_those_of_who_has_entered_since() -> None:
+    store = Store(rate=Rate(1000))
+    store.owe(3)
+    for holder in (0, 1, 2):
+        store.step(holder=holder, fresh=1)
+    store.execute("INSERT INTO webhook_processes VALUES (0, 'this server'), (2, 'this server')")
+    gone = "holder = 0 OR holder NOT IN (SELECT slot FROM webhook_processes)"
+    assert store.step(fresh=0, gone=gone).reaped == 2
+    assert store.states() == [0, 0, 1]
+
+
+def test_a_request_that_a_stop_cut_off_is_logged_and_costs_no_attempt_of_the_schedule() -> None:
+    store = Store(rate=Rate(1000), schedule_seconds=(0.0,))
+    store.owe(2)
+    sent, unsent_ = store.step().claims
+    store.step(came(sent, None), Result(unsent_, None), fresh=0)
+    again, first = store.step().claims
+    assert [(claim.items[0].attempts, claim.items[0].tried) for claim in (again, first)] == [(2, 0), (1, 0)]
+    assert store.execute("SELECT attempt, outcome FROM webhook_attempts") == [(1, "stopped")]
+
+
 def test_a_stamp_does_not_go_back_when_the_clock_does() -> None:
     store = Store(schedule_seconds=(0.0, 0.0))
     store.owe()
