@@ -14,7 +14,7 @@ from tests.sinks import Sink, answer
 from tests.webhook_calls import ENV, data_of
 
 
-@pytest.fixture(scope="module", params=[1, 4], ids=["one worker", "four workers"])
+@pytest.fixture(scope="module", params=[1, pytest.param(4, marks=pytest.mark.slow)], ids=["one worker", "four workers"])
 def managed(request: pytest.FixtureRequest) -> Iterator[BusServer]:
     with BusServer(env={**ENV, "BUS_EXTENSIONS": "tests.webhook_manager"}, workers=request.param) as server:
         yield server
