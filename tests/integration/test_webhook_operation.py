@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import stat
+import threading
 import time
 from collections.abc import Callable, Iterator
 from itertools import pairwise
@@ -98,6 +99,41 @@ def test_a_rotated_secret_is_valid_beside_the_old_one_until_its_grace_is_over(
         with pytest.raises(WebhookVerificationError):
             Webhook(secret).verify(hit.body, hit.headers)
     drop(each_server, made)
+
+
+@pytest.mark.slow
+def test_a_rotation_and_a_deletion_under_load_harm_nobody(server4: BusServer, sink: Sink) -> None:
+    made = hook(server4, sink, types=["load"])
+    path = f"/api/webhooks/{made['id']}"
+    sent: list[int] = []
+    deleted = threading.Event()
+
+    def produce() -> None:
+        while not deleted.is_set():
+            send(server4, "anybody", len(sent), type="load")
+            sent.append(len(sent))
+
+    producer = threading.Thread(target=produce)
+    producer.start()
+    try:
+        sink.wait_for(50)
+        before = len(sink.hits)
+        new = call(server4, "POST", f"{path}/rotate", {"grace_seconds": 3600})["secret"]
+        after, owed = len(sink.hits), len(sent)
+        hits = sink.wait_for(owed + 100, seconds=30)
+        call(server4, "DELETE", path)
+        gone = len(sink.hits)
+    finally:
+        deleted.set()
+        producer.join()
+    old = Webhook(made["secret"])
+    for hit in hits:
+        old.verify(hit.body, hit.headers)  # who knows the old secret only has the time of its grace
+    known = [number for number, hit in enumerate(hits) if len(hit.headers["webhook-signature"].split()) == 2]
+    assert before <= known[0] <= after + 10
+    for hit in hits[known[0] + 10 :]:
+        Webhook(new).verify(hit.body, hit.headers)
+    assert len(sink.hits) - gone <= 10
 
 
 def test_the_default_secret_stays_valid_beside_the_first_of_its_own(
