@@ -77,11 +77,14 @@ class WebhookViews:
         body: answers.CreateBody = read(_decode_create, body_of(BODY_BYTES), "body")
         kind = body.kind or kind_of(body.url)
         config = default_config(_config(Config(events=tuple(body.events), kind=kind), body)).check()
+        if body.ed25519 and kind != "http":
+            raise Malformed("`ed25519` is for receivers of kind http.", code="bad_field", field="ed25519")
         secret = body.secret
         if secret is None and not self._bus.settings.webhook_secret and kind == "http":
             secret = signing.new_secret()
         kept = () if secret is None else (Secret(secret),)
-        sealed = check_sealed(Sealed(body.url, kept, _given(body.headers, {})))
+        pairs = (Secret(signing.new_private_key()),) if body.ed25519 else ()
+        sealed = check_sealed(Sealed(body.url, kept, _given(body.headers, {}), pairs))
         self._webhooks.check(body.url)
         state: State = "enabled" if body.enabled else "paused"
 
@@ -106,7 +109,7 @@ class WebhookViews:
             endpoint = rows.find(transaction, webhook_id)
             config = _config(endpoint.config, body).check()
             old = endpoint.sealed or Sealed("")
-            sealed = Sealed(_given(body.url, old.url), old.secrets, _given(body.headers, old.headers))
+            sealed = replace(old, url=_given(body.url, old.url), headers=_given(body.headers, old.headers))
             if not sealed.url:
                 raise Malformed("The URL can't be read any more; give it again.", code="missing_field", field="url")
             return rows.update(transaction, endpoint, config, check_sealed(sealed))
@@ -337,9 +340,14 @@ def _shown(endpoint: Endpoint, secret: str | None = None) -> answers.Endpoint:
         rate=[answers.RateBody(rate.count, rate.seconds) for rate in config.limits.rates],
         ordered=config.ordered,
         headers=sorted(sealed.headers),
-        secrets=["***" if known.until_us is None else f"*** until {_time(known.until_us)}" for known in sealed.secrets],
+        secrets=[_until("***", known) for known in sealed.secrets],
+        public_keys=[_until(signing.public_key_of(known.text), known) for known in sealed.key_pairs],
         secret=UNSET if secret is None else secret,
     )
+
+
+def _until(shown: str, known: Secret) -> str:
+    return shown if known.until_us is None else f"{shown} until {_time(known.until_us)}"
 
 
 def _delivery(delivery: deliveries.Delivery) -> answers.Delivery:

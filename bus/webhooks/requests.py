@@ -51,7 +51,8 @@ def test_request(endpoint: Endpoint, now_us: int, wall: int, default_secret: str
 
 def _signed(sealed: Sealed, item: Item, text: bytes, now_us: int, default_secret: str | None) -> Request:
     secrets = sealed.valid(now_us) or ([default_secret] if default_secret else [])
-    ours = {**signing.headers(item.event_id, item.stamp, text, secrets), "webhook-attempt": str(item.attempts)}
+    signed = signing.headers(item.event_id, item.stamp, text, secrets, sealed.private_keys(now_us))
+    ours = {**signed, "webhook-attempt": str(item.attempts)}
     if item.sequence is not None:
         ours["webhook-sequence"] = str(item.sequence)
     if item.replay:

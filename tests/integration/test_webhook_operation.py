@@ -15,6 +15,7 @@ from click.testing import CliRunner, Result
 from standardwebhooks import Webhook, WebhookVerificationError
 
 from bus.cli import cli
+from bus.client.webhooks import WebhookReceiver
 from bus.guard import REASONS
 from bus.testing import BusServer, eventually
 from bus.webhooks.signing import new_secret
@@ -150,6 +151,23 @@ def test_the_default_secret_stays_valid_beside_the_first_of_its_own(
     hit = sink.wait_for(2)[1]
     for secret in (default, own):
         Webhook(secret).verify(hit.body, hit.headers)
+
+
+def test_a_key_pair_signs_beside_the_secret_and_both_are_rotated(each_server: BusServer, sink: Sink) -> None:
+    made = hook(each_server, sink, ed25519=True)
+    (public,) = made["public_keys"]
+    send(each_server, "anybody")
+    (hit,) = sink.wait_for(1)
+    for secret in (made["secret"], public):
+        assert WebhookReceiver(secret).check(hit.headers, hit.body).ok
+    new, old = call(each_server, "POST", f"/api/webhooks/{made['id']}/rotate", {})["public_keys"]
+    assert old.startswith(f"{public} until ")
+    send(each_server, "anybody")
+    hit = sink.wait_for(2)[1]
+    assert len(hit.headers["webhook-signature"].split()) == 4
+    for secret in (made["secret"], public, new):
+        assert WebhookReceiver(secret).check(hit.headers, hit.body).ok
+    drop(each_server, made)
 
 
 # ---- running them
