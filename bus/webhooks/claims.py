@@ -320,15 +320,28 @@ class _Step:
 
     def _claim_for_chat(self, endpoint: Endpoint, lane: Lane) -> int:
         """One message: of one event, or of all that wait, if these are many."""
-        rows = [row for class_ in (FRESH, LATE, REPLAYED) for row in self._due(endpoint.number, class_, FOLD_MOST)]
+        fitting = {class_: self._fitting(endpoint.number, class_) for class_ in (FRESH, LATE, REPLAYED)}
+        most = FOLD_MOST if sum(fitting.values()) > FOLD_ABOVE else 1
+        rows: list[tuple[Any, ...]] = []
+        for class_, count in fitting.items():
+            rows += self._due(endpoint.number, class_, min(count, most - len(rows)))
         if not rows:
             return 0
-        rows = rows[:FOLD_MOST] if len(rows) > FOLD_ABOVE else rows[:1]
         size = self._take(endpoint, rows, late=False)
         lane.began(self._now, endpoint.config.limits, 2 if len(rows) > 1 else 1)  # what is folded comes more seldom
         self._touched.add(endpoint.number)
         self._plan.fresh -= 1
         return size
+
+    def _fitting(self, number: int, class_: int) -> int:
+        """How many of a class are due and together not too much to be read; one always is."""
+        left, count = CLAIM_BYTES, 0
+        for (size,) in self._execute(_SIZES, (number, class_, self._now, FOLD_MOST)):
+            left -= size
+            if left < 0 and count:
+                break
+            count += 1
+        return count
 
     def _due(self, number: int, class_: int, limit: int) -> list[tuple[Any, ...]]:
         return self._execute(_DUE, (number, class_, self._now, limit))
@@ -405,6 +418,9 @@ _DUE = """
 SELECT d.number, e.id, e.name, e.occurred_at, e.seq, e.data, d.attempts, d.tried, d.due_at, d.stamp, d.sequence, d.class
   FROM webhook_deliveries d INDEXED BY webhook_deliveries_waiting JOIN webhook_events e ON e.number = d.event
  WHERE d.endpoint = ? AND d.state = 0 AND d.class = ? AND d.due_at <= ? ORDER BY d.due_at, d.number LIMIT ?"""
+_SIZES = """
+SELECT bytes FROM webhook_deliveries INDEXED BY webhook_deliveries_waiting
+ WHERE endpoint = ? AND state = 0 AND class = ? AND due_at <= ? ORDER BY due_at, number LIMIT ?"""
 _LEASE = """
 UPDATE webhook_deliveries SET state = 1, holder = ?, token = ?, lease_until = ?, began_at = ?, stamp = ?,
  attempts = attempts + 1 WHERE number = ?"""

@@ -11,7 +11,7 @@ import pytest
 
 from bus.webhooks import deliveries, replays
 from bus.webhooks.breaker import Rate
-from bus.webhooks.claims import LEASE_MARGIN_US, Claim, Plan, Result, Taken, take_step
+from bus.webhooks.claims import CLAIM_BYTES, LEASE_MARGIN_US, Claim, Plan, Result, Taken, take_step
 from bus.webhooks.dispatcher import unsent
 from bus.webhooks.endpoints import Config, Endpoint, Rows, Sealed
 from bus.webhooks.engine import MIGRATIONS
@@ -177,6 +177,24 @@ def test_an_open_breaker_lets_one_probe_through_whoever_asks() -> None:
     store.step(came(taken[0][0], OK), fresh=0)
     store.turn(2)
     assert store.step().claims
+
+
+def test_a_digest_holds_as_many_as_wait_and_no_more_than_can_be_read() -> None:
+    store = Store(kind="slack")
+    store.owe(2)
+    (one,) = store.step().claims
+    assert len(one.items) == 1  # few come one by one
+    store.step(came(one, OK), fresh=0)
+    store.owe(300)
+    for _ in range(3):
+        store.outbox.write(store, "x", Subject(), b'"%s"' % (b"y" * (CLAIM_BYTES // 2)))  # type: ignore[arg-type]
+    folded = []
+    while store.execute("SELECT 1 FROM webhook_deliveries WHERE state = 0"):
+        store.turn(5)
+        for claim in store.step().claims:
+            folded.append(len(claim.items))
+            store.step(came(claim, OK), fresh=0)
+    assert folded == [200, 102, 1, 1]
 
 
 def test_no_more_are_under_way_than_an_endpoint_takes_however_many_processes_send() -> None:
