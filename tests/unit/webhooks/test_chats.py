@@ -116,27 +116,45 @@ values = st.recursive(
 )
 
 
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(name=text, data=values, occurred_us=st.none() | st.integers(0, 4 * 10**15))
-def test_whatever_is_told_is_within_the_limits_and_harmless(name: str, data: Any, occurred_us: int | None) -> None:
-    check(Note(name, data, occurred_us))
+NOTES = st.builds(Note, text, values, st.none() | st.integers(0, 4 * 10**15))
+DIGESTS = st.tuples(st.lists(NOTES, max_size=12), st.dictionaries(text, st.integers(1, 10**6), max_size=40))
+SLOW_TO_MAKE = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(
-    notes=st.lists(st.builds(Note, text, values), max_size=12),
-    kinds=st.dictionaries(text, st.integers(1, 10**6), max_size=40),
-)
-def test_so_is_every_digest(notes: list[Note], kinds: dict[str, int]) -> None:
+def check_digests(notes: list[Note], kinds: dict[str, int]) -> None:
     check_slack(slack.digest(notes, kinds or {"a": 1}, "https://bus.example/?a=1&b=2"))
     check_discord(discord.digest(notes, kinds or {"a": 1}))
+
+
+@settings(max_examples=40, **SLOW_TO_MAKE)
+@given(NOTES)
+def test_whatever_is_told_is_within_the_limits_and_harmless(note: Note) -> None:
+    check(note)
+
+
+@settings(max_examples=10, **SLOW_TO_MAKE)
+@given(DIGESTS)
+def test_so_is_every_digest(digest: tuple[list[Note], dict[str, int]]) -> None:
+    check_digests(*digest)
+
+
+@pytest.mark.slow
+@settings(max_examples=300, **SLOW_TO_MAKE)
+@given(NOTES, DIGESTS)
+def test_so_it_is_many_times_over(note: Note, digest: tuple[list[Note], dict[str, int]]) -> None:
+    check(note)
+    check_digests(*digest)
 
 
 @pytest.mark.parametrize(
     "size", [0, 1, 199, 200, 201, 1023, 1024, 1025, 1999, 2000, 2001, 2999, 3000, 3001, 4096, 100_000, 10**6]
 )
-@pytest.mark.parametrize("filler", ["x", "`", "&", "<", "🎉", "שלום", "\\", "*", "\ud800", "<!channel> ", "a b\n"])
-def test_every_size_from_nothing_to_a_megabyte_fits_and_what_is_cut_is_said(size: int, filler: str) -> None:
+def test_every_size_from_nothing_to_a_megabyte_fits_and_what_is_cut_is_said(size: int) -> None:
+    for filler in ("x", "`", "&", "<", "🎉", "שלום", "\\", "*", "\ud800", "<!channel> ", "a b\n"):
+        check_size(size, filler)
+
+
+def check_size(size: int, filler: str) -> None:
     long = (filler * (size // len(filler) + 1))[:size]
     for data in ({"text": long}, long, {long: 1}, [long] * 3, {"a": {"b": long}}):
         for payload in check(Note("message.sent", data)):
