@@ -216,7 +216,7 @@ class _Step:
     def _give_back(self, result: Result, item: Item) -> None:
         sent, token = bool(result.row), result.claim.token
         self._execute(_GIVE_BACK, (WAITING, 0 if sent else 1, item.number, token))
-        if sent:
+        if sent and result.verdict is None:
             self._log(result.claim, item, "stopped", result.row)
 
     def _log(self, claim: Claim, item: Item, outcome: str, row: Sequence[Any]) -> None:

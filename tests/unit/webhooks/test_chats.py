@@ -116,9 +116,12 @@ values = st.recursive(
 )
 
 
-NOTES = st.builds(Note, text, values, st.none() | st.integers(0, 4 * 10**15))
-DIGESTS = st.tuples(st.lists(NOTES, max_size=12), st.dictionaries(text, st.integers(1, 10**6), max_size=40))
 SLOW_TO_MAKE = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+TOLD = {"name": text, "data": values, "occurred_us": st.none() | st.integers(0, 4 * 10**15)}
+DIGEST = {
+    "notes": st.lists(st.builds(Note, text, values), max_size=12),
+    "kinds": st.dictionaries(text, st.integers(1, 10**6), max_size=40),
+}
 
 
 def check_digests(notes: list[Note], kinds: dict[str, int]) -> None:
@@ -127,23 +130,29 @@ def check_digests(notes: list[Note], kinds: dict[str, int]) -> None:
 
 
 @settings(max_examples=40, **SLOW_TO_MAKE)
-@given(NOTES)
-def test_whatever_is_told_is_within_the_limits_and_harmless(note: Note) -> None:
-    check(note)
+@given(**TOLD)
+def test_whatever_is_told_is_within_the_limits_and_harmless(name: str, data: Any, occurred_us: int | None) -> None:
+    check(Note(name, data, occurred_us))
 
 
 @settings(max_examples=10, **SLOW_TO_MAKE)
-@given(DIGESTS)
-def test_so_is_every_digest(digest: tuple[list[Note], dict[str, int]]) -> None:
-    check_digests(*digest)
+@given(**DIGEST)
+def test_so_is_every_digest(notes: list[Note], kinds: dict[str, int]) -> None:
+    check_digests(notes, kinds)
 
 
 @pytest.mark.slow
-@settings(max_examples=300, **SLOW_TO_MAKE)
-@given(NOTES, DIGESTS)
-def test_so_it_is_many_times_over(note: Note, digest: tuple[list[Note], dict[str, int]]) -> None:
-    check(note)
-    check_digests(*digest)
+@settings(max_examples=120, **SLOW_TO_MAKE)
+@given(**TOLD)
+def test_so_it_is_of_many_examples(name: str, data: Any, occurred_us: int | None) -> None:
+    check(Note(name, data, occurred_us))
+
+
+@pytest.mark.slow
+@settings(max_examples=40, **SLOW_TO_MAKE)
+@given(**DIGEST)
+def test_so_is_every_digest_of_many(notes: list[Note], kinds: dict[str, int]) -> None:
+    check_digests(notes, kinds)
 
 
 @pytest.mark.parametrize(
