@@ -22,7 +22,7 @@ from bus.webhooks.signing import new_secret
 from tests import certificates
 from tests.calls import call, send, send_all
 from tests.scraped import scrape
-from tests.sinks import Sink, answer, silent
+from tests.sinks import Sink, answer, in_turn, silent
 from tests.webhook_calls import ENV, data_of, drop, hook, settled, stats
 
 
@@ -259,6 +259,27 @@ def test_a_target_that_has_become_forbidden_is_not_called_and_counted_by_its_rea
     blocked = {reason: counted.value("bus_webhook_blocked_targets_total", reason=reason) for reason in REASONS}
     assert blocked == {**dict.fromkeys(REASONS, 0), "loopback": 3, "private": 1}
     assert sink.connections == 0
+
+
+def test_what_is_sent_and_what_waits_is_measured(fresh_server: Callable[..., BusServer], sink: Sink) -> None:
+    server = fresh_server(env=ENV)
+    sink.mode = in_turn(answer(200), answer(500))
+    made = hook(server, sink, schedule_seconds=[0, 300])
+    for count in (1, 2):
+        send(server, "anybody")
+        sink.wait_for(count)
+    eventually(lambda: stats(server, made)["attempts"] == 2, what="the log of both")
+    own = stats(server, made)
+    assert (own["pending"], own["dead"], own["success_rate"]) == (1, 0, 0.5)
+    assert own["oldest_pending_seconds"] > 0
+    found = scrape(server)
+    for class_ in ("2xx", "5xx"):
+        assert found.value("bus_webhook_attempts_total", kind="standard", class_=class_) == 1
+    assert found.value("bus_webhook_pending") == 1
+    assert found.value("bus_webhook_oldest_pending_seconds") > 0
+    assert found.value("bus_webhook_endpoints", state="enabled") == 1
+    assert found.value("bus_webhook_breaker_open") == 0
+    assert found.value("bus_webhook_delivery_lag_seconds_count", kind="standard") == 1
 
 
 def test_an_error_of_the_server_is_told_and_a_failing_receiver_is_none(
