@@ -313,6 +313,24 @@ def test_beyond_the_cap_what_webhooks_want_is_refused_and_all_else_goes_on(
     eventually(lambda: not refused(), what="room in the outbox")
 
 
+@pytest.mark.slow
+def test_a_request_that_a_stop_cuts_off_is_logged_and_made_again(
+    fresh_server: Callable[..., BusServer], sink: Sink
+) -> None:
+    server = fresh_server(env=ENV)
+    sink.mode = in_turn(silent, answer(200))
+    made = hook(server, sink, timeout_seconds=30.0)
+    send(server, "anybody")
+    sink.wait_for(1)
+    server.restart()
+    first, second = sink.wait_for(2)
+    assert first.headers["webhook-id"] == second.headers["webhook-id"]
+    settled(server, made)
+    (delivery,) = call(server, "GET", "/api/webhooks/deliveries", webhook=made["id"])["deliveries"]
+    log = call(server, "GET", f"/api/webhooks/deliveries/{delivery['id']}")["attempts"]
+    assert [(each["attempt"], each["outcome"]) for each in log] == [(1, "stopped"), (2, "ok")]
+
+
 # ---- limits and isolation
 
 

@@ -12,6 +12,7 @@ import pytest
 from bus.webhooks import deliveries, replays
 from bus.webhooks.breaker import Rate
 from bus.webhooks.claims import CLAIM_BYTES, LEASE_MARGIN_US, Claim, Plan, Result, Taken, take_step
+from bus.webhooks.deliveries import Choice
 from bus.webhooks.dispatcher import unsent
 from bus.webhooks.endpoints import Config, Endpoint, Rows, Sealed
 from bus.webhooks.engine import MIGRATIONS
@@ -202,6 +203,57 @@ def test_no_more_are_under_way_than_an_endpoint_takes_however_many_processes_sen
     store.owe(50)
     claims = [claim for holder in range(4) for claim in store.step(holder=holder).claims]
     assert len(claims) == 10
+
+
+def test_a_replay_takes_each_delivery_once_in_batches_and_stops_when_it_is_told() -> None:
+    store: Any = Store()
+    store.owe(1200)
+    deliveries.set_aside(store, store.number, store.ledger.now)
+    deliveries.set_aside(store, store.number, store.ledger.now)
+    assert store.states().count(4) == 1000
+    now, choice = store.ledger.now, Choice(store.number, "dead")
+    assert replays.matching(store, choice, now) == 1000
+    first, again = (replays.begin(store, choice, 1000, now) for _ in range(2))
+    batch = replays.next_batch(store, now)
+    assert batch is not None
+    for _ in range(2):  # a process died before it knew that its batch was written
+        replays.put_back(store, batch, now)
+    assert store.states().count(4) == 500
+    while batch := replays.next_batch(store, now):
+        replays.put_back(store, batch, now)
+    assert store.states().count(4) == 0
+    assert [replays.find(store, each.id).status for each in (first, again)] == ["done", "done"]
+    assert replays.find(store, first.id).replayed + replays.find(store, again.id).replayed == 1000
+    assert store.execute("SELECT pending FROM webhook_lanes") == [(1200,)]
+    deliveries.set_aside(store, store.number, store.ledger.now)
+    store.turn(61)
+    third = replays.begin(store, choice, 500, store.ledger.now)
+    batch = replays.next_batch(store, store.ledger.now)
+    assert batch is not None
+    replays.cancel(store, third.id)
+    replays.put_back(store, batch, store.ledger.now)
+    assert store.states().count(4) == 500
+
+
+def test_what_is_old_and_what_nobody_has_any_more_is_forgotten() -> None:
+    store: Any = Store(schedule_seconds=(0.0,), rate=Rate(1000))
+    store.owe(3)
+    store.step(*(came(claim, OK) for claim in store.step(fresh=2).claims), fresh=0)
+    assert deliveries.forgettable(store, store.ledger.now + deliveries.KEPT_US) == []
+    found = deliveries.forgettable(store, store.ledger.now + deliveries.KEPT_US + 1)
+    assert [number for number, _ in found] == [1, 2]
+    assert replays.replay_one(store, 2, store.ledger.now) == 1  # in the meantime
+    deliveries.forget(store, found)
+    counted = [
+        store.execute(f"SELECT count(*) FROM webhook_{what}")[0][0] for what in ("deliveries", "events", "attempts")
+    ]
+    assert counted == [2, 2, 1]
+    store.rows.delete(store, store.endpoints[store.number])
+    deliveries.forget(store, deliveries.forgettable(store, store.ledger.now))
+    counted = [
+        store.execute(f"SELECT count(*) FROM webhook_{what}")[0][0] for what in ("deliveries", "events", "attempts")
+    ]
+    assert counted == [0, 0, 0]
 
 
 def test_what_holds_writers_up_never_reads_the_whole_log() -> None:
