@@ -17,7 +17,7 @@ ROOT = "/api/keys"
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
-class Span(click.ParamType):
+class Span(click.ParamType[float]):
     """Seconds, or a number with s, m, h or d behind it."""
 
     name = "time"
