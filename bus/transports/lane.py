@@ -1,10 +1,11 @@
-"""The lane: sends over HTTP without a greenlet and without Flask, which alone would cost 250 µs a request.
+"""The lane: sends and probes over HTTP without a greenlet and without Flask, which alone would cost 250 µs a request.
 
 gunicorn's listeners are served by a `LaneServer`, whatever command started gunicorn. A connection's descriptor is watched
 by the event loop. If what comes begins with the plain head of a send (bus.transports.heads), head and body are read and
-published in callbacks, and the answer is written when the commit has settled (bus.transports.lane_connection). Anything
-else is given to gunicorn untouched, in a greenlet of its pool, as if the lane were not there; when it has answered, the
-connection comes back, and the next request is decided afresh.
+published in callbacks, and the answer is written when the commit has settled (bus.transports.lane_connection). The plain
+head of a probe is answered in its callback, by what stands for its path in `PROBES` of the app's configuration: it must
+look at memory only. Anything else is given to gunicorn untouched, in a greenlet of its pool, as if the lane were not there;
+when it has answered, the connection comes back, and the next request is decided afresh.
 
 What is refused for its head (too large, no credential, …) is refused by Flask, for there it costs no more than it did.
 What a body asks for, and its answer, is `bus.transports.sends`, for both.
@@ -75,6 +76,7 @@ class Lane:
             self.bus.auth,
             max_fields=cfg.limit_request_fields,
             max_bytes=cfg.limit_request_field_size,
+            probes=self._app.config.get("PROBES"),
         )
         worker.server_class = partial(LaneServer, self)
         worker.handle_request = partial(self._handle_request, worker.handle_request)
@@ -85,9 +87,9 @@ class Lane:
     # ---- what a connection asks
 
     def admits(self, head: Head) -> bool:
-        """True when the bus runs and the credential is good; else Flask tells what is wrong."""
+        """True when the bus runs and the credential is good, or none is needed; else Flask tells what is wrong."""
         try:
-            return self.bus.running and self.bus.auth.caller(head) is not None
+            return self.bus.running and (head.probe is not None or self.bus.auth.caller(head) is not None)
         except BusError:
             return False
 
