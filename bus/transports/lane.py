@@ -195,14 +195,15 @@ class LaneServer(StreamServer):
             self.max_accept = 1  # as gunicorn has it: neighbours shall have some, too
 
     def do_handle(self, *args: Any) -> None:
-        """A client was accepted."""
-        self.take(*args)
+        """A client was accepted. Under load its request is there already, and need not wait for the loop's next turn."""
+        self.take(*args).look()
 
-    def take(self, client: Any, address: Any) -> None:
+    def take(self, client: Any, address: Any) -> LaneConnection:
         """Watch a connection until its next request. Its descriptor is taken out of `client`."""
         connection = LaneConnection(self._lane, self, client, address)
         self.places.taken += 1
         self._lane.connections.add(connection)
+        return connection
 
     def left(self, connection: LaneConnection) -> None:
         """A connection is the lane's no more."""

@@ -92,11 +92,12 @@ class LaneConnection:
         self._head = self._body = None
         self._deadline = time.monotonic() + self._lane.idle_seconds
         if not self._watcher.active:
-            self._watcher.start(self._readable)
+            self._watcher.start(self.look)
 
     # ---- reading
 
-    def _readable(self) -> None:
+    def look(self) -> None:
+        """Take what is there to read."""
         try:
             if self._head is None:
                 self._look()

@@ -20,6 +20,7 @@ from typing import Any
 
 from bus.testing import BusServer, eventually
 from tests.calls import call
+from tests.scraped import scrape
 
 LIVES = {"brief": 60, "short": 3600, "day": 86400, "kept": 3600}
 """Seconds; `kept` is archived. Beside them there is `audit`, for ever."""
@@ -130,6 +131,8 @@ def run(count: int, workers: int) -> None:
         assert found["archived"] == found["archive"]["messages"] == sent["kept"], found
         assert found["total_messages"] == count + audits
         assert readable(server, "audit") == sent["audit"] + audits
+        assert scrape(server).total("bus_retention_deleted_total") == found["expired"]
+        assert scrape(server).total("bus_retention_archived_total") == found["archived"]
         _wait_for_space(server, full, count)
 
 
