@@ -451,6 +451,7 @@ def test_at_sigterm_ready_says_no_at_once_and_the_door_stays_open(fresh_server: 
 def test_a_second_signal_ends_the_notice(fresh_server: Start, second: int) -> None:
     server = fresh_server(workers=2, env={"DRAIN_NOTICE_SECONDS": "60"})
     with Follower(server.port, "anna") as anna:
+        eventually(lambda: server.log.count("The bus serves") == 2, what="both to serve")
         send(server, "anna", "kept")
         anna.wait_for(1)
         os.kill(server.pid, signal.SIGTERM)
