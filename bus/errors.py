@@ -56,9 +56,15 @@ class Malformed(BusError):
 
 
 class ForbiddenTarget(BusError):
+    """`sort` says in a word what makes the target one that may not be called: `private`, `loopback`, `port`, …"""
+
     code = "forbidden_target"
     status = 400
     close_code = 1008
+
+    def __init__(self, sentence: str, *, sort: str = "other", field: str | None = None) -> None:
+        super().__init__(sentence, field=field)
+        self.sort = sort
 
 
 class Unauthenticated(BusError):

@@ -72,9 +72,9 @@ class Guard:
         parts = _URL.match(url)
         scheme = parts["scheme"].lower() if parts else ""
         if parts is None or scheme not in DEFAULT_PORTS:
-            raise refused("The URL must begin with https:// or http://.")
+            raise refused("The URL must begin with https:// or http://.", "scheme")
         if self._https_only and scheme != "https":
-            raise refused("Only https:// may be called here (WEBHOOK_HTTPS_ONLY).")
+            raise refused("Only https:// may be called here (WEBHOOK_HTTPS_ONLY).", "scheme")
         host, port, literal = read_authority(parts["authority"])
         target = Target(
             scheme=scheme,
@@ -104,7 +104,8 @@ class Guard:
         if found is not None:
             raise refused(
                 f"The host has the address {address}, in {found[0]} ({found[1]}), which may not be called;"
-                " WEBHOOK_ALLOWED_TARGETS allows it."
+                " WEBHOOK_ALLOWED_TARGETS allows it.",
+                "loopback" if address.is_loopback else found[1].partition(",")[0].replace("-", "_"),
             )
         if port not in self._ports:
             raise self._wrong_port(port)
@@ -118,7 +119,7 @@ class Guard:
 
     def _wrong_port(self, port: int) -> ForbiddenTarget:
         ports = ", ".join(map(str, sorted(self._ports)))
-        return refused(f"Port {port} may not be called, only {ports}; WEBHOOK_ALLOWED_PORTS adds to them.")
+        return refused(f"Port {port} may not be called, only {ports}; WEBHOOK_ALLOWED_PORTS adds to them.", "port")
 
 
 VISIBLE = "".join(map(chr, range(0x21, 0x7F)))
@@ -148,5 +149,5 @@ def read_authority(authority: str) -> tuple[str, int | None, bool]:
     return host, port, host.rpartition(".")[2].isdigit()
 
 
-def refused(sentence: str) -> ForbiddenTarget:
-    return ForbiddenTarget(sentence, field="url")
+def refused(sentence: str, sort: str = "other") -> ForbiddenTarget:
+    return ForbiddenTarget(sentence, sort=sort, field="url")

@@ -53,10 +53,11 @@ class Answer(Struct, frozen=True, kw_only=True):
 
     `status` is there once a head came whole, also when what followed failed. `error` is None, or one of:
     forbidden_target, dns, connect, tls, timeout, reset, protocol, body_too_big, redirect, and bad_request, which is
-    our own fault. `detail` is a sentence for people, without secrets. `headers` has names in lower case, repeated ones
-    joined by a comma, and at most 64. `excerpt` is the body as it came, at most 16 KB. `address` is the one that took
-    the connection, or the first that was tried. Times are milliseconds of each stage, None where it was not finished;
-    `ttfb_ms` is from then to the head of the answer; `started_us` is by the clock that `Outbound` was given.
+    our own fault; `blocked` is the sort of a forbidden target. `detail` is a sentence for people, without secrets.
+    `headers` has names in lower case, repeated ones joined by a comma, and at most 64. `excerpt` is the body as it came,
+    at most 16 KB. `address` is the one that took the connection, or the first that was tried. Times are milliseconds of
+    each stage, None where it was not finished; `ttfb_ms` is from then to the head of the answer; `started_us` is by the
+    clock that `Outbound` was given.
     """
 
     status: int | None
@@ -71,6 +72,7 @@ class Answer(Struct, frozen=True, kw_only=True):
     tls_ms: float | None
     ttfb_ms: float | None
     total_ms: float
+    blocked: str | None = None
 
 
 class Failed(Exception):
@@ -122,7 +124,7 @@ class Outbound:
         except Failed as failure:
             return call.answer(failure.error, failure.detail)
         except ForbiddenTarget as refusal:
-            return call.answer(refusal.code, refusal.sentence)
+            return call.answer(refusal.code, refusal.sentence, blocked=refusal.sort)
         except TimeoutError:
             return call.answer("timeout", f"No end within {timeout_seconds:g} s: {call.stage}.")
         return call.answer(None, "")
@@ -213,7 +215,7 @@ class Call:
             key, text = name.decode("latin-1"), value.decode("latin-1")
             self.headers[key] = f"{self.headers[key]}, {text}" if key in self.headers else text
 
-    def answer(self, error: str | None, detail: str) -> Answer:
+    def answer(self, error: str | None, detail: str, *, blocked: str | None = None) -> Answer:
         return Answer(
             status=self.status,
             headers=self.headers,
@@ -227,6 +229,7 @@ class Call:
             tls_ms=self._took.get("tls"),
             ttfb_ms=self._took.get("ttfb"),
             total_ms=milliseconds(time.perf_counter() - self._started),
+            blocked=blocked,
         )
 
 

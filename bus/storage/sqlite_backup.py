@@ -62,6 +62,9 @@ def back_up(database: Path, target: Path, *, replace: bool = False) -> Copy:
     """
     if not database.exists():
         raise NoCopy(f"There is no log at {database}; DATA_DIR or DATABASE_URL says where it is.")
+    own = [path for path in (database, Path(f"{database}-wal"), Path(f"{database}-shm")) if path.exists()]
+    if target.exists() and any(target.samefile(path) for path in own):
+        raise NoCopy(f"{target} is the log itself; name another file.")
     if target.exists() and not replace:
         raise NoCopy(f"{target} is there already; name another file, or say --force.")
     part = target.with_name(f"{target.name}.{os.getpid()}.part")

@@ -69,12 +69,13 @@ class Claim(msgspec.Struct):
 class Result(msgspec.Struct):
     """What came of a claim. `row`: status, detail, address, five times in ms, bytes and excerpt for the log.
 
-    `verdict` None: it was never sent, and goes back as it was.
+    `verdict` None: it was never sent, and goes back as it was. `blocked`: what sort of forbidden target it was for.
     """
 
     claim: Claim
     verdict: Verdict | None
     row: tuple[Any, ...] = ()
+    blocked: str | None = None
 
 
 class Plan(msgspec.Struct):

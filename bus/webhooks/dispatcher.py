@@ -185,7 +185,7 @@ class Dispatcher:
             return Result(claim, Verdict("unfit", "dead"), unsent(refusal.sentence))
         answer = self.call(endpoint, request)
         verdict = judge(answer, endpoint.config.kind, time.time())
-        return Result(claim, verdict, row_of(answer, len(request.body)))
+        return Result(claim, verdict, row_of(answer, len(request.body)), answer.blocked)
 
     def call(self, endpoint: Endpoint, request: Request) -> Answer:
         """Send a request to an endpoint; waits for the answer."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import http.client
 import os
 import platform
@@ -11,7 +10,6 @@ import secrets
 import signal
 import subprocess
 import threading
-import time
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +24,7 @@ from tests.conftest import require
 from tests.counting import EXTENSION
 from tests.event_source import EventSource
 from tests.rawws import RawWebSocket
-from tests.scraped import Scraped, assert_nothing_fell, scrape
+from tests.scraped import Scraped, assert_nothing_fell, moved, scrape, settled
 from tests.workers import wait_until_known
 
 PAGE = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
@@ -41,39 +39,6 @@ UPGRADE = {
 
 def name() -> str:
     return f"m-{secrets.token_hex(4)}"
-
-
-def moved(server: BusServer, act: Callable[[], object], expected: dict[str, float]) -> None:
-    """Check that an act moves these series by these amounts: written as PromQL has them, `x` or `x{label="value"}`."""
-    before = settled(server)
-    act()
-
-    def changes() -> dict[str, float]:
-        after = scrape(server)
-        return {text: read(after, text) - read(before, text) for text in expected}
-
-    # What other workers count shows a second later.
-    with contextlib.suppress(TimeoutError):
-        eventually(lambda: changes() == pytest.approx(expected))
-    assert changes() == pytest.approx(expected)
-
-
-def read(found: Scraped, text: str) -> float:
-    metric, _, labels = text.rstrip("}").partition("{")
-    return found.value(metric, **dict(re.findall(r'(\w+)="([^"]*)"', labels)))
-
-
-def settled(server: BusServer) -> Scraped:
-    """A scrape that knows all that any worker has counted until now."""
-    folder = server.data_dir / "bus.db.workers"
-    now = time.time()
-
-    def all_told() -> bool:
-        samples = list(folder.glob("metrics-*.msgpack"))
-        return len(samples) == server.workers and all(sample.stat().st_mtime > now for sample in samples)
-
-    eventually(all_told, what="a new sample of every worker")
-    return scrape(server)
 
 
 # ---- each moved by one act

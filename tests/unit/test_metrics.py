@@ -128,6 +128,20 @@ def test_what_one_says_for_all_is_asked_apart() -> None:
     assert [block.series for block in metrics.sample(unexpected, once=True)] == [{(): [3]}]
 
 
+def test_a_look_that_fails_is_told_and_all_else_is_shown() -> None:
+    metrics = Metrics(KINDS)
+    looked: list[int] = []
+    failed: list[str] = []
+    metrics.prepare(lambda: looked.append(1 // len(looked)))
+    metrics.prepare(lambda: looked.append(1))
+    metrics.read("t_said", lambda: len(looked))
+    blocks = metrics.sample(lambda name, error: failed.append(name), once=True)
+    assert [block.series for block in blocks] == [{(): [1]}]
+    assert len(failed) == 1
+    metrics.sample(unexpected)  # nobody looks for a sample
+    assert len(looked) == 1
+
+
 def test_a_bound_belongs_to_the_bucket_below_it() -> None:
     metrics = Metrics(KINDS)
     for value in (0.5, 1.0, 1.5, 2.0, 2.5):
@@ -252,6 +266,33 @@ def test_openmetrics_takes_every_sort_of_block() -> None:
     samples = {s.name: s for family in parse_openmetrics(text.decode()) for s in family.samples}
     assert samples["t_a_total"].labels == dict(pairs)
     assert samples["t_c_count"].value == 3
+
+
+@pytest.mark.parametrize(
+    "accept",
+    [
+        "application/openmetrics-text",
+        "Application/OpenMetrics-Text ; version=1.0.0 ; charset=utf-8",
+        "text/plain;version=0.0.4;q=0.3, application/openmetrics-text;version=1.0.0;q=0.5, */*;q=0.1",
+    ],
+)
+def test_openmetrics_is_for_who_names_it(accept: str) -> None:
+    assert Exposition([]).text(accept) == (b"# EOF\n", "application/openmetrics-text; version=1.0.0; charset=utf-8")
+
+
+@pytest.mark.parametrize(
+    "accept",
+    [
+        *("", "*/*", "text/plain", "text/plain; version=1.0.0; escaping=allow-utf-8", ";;,,=", "\r\nversion=2"),
+        *(
+            f"{kind}; version={odd}"
+            for kind in ("application/openmetrics-text", "text/plain")
+            for odd in ("x", "2.0.0", "")
+        ),
+    ],
+)
+def test_everybody_else_gets_the_classic_format_whatever_they_ask_for(accept: str) -> None:
+    assert Exposition([]).text(accept) == (b"", "text/plain; version=0.0.4; charset=utf-8")
 
 
 def test_a_quantile_of_buckets_lies_where_prometheus_puts_it() -> None:
