@@ -18,7 +18,7 @@ from flask import Blueprint, Response, request
 from gevent.lock import BoundedSemaphore
 from gevent.pywsgi import WSGIServer
 
-from bus.errors import Malformed, NotFound, Unauthenticated
+from bus.errors import Malformed, NotFound, Unauthenticated, Unavailable
 from bus.events import BusStarted
 from bus.exposition import OPENMETRICS, Exposition, quantile
 from bus.families import ALIASES
@@ -146,12 +146,18 @@ class Scrape:
             log.error("A figure is left out: %s", family, exc_info=error, extra={"action": "metric_failed"})
 
     def _serve_own_port(self) -> None:
-        """Listen, if this worker does not yet: the one that did may have died."""
+        """Listen, if this worker does not yet: the one that did may have died, or another program may have had the port."""
         port = self._bus.settings.metrics_port
         if self._own_server is None and self._files is not None and port is not None:
             address = (self._bus.settings.message_bus_host, port)
-            self._own_server = WSGIServer(address, self._on_own_port, log=None, error_log=log)
-            self._own_server.start()
+            server = WSGIServer(address, self._on_own_port, log=None, error_log=log)
+            try:
+                server.start()
+            except OSError as error:
+                raise Unavailable(
+                    f"METRICS_PORT {port} can't be listened on ({error.strerror}); free it, or name another."
+                ) from None
+            self._own_server = server
             log.info("Metrics have a port of their own", extra={"action": "metrics_port", "port": port})
 
     def _on_own_port(self, environ: dict[str, Any], start_response: Any) -> Any:

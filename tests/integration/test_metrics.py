@@ -9,6 +9,7 @@ import platform
 import re
 import secrets
 import signal
+import socket
 import sqlite3
 import subprocess
 import threading
@@ -479,6 +480,21 @@ def test_a_port_of_its_own_is_served_by_one_worker_after_another(
     for pid in server.worker_pids():
         server.kill_worker(pid)
     assert "bus_build_info" in eventually(lambda: fetch("/metrics"), within_seconds=30, what="a successor on the port")
+
+
+def test_a_port_that_is_taken_is_served_when_it_is_free(fresh_server: Callable[..., BusServer]) -> None:
+    with socket.create_server((HOST, 0)) as other:
+        port = other.getsockname()[1]
+        server = fresh_server(env={"METRICS_PORT": str(port)})
+        eventually(lambda: "can't be listened on (Address already in use" in server.log, what="a word in the log")
+        assert scrape(server).value("bus_workers") == 1
+
+    def is_served() -> bool:
+        with contextlib.suppress(OSError), urllib.request.urlopen(f"http://{HOST}:{port}/metrics", timeout=5) as answer:
+            return bool(answer.status == 200)
+        return False
+
+    eventually(is_served, what="metrics on a port of their own")
 
 
 def test_switched_off_there_is_nothing(fresh_server: Callable[..., BusServer]) -> None:
