@@ -150,9 +150,14 @@ def test_a_copy_that_is_not_whole_or_not_ours_replaces_nothing(tmp_path: Path, f
     declined = bus(folder, "restore", copy)  # nobody says yes
     assert declined.returncode != 0
     assert "There is no log" in refused(tmp_path, "backup", tmp_path / "other.db")
+    (tmp_path / "strange" / "bus.db").mkdir(parents=True)
+    assert "could not be written" in refused(tmp_path / "strange", "backup", tmp_path / "other.db")
     (tmp_path / "link").symlink_to(folder / "bus.db")
     for itself in (folder / "bus.db", folder / "bus.db-wal", tmp_path / "link"):
         assert "is the log itself" in refused(folder, "backup", itself, "--force"), itself
+    os.mkfifo(tmp_path / "pipe")
+    assert "is no file" in refused(folder, "backup", tmp_path / "pipe", "--force")
+    assert "Not a directory" in refused(folder, "backup", tmp_path / "pipe" / "copy.db")
     server.start()
     assert payloads(server) == [1]
     assert sorted(path.name for path in folder.iterdir() if "restoring" in path.name or "before" in path.name) == []
