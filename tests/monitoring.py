@@ -271,8 +271,10 @@ class Traffic:
                 pass
 
     def _err(self) -> None:
-        for _ in self._beats(0.2):
+        for beat in self._beats(0.2):
             self._server.call("POST", "/api/send", {"from": "poster"})
+            once = {"from": "poster", "to": "hearer", "idempotency_key": "once"}
+            self._server.call("POST", "/api/send", {**once, "payload": beat})
             self._server.call("GET", "/no/such/path")
             self._server.call("GET", "/stream/events?client_id=all")
 
