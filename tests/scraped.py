@@ -115,5 +115,5 @@ def settled(server: BusServer) -> Scraped:
         samples = list(folder.glob("metrics-*.msgpack"))
         return len(samples) == server.workers and all(sample.stat().st_mtime > now for sample in samples)
 
-    eventually(all_told, what="a new sample of every worker")
+    eventually(all_told, within_seconds=30, what="a new sample of every worker")
     return scrape(server)

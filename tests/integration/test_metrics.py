@@ -320,7 +320,7 @@ def killed(server: BusServer, *, kills: int) -> None:
         stop.set()
         for thread in threads:
             thread.join()
-    eventually(lambda: len(server.worker_pids()) == 4)
+    eventually(lambda: len(server.worker_pids()) == 4, within_seconds=30, what="four workers")
     with contextlib.closing(sqlite3.connect(f"file:{server.data_dir / 'bus.db'}?mode=ro", uri=True)) as log:
         rows = {seq for (seq,) in log.execute("SELECT seq FROM messages")}
     assert rows >= set(answered)
@@ -352,7 +352,7 @@ def test_connections_of_a_killed_worker_are_gone_from_the_gauge(fresh_server: Ca
         eventually(lambda: scrape(server).value("bus_connections", transport="websocket") == 12, what="12 connections")
         for pid in server.worker_pids():
             server.kill_worker(pid)
-        eventually(lambda: len(server.worker_pids()) == 4)
+        eventually(lambda: len(server.worker_pids()) == 4, within_seconds=30, what="four workers")
         eventually(lambda: scrape(server).value("bus_connections", transport="websocket") == 0, what="no connections")
         assert scrape(server).value("active_connections") == 0
     finally:
