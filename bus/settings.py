@@ -281,6 +281,10 @@ def _check(settings: Settings) -> None:
         raise StartRefused("API_KEY is shorter than 16 characters and could be guessed; use a longer one.")
     if settings.secret_key is not None and len(settings.secret_key) < 16:
         raise StartRefused("SECRET_KEY is shorter than 16 characters and could be guessed; use a longer one.")
+    if settings.metrics_port == settings.message_bus_port:
+        raise StartRefused(
+            "METRICS_PORT is the main port, where /metrics is in any case; name another one, or leave it unset."
+        )
     _check_webhooks(settings)
     check_bind(settings, [settings.message_bus_host])
 
