@@ -10,6 +10,7 @@ import logging
 import random
 import re
 import select
+import socket
 import time
 import zlib
 from collections.abc import Callable
@@ -22,9 +23,10 @@ from werkzeug.exceptions import ClientDisconnected, HTTPException
 from werkzeug.routing.exceptions import WebsocketMismatch
 
 from bus.auth import Caller
-from bus.errors import BusError, Malformed, TooLarge, Unauthenticated, Unavailable, UnsupportedMedia
+from bus.errors import BusError, Malformed, TooLarge, TooSlow, Unauthenticated, Unavailable, UnsupportedMedia
 from bus.logs import request_id
 from bus.protocol import encode, error_body
+from bus.transports.patience import read_in_time
 
 if TYPE_CHECKING:
     from bus.bus import Bus
@@ -56,14 +58,22 @@ def is_open(path: str) -> bool:
 
 
 def body_of(max_bytes: int) -> bytes:
-    """The request's body, inflated if it says so, at most `max_bytes` long. Raises TooLarge, UnsupportedMedia, Malformed."""
+    """The request's body, inflated if it says so, at most `max_bytes` long.
+
+    Raises TooLarge, TooSlow, UnsupportedMedia, Malformed.
+    """
     if (request.mimetype or "") != "application/json":
         # A page of a stranger can't send this type without asking first, so it protects a bus on localhost, too.
         raise UnsupportedMedia("Send the body as JSON, with Content-Type: application/json.")
     if (request.content_length or 0) > max_bytes:
         raise _too_large(max_bytes)
+    sock = request.environ.get("gunicorn.socket")
     try:
-        raw = request.stream.read(max_bytes + 1)
+        raw = read_in_time(request.stream.read, max_bytes + 1) if sock else request.stream.read(max_bytes + 1)
+    except TooSlow:
+        assert sock is not None
+        sock.shutdown(socket.SHUT_RD)  # else gunicorn would go on to read it
+        raise
     except (OSError, ParseException):
         raise cut_short() from None
     if len(raw) > max_bytes:

@@ -23,6 +23,7 @@ from bus.connection import bound_unsent
 from bus.errors import BusError
 from bus.logs import request_id
 from bus.protocol import encode, error_body
+from bus.transports import patience
 from bus.transports.edge import FIXED_HEADERS, cut_short, headers_of, id_of_request, our_fault
 from bus.transports.heads import Head
 from bus.transports.sends import Asked
@@ -32,13 +33,6 @@ if TYPE_CHECKING:
     from bus.transports.lane import Lane, LaneServer
 
 READ_BYTES = 256 * 1024
-BODY_SECONDS = 30.0
-SLOWEST_BYTES_A_SECOND = 16 * 1024
-"""A body may take so long, and as much longer as it takes at this rate."""
-
-ANSWER_SECONDS = 30.0
-"""How long a client may take no byte of its answer before it is dropped."""
-
 LEAVING_SECONDS = 5.0
 """How long a client may take for a body or an answer once the server is about to stop."""
 
@@ -136,7 +130,7 @@ class LaneConnection:
             self._serve(data[end:])
         else:
             self._body = bytearray(data[end:])
-            self._deadline = time.monotonic() + BODY_SECONDS + head.length / SLOWEST_BYTES_A_SECOND
+            self._deadline = time.monotonic() + patience.MOMENT_SECONDS + patience.seconds_for(len(self._body))
 
     def _look_again(self, peeked: bytes) -> None:
         """Wait for the rest of a head, or give it away: it is no send's, or nothing came, or the kernel can't wait."""
@@ -154,6 +148,7 @@ class LaneConnection:
         assert self._head is not None
         data = self._sock.recv(min(self._head.length - len(body), READ_BYTES))
         body += data
+        self._deadline += patience.seconds_for(len(data))
         if not data:
             self._refuse(cut_short(), ends=True)
         elif len(body) == self._head.length:
@@ -166,7 +161,7 @@ class LaneConnection:
             self._wake_for(1)
         sock = self._sock
         self._leave()
-        client = gevent.socket.socket(sock.family, sock.type, sock.proto, fileno=sock.detach())
+        client = patience.PatientSocket(sock.family, sock.type, sock.proto, fileno=sock.detach())
         self._server.give_to_gunicorn(client, self._address)
 
     # ---- serving
@@ -237,7 +232,7 @@ class LaneConnection:
             self._answered()
             return
         self._held = memoryview(answer)[sent:]
-        self._deadline = time.monotonic() + ANSWER_SECONDS
+        self._deadline = time.monotonic() + patience.MOMENT_SECONDS
         self._watcher.stop()
         self._watcher.close()
         self._watcher = gevent.get_hub().loop.io(self._sock.fileno(), _WRITE)
@@ -246,13 +241,14 @@ class LaneConnection:
     def _writable(self) -> None:
         assert self._held is not None
         try:
-            self._held = self._held[self._sock.send(self._held) :]
+            sent = self._sock.send(self._held)
         except BlockingIOError:
             return
         except OSError:
             self.close()
             return
-        self._deadline = time.monotonic() + ANSWER_SECONDS
+        self._held = self._held[sent:]
+        self._deadline += patience.seconds_for(sent)
         if not self._held:
             self._held = None
             self._watcher.stop()
@@ -276,7 +272,12 @@ class LaneConnection:
 
     def look_at_deadline(self, now: float) -> None:
         """End it if it was waited for in vain."""
-        if now > self._deadline:
+        if now <= self._deadline:
+            return
+        if self._body is not None:
+            self._body = None
+            self._refuse(patience.too_slow(), ends=True)
+        else:
             self.close()
 
     def _leave(self) -> None:
