@@ -12,17 +12,19 @@ import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from bus.errors import RateLimited
 from bus.events import RateLimitHit
-from bus.limits.buckets import Bucket, Buckets, Grant
+from bus.limits.buckets import Bucket, Grant
 from bus.limits.peers import Peers, block_of
 from bus.limits.places import Places
 from bus.limits.shared_buckets import SharedBuckets
 from bus.settings import Settings
 
 if TYPE_CHECKING:
+    from bus.backplane.local import LocalBackplane
+    from bus.clock import Clock
     from bus.identity.caller import Caller
     from bus.metrics import Metrics
 
@@ -44,6 +46,17 @@ HIT_SECONDS = 60.0
 MINUTE, HOUR = 60, 3600
 CALLERS_REMEMBERED = 10_000
 _NAMES = {MINUTE: "minute", HOUR: "hour"}
+
+
+class Host(Protocol):
+    """What limits need of the bus."""
+
+    metrics: Metrics
+    clock: Clock
+    backplane: LocalBackplane
+
+    def emit(self, event: RateLimitHit, /) -> None: ...
+
 
 Refuse = Callable[[str, str, RateLimited], RateLimited]
 
@@ -99,16 +112,7 @@ class Limits:
     of, are emptied when they hold CALLERS_REMEMBERED.
     """
 
-    def __init__(
-        self,
-        settings: Settings,
-        *,
-        slot: Callable[[], int],
-        now_us: Callable[[], int],
-        metrics: Metrics,
-        emit: Callable[[RateLimitHit], None],
-    ) -> None:
-        """`slot()` is this worker's number, `now_us` the clock that all share; `emit` tells of who is refused."""
+    def __init__(self, settings: Settings, host: Host) -> None:
         self.peers = Peers(settings.proxies())
         self._windows = _windows(settings.rate_limit_requests_per_minute, settings.rate_limit_requests_per_hour)
         self._auth_on = settings.auth_on
@@ -122,25 +126,27 @@ class Limits:
         self.counts_connections = settings.auth_on or any(
             (settings.max_connections_per_address, settings.max_connections_per_key)
         )
-        self._slot = slot
-        self._now_us = now_us
-        self._metrics = metrics
-        self._emit = emit
+        self._host = host
+        self._places: Places | None = None
+        self._buckets: SharedBuckets | None = None
         self._allowances: dict[tuple[str, tuple[tuple[int, int], ...]], Allowance] = {}
         self._told: dict[str, float] = {}
 
     def start(self, lock_folder: Path) -> None:
         """Open what the workers share."""
-        self._shared = SharedBuckets(lock_folder / "rate-limits", self._now_us) if self.on else None
-        self._buckets: Buckets | None = self._shared
-        self._places = Places(lock_folder / "places", self._slot()) if self.counts_connections else None
+        if self.on:
+            self._buckets = SharedBuckets(lock_folder / "rate-limits", self._host.clock.now_us)
+        if self.counts_connections:
+            self._places = Places(lock_folder / "places", self._host.backplane.slot)
 
     def stop(self) -> None:
-        if self._places is not None:
-            self._places.close()
-        if self._shared is not None:
-            self._shared.close()
-        self._places = self._shared = self._buckets = None
+        places, buckets = self._places, self._buckets
+        self._places = self._buckets = None
+        self._allowances.clear()
+        if places is not None:
+            places.close()
+        if buckets is not None:
+            buckets.close()
 
     # ---- requests
 
@@ -148,8 +154,8 @@ class Limits:
         """What a caller may ask; None: as much as it wants."""
         if not caller.credential:
             return self._allowance(f"address:{block_of(address)}", self._windows)
-        if caller.rate_per_minute is not None:
-            return self._allowance(caller.name, ((caller.rate_per_minute, MINUTE),))
+        if caller.grant.rate_per_minute is not None:
+            return self._allowance(caller.name, ((caller.grant.rate_per_minute, MINUTE),))
         return self._allowance(caller.name, self._windows)
 
     def of_stranger(self, address: str) -> Allowance | None:
@@ -224,13 +230,13 @@ class Limits:
 
     def _refused(self, who: str, scope: str, refusal: RateLimited) -> RateLimited:
         """Count a refusal, and tell of it now and then."""
-        self._metrics.count("bus_rate_limited_total", scope)
+        self._host.metrics.count("bus_rate_limited_total", scope)
         now = time.monotonic()
         if now >= self._told.get(who, 0.0):
             if len(self._told) >= CALLERS_REMEMBERED:
                 self._told.clear()
             self._told[who] = now + HIT_SECONDS
-            self._emit(RateLimitHit(scope, who.removeprefix("address:"), refusal.retry_after_seconds or 0.0))
+            self._host.emit(RateLimitHit(scope, who.removeprefix("address:"), refusal.retry_after_seconds or 0.0))
         return refusal
 
 

@@ -33,6 +33,7 @@ from bus.transports.sends import Sends
 if TYPE_CHECKING:
     from bus.bus import Bus
     from bus.identity.caller import Caller
+    from bus.limits.limits import Allowance
 
 log = logging.getLogger("bus.lane")
 
@@ -91,6 +92,12 @@ class Lane:
             return self.bus.auth.caller(head) if self.bus.running else None
         except BusError:
             return None
+
+    def allowance(self, caller: Caller, peer: Any, head: Head) -> Allowance | None:
+        """What the caller's requests take from; `peer` is its socket's address. None: from nothing."""
+        limits = self.bus.limits
+        address = limits.peers.address(peer[0] if isinstance(peer, tuple) else "", head.get("X-Forwarded-For"))
+        return limits.of(caller, address)
 
     def date(self) -> bytes:
         """The present second, as the header has it."""

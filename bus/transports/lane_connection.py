@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from werkzeug.http import HTTP_STATUS_CODES
 
 from bus.connection import bound_unsent
 from bus.errors import BusError
+from bus.limits.limits import headers_of as rate_headers
 from bus.logs import request_id
 from bus.protocol import encode, error_body
 from bus.transports import patience
@@ -30,6 +31,8 @@ from bus.transports.sends import Asked
 
 if TYPE_CHECKING:
     from bus.identity.caller import Caller
+    from bus.limits.buckets import Grant
+    from bus.limits.limits import Allowance
     from bus.receipts import Receipt
     from bus.transports.lane import Lane, LaneServer
 
@@ -51,10 +54,12 @@ class LaneConnection:
 
     __slots__ = (
         "_address",
+        "_allowance",
         "_body",
         "_caller",
         "_deadline",
         "_ends",
+        "_grants",
         "_head",
         "_held",
         "_lane",
@@ -72,6 +77,8 @@ class LaneConnection:
         self._address = address
         self._head: Head | None = None  # of the request under way
         self._caller: Caller | None = None
+        self._allowance: Allowance | None = None  # what the request takes from
+        self._grants: Sequence[Grant] | None = None  # what it took
         self._body: bytearray | None = None  # as far as it has come, while some is missing
         self._held: memoryview | None = None  # what the kernel did not take of the answer
         self._ends = False  # nothing follows the answer
@@ -128,6 +135,8 @@ class LaneConnection:
         whole = end + head.length
         data = self._sock.recv(min(whole, READ_BYTES))
         self._head, self._caller = head, caller
+        self._allowance = lane.allowance(caller, self._address, head) if lane.bus.limits.on else None
+        self._grants = None
         self._request_id = id_of_request(head.get("X-Request-ID"))
         lane.bus.counters.add("rest_requests")
         if len(data) == whole:
@@ -178,12 +187,19 @@ class LaneConnection:
         self._deadline = math.inf
         token = request_id.set(self._request_id)
         try:
+            self._spend(1)
             asked = head.read(body, head.get, caller)
+            self._spend(asked.cost - 1)
             self._lane.sends.publish(asked, partial(self._settled, asked))
         except BusError as refusal:
             self._refuse(refusal)
         finally:
             request_id.reset(token)
+
+    def _spend(self, cost: int) -> None:
+        """Take from what the caller may ask. Raises RateLimited."""
+        if self._allowance is not None and cost:
+            self._grants = self._allowance.take(cost)
 
     def _settled(self, asked: Asked, outcomes: Sequence[Receipt | BusError]) -> None:
         if self._sock is None or self._ends:  # it hung up, or was answered with an error of ours
@@ -193,13 +209,14 @@ class LaneConnection:
             if isinstance(answer, BusError):
                 self._refuse(answer)
             else:
-                self._answer(b"200 OK", answer)
+                more = "" if self._grants is None else _lines(rate_headers(self._grants))
+                self._answer(b"200 OK", answer, more.encode())
         except Exception as error:  # noqa: BLE001  # logged, and answered
             self._crashed(error)
 
     def _refuse(self, refusal: BusError, *, ends: bool = False) -> None:
         self._lane.bus.counters.add("errors")
-        more = "".join(f"{name}: {value}\r\n" for name, value in headers_of(refusal).items())
+        more = _lines(headers_of(refusal))
         status = f"{refusal.status} {HTTP_STATUS_CODES[refusal.status].upper()}"
         self._answer(status.encode(), encode(error_body(refusal, self._request_id)), more.encode(), ends=ends)
 
@@ -299,3 +316,7 @@ class LaneConnection:
         if sock is not None:
             self._leave()
             sock.close()
+
+
+def _lines(headers: Mapping[str, str]) -> str:
+    return "".join(f"{name}: {value}\r\n" for name, value in headers.items())

@@ -11,6 +11,7 @@ import logging
 import math
 import re
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ from flask_sock import Sock
 
 from bus import __version__, frames
 from bus.connection import Connection, bound_unsent
-from bus.errors import BusError, Malformed, Unauthenticated, Unavailable
+from bus.errors import BusError, Malformed, RateLimited, Unauthenticated, Unavailable
 from bus.identity import policy
 from bus.identity.policy import Action
 from bus.message import iso, now_us
@@ -40,6 +41,7 @@ from bus.protocol import (
 )
 from bus.resume import Place
 from bus.topics import TopicSet, patterns_of
+from bus.transports.edge import address
 from bus.transports.ws_verbs import VERBS, Verbs, caller_of
 
 if TYPE_CHECKING:
@@ -117,6 +119,7 @@ class WebSocketTransport:
             _check_caller(caller, client)
         if bus.draining:
             raise Unavailable("The server is about to stop; connect again in a moment.", retry_after_seconds=2)
+        bus.limits.check_room(caller, address())
         if len(bus.hub.connections) >= bus.max_connections:
             raise Unavailable(
                 "This process has all the connections it may have; try again later.", retry_after_seconds=30
@@ -145,6 +148,13 @@ class WebSocketTransport:
         connection = Connection(descriptor, client_id, self._encoding, self._bus.hub, self._on_data)
         connection.caller = g.caller
         connection.topics = TopicSet(g.ws_topics) if g.ws_topics else None
+        limits = self._bus.limits
+        connection.allowance = g.allowance if g.caller is not None else limits.of_stranger(address())
+        try:
+            connection.seat = limits.seat(g.caller, address())
+        except RateLimited as refusal:  # more shook hands at once than there was room for
+            connection.close(refusal.close_code, refusal.sentence)
+            return
         if len(self._bus.hub.connections) > self._bus.max_connections:
             # More shook hands at once than there was room for.
             connection.close(1013, "This process has all the connections it may have; come back later.")
@@ -220,7 +230,12 @@ class WebSocketTransport:
             caller = self._bus.auth.check_anew(token)
             _check_caller(caller, connection.client)
             _check_topics(caller, connection.topics.patterns if connection.topics else ())
+            if connection.descriptor < 0:
+                return
             connection.caller = caller
+            connection.allowance = self._bus.limits.of(caller, "")
+            if connection.seat is not None:
+                connection.seat.belongs_to(caller)
             place = self._bus.place(connection.client, since, at_gap_go_to_latest=at_latest)
             self._bus.make_known(connection.client)
         except Unauthenticated:
@@ -239,6 +254,9 @@ class WebSocketTransport:
 
     def _turn_away(self, connection: Connection) -> None:
         self._bus.metrics.count("bus_auth_failures_total", "bad_credential")
+        with suppress(RateLimited):
+            if connection.allowance is not None:
+                connection.allowance.take()
         connection.close(4401, "The first frame must be auth, with a valid token.")
 
     def _too_late(self, connection: Connection) -> None:
@@ -324,6 +342,8 @@ class WebSocketTransport:
         """Do what a frame asks for. `sent` hears what becomes of a send, receipt or not, in the place of `_sent`."""
         ref = None
         try:
+            if connection.allowance is not None:
+                connection.allowance.take()
             plain = plain_frame(text)
             if plain is not None:
                 ref = plain.ref
