@@ -266,7 +266,7 @@ def _names_of(caller: Caller | None, address: str) -> list[str]:
 def _too_often(grant: Grant, cost: int) -> RateLimited:
     per = _NAMES[grant.window_seconds]
     if cost > grant.limit:
-        sentence = f"{cost} at once can never pass a limit of {grant.limit} a {per}; send them in parts."
+        sentence = f"So many at once can never pass a limit of {grant.limit} a {per}; send them in parts."
     else:
         sentence = f"More than {grant.limit} requests a {per} are not taken from this caller; come back later."
     wait = float(math.ceil(grant.wait_seconds))

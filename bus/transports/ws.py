@@ -47,6 +47,7 @@ from bus.transports.ws_verbs import VERBS, Verbs, caller_of
 if TYPE_CHECKING:
     from bus.bus import Bus
     from bus.identity.caller import Caller
+    from bus.limits.limits import Seat
     from bus.message import Message
     from bus.receipts import Receipt
 
@@ -137,8 +138,15 @@ class WebSocketTransport:
         if caller is not None:
             g.ws_place = bus.place(client, g.ws_since, at_gap_go_to_latest=g.ws_at_latest)
             bus.make_known(client)
+        g.ws_seat = bus.limits.seat(caller, address())
         # permessage-deflate is declined: it costs 139 KB a connection, and 20 KB can inflate to 20 MB.
         request.environ.pop("HTTP_SEC_WEBSOCKET_EXTENSIONS", None)
+
+    def give_up(self, _: BaseException | None) -> None:
+        """The request is over: if it became no connection, its seat is free."""
+        seat: Seat | None = g.pop("ws_seat", None)
+        if seat is not None:
+            seat.leave()
 
     def take_over(self, ws: Any, client_id: str) -> None:
         """The handshake is done: take the descriptor, and leave simple-websocket an object that sends nothing."""
@@ -148,13 +156,8 @@ class WebSocketTransport:
         connection = Connection(descriptor, client_id, self._encoding, self._bus.hub, self._on_data)
         connection.caller = g.caller
         connection.topics = TopicSet(g.ws_topics) if g.ws_topics else None
-        limits = self._bus.limits
-        connection.allowance = g.allowance if g.caller is not None else limits.of_stranger(address())
-        try:
-            connection.seat = limits.seat(g.caller, address())
-        except RateLimited as refusal:  # more shook hands at once than there was room for
-            connection.close(refusal.close_code, refusal.sentence)
-            return
+        connection.seat, g.ws_seat = g.ws_seat, None
+        connection.allowance = g.allowance if g.caller is not None else self._bus.limits.of_stranger(address())
         if len(self._bus.hub.connections) > self._bus.max_connections:
             # More shook hands at once than there was room for.
             connection.close(1013, "This process has all the connections it may have; come back later.")
@@ -446,5 +449,6 @@ def register(app: Flask, bus: Bus) -> None:
     sock = Sock()
     sock.route("/ws/<client_id>", bp=blueprint)(transport.take_over)
     blueprint.before_request(transport.refuse_early)
+    blueprint.teardown_request(transport.give_up)
     app.register_blueprint(blueprint)
     app.extensions["ws"] = transport
