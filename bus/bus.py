@@ -97,8 +97,7 @@ class Bus:
         self._paused: list[Connection] = []
         self.delivery = Delivery(self.read, self.write, self.clock, lambda: self.epochs, self.online)
         self.limits = Limits(settings, self)
-        self.workers: list[Background] = [*self.vitals.workers(self.read), *self.delivery.workers()]
-        self.workers += [*self.auth.workers(), self.limits]
+        self.workers: list[Background] = [*self.vitals.workers(self.read), *self.delivery.workers(), self.limits]
         self.make_known = Known(self.read, self.write).make
         self.started_us = self.ephemeral_sent = 0
 
