@@ -112,6 +112,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
         Annotated[int, Meta(ge=1, le=1_000_000_000)] | None,
         Meta(description="The same in any hour. Both may be set. A key with a rate of its own has that instead."),
     ] = None
+    rate_limit_unauthenticated_per_minute: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=1_000_000_000,
+            description="With auth on: requests without a valid credential from one address in any minute; beyond, 429.",
+        ),
+    ] = 60
     max_connections_per_address: Annotated[
         Annotated[int, Meta(ge=1)] | None,
         Meta(

@@ -1,9 +1,9 @@
 """Which limit holds for whom, and how many connections a caller may have.
 
-With auth on, whoever shows no valid credential is held to 60 requests a minute from one address, and a credential to
-what it was given, or else to RATE_LIMIT_REQUESTS_PER_MINUTE and _PER_HOUR; without these, to nothing. With auth off
-these hold for an address. A caller is an address (bus.limits.peers) or a credential: nothing else that a request says
-counts.
+With auth on, whoever shows no valid credential is held to RATE_LIMIT_UNAUTHENTICATED_PER_MINUTE from one address, and a
+credential to what it was given, or else to RATE_LIMIT_REQUESTS_PER_MINUTE and _PER_HOUR; without these, to nothing.
+With auth off these hold for an address. A caller is an address (bus.limits.peers) or a credential: nothing else that a
+request says counts.
 """
 
 from __future__ import annotations
@@ -27,9 +27,6 @@ if TYPE_CHECKING:
     from bus.clock import Clock
     from bus.identity.caller import Caller
     from bus.metrics import Metrics
-
-STRANGERS_PER_MINUTE = 60
-"""Requests without a valid credential, from one address, with auth on."""
 
 STRANGERS_SOCKETS = 100
 """Sockets of one address whose credential is still to come in their first frame."""
@@ -115,7 +112,8 @@ class Limits:
     def __init__(self, settings: Settings, host: Host) -> None:
         self.peers = Peers(settings.proxies())
         self._windows = _windows(settings.rate_limit_requests_per_minute, settings.rate_limit_requests_per_hour)
-        self._auth_on = settings.auth_on
+        by_minute = ((settings.rate_limit_unauthenticated_per_minute, MINUTE),)
+        self._strangers = by_minute if settings.auth_on else self._windows
         self.on = settings.auth_on or bool(self._windows)
         default = CONNECTIONS_PER_ADDRESS if settings.auth_on else None
         self._caps = {
@@ -160,8 +158,7 @@ class Limits:
 
     def of_stranger(self, address: str) -> Allowance | None:
         """What may be asked from an address without a credential."""
-        windows = ((STRANGERS_PER_MINUTE, MINUTE),) if self._auth_on else self._windows
-        return self._allowance(f"address:{block_of(address)}", windows)
+        return self._allowance(f"address:{block_of(address)}", self._strangers)
 
     def _allowance(self, who: str, windows: tuple[tuple[int, int], ...]) -> Allowance | None:
         if not windows or self._buckets is None:
