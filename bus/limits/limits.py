@@ -261,10 +261,10 @@ def _names_of(caller: Caller | None, address: str) -> list[str]:
 
 
 def _too_often(grant: Grant, cost: int) -> RateLimited:
-    per = _NAMES[grant.window_seconds]
+    per = {MINUTE: "a minute", HOUR: "an hour"}[grant.window_seconds]
     if cost > grant.limit:
-        sentence = f"So many at once can never pass a limit of {grant.limit} a {per}; send them in parts."
+        sentence = f"So many at once can never pass a limit of {grant.limit} {per}; send them in parts."
     else:
-        sentence = f"More than {grant.limit} requests a {per} are not taken from this caller; come back later."
+        sentence = f"More than {grant.limit} requests {per} are not taken from this caller; come back later."
     wait = float(math.ceil(grant.wait_seconds))
     return RateLimited(sentence, retry_after_seconds=wait, headers=headers_of((grant,)))
