@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import time
 from collections.abc import Iterator
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import pytest
@@ -151,25 +152,29 @@ def test_a_crowd_is_held_to_limits_all_the_same(clock: Clock) -> None:
     assert not clock.table.bucket("address:late", 3, 60).take(3).wait_seconds, "Rows that are full again are free."
 
 
-def hammer(path: Path, seconds: float, results: multiprocessing.SimpleQueue[int]) -> None:
-    """Take from one bucket as often as it goes; what was granted."""
+def hammer(path: Path, limit: int, begin: Barrier, results: multiprocessing.SimpleQueue[int]) -> None:
+    """Take from one bucket until it is empty; what was granted."""
     table = SharedBuckets(path, lambda: time.monotonic_ns() // 1000)
-    bucket = table.bucket("hammered", 1000, 60)
-    deadline = time.monotonic() + seconds
+    bucket = table.bucket("hammered", limit, 60)
     granted = 0
-    while time.monotonic() < deadline:
-        granted += not bucket.take(1).wait_seconds
+    begin.wait(30)
+    while not bucket.take(1).wait_seconds:
+        granted += 1
     results.put(granted)
     table.close()
 
 
 def test_processes_that_hammer_one_bucket_get_the_limit_together(tmp_path: Path) -> None:
+    count, limit = 4, 20_000
     context = multiprocessing.get_context("spawn")
-    results = context.SimpleQueue()
-    processes = [context.Process(target=hammer, args=(tmp_path / "table", 0.5, results)) for _ in range(4)]
+    begin, results = context.Barrier(count), context.SimpleQueue()
+    how = (tmp_path / "table", limit, begin, results)
+    processes = [context.Process(target=hammer, args=how) for _ in range(count)]
     for process in processes:
         process.start()
     for process in processes:
-        process.join(30)
-    assert [process.exitcode for process in processes] == [0] * 4
-    assert sum(results.get() for _ in processes) == 1000
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0] * count
+    granted = [results.get() for _ in processes]
+    assert sum(granted) == limit
+    assert max(granted) < limit, "They did not take at the same time."
