@@ -114,6 +114,8 @@ def authorise(caller: Caller, message: Message, on_behalf_of: str | None = None)
             need(caller, Action.SEND, address)
     if on_behalf_of is not None:
         need(caller, Action.ON_BEHALF, on_behalf_of)
+    if message.terms is not None and message.terms.ttl_us is not None:
+        message.terms = msgspec.structs.replace(message.terms, may_lengthen=False)
     if caller.is_bound:
         message.extras += VERIFIED
 

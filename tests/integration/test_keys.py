@@ -7,6 +7,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import datetime
 from typing import Any
 
 import pytest
@@ -295,3 +296,18 @@ def test_the_command_line_makes_rotates_and_revokes(bus: BusServer) -> None:
     assert successor["clients"] == ["shell"]
     assert "revoked" in run("keys", "revoke", successor["id"])
     assert "deleted" in run("keys", "delete", made["id"])
+
+
+def test_a_ttl_lengthens_a_policy_for_administrators_only(bus: BusServer) -> None:
+    alice = make(bus)["key"]
+    call(bus, "PUT", "/api/ttl/policies/brief", {"ttl_seconds": 600})
+
+    def life(key: str, ttl: int) -> float:
+        receipt = sent(bus, key, **{"from": "alice", "type": "brief", "ttl": ttl}).body
+        message = call(bus, "GET", f"/api/messages/{receipt['message_id']}").body["message"]
+        ends, began = (datetime.fromisoformat(message[name]) for name in ("expires_at", "timestamp"))
+        return (ends - began).total_seconds()
+
+    assert life(alice, 60) == pytest.approx(60, abs=5)
+    assert life(alice, 6000) == pytest.approx(600, abs=5)
+    assert life(KEY, 6000) == pytest.approx(6000, abs=5)
