@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from bus.errors import RateLimited
+from bus.errors import RateLimited, StartRefused
 from bus.events import RateLimitHit
 from bus.limits.buckets import Bucket, Grant
 from bus.limits.peers import Peers, block_of
@@ -131,11 +131,16 @@ class Limits:
         self._told: dict[str, float] = {}
 
     def start(self, lock_folder: Path) -> None:
-        """Open what the workers share."""
-        if self.on:
-            self._buckets = SharedBuckets(lock_folder / "rate-limits", self._host.clock.now_us)
-        if self.counts_connections:
-            self._places = Places(lock_folder / "places", self._host.backplane.slot)
+        """Open what the workers share. Raises StartRefused when there is no room for it."""
+        try:
+            if self.on:
+                self._buckets = SharedBuckets(lock_folder / "rate-limits", self._host.clock.now_us)
+            if self.counts_connections:
+                self._places = Places(lock_folder / "places", self._host.backplane.slot)
+        except OSError as error:
+            raise StartRefused(
+                f"The tables of limits can't be made in {lock_folder} ({error.strerror}); make room for 10 MiB on its disk."
+            ) from None
 
     def stop(self) -> None:
         places, buckets = self._places, self._buckets

@@ -7,6 +7,7 @@ those that find none, each worker knows only its own share.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import mmap
 import os
@@ -14,6 +15,7 @@ import struct
 from pathlib import Path
 
 from bus.counters import MAX_SLOTS
+from bus.limits.shared_buckets import write_all
 
 SETS = 512
 ROWS = 8
@@ -21,7 +23,7 @@ _ROW = struct.Struct("<16sq")  # whose; how many
 _SET_BYTES = ROWS * _ROW.size
 _PART_BYTES = SETS * _SET_BYTES
 _HEAD_BYTES = MAX_SLOTS * 8  # the process of each part
-_BYTES = _HEAD_BYTES + MAX_SLOTS * _PART_BYTES  # 6 MiB, of which the system keeps the pages that were touched
+_BYTES = _HEAD_BYTES + MAX_SLOTS * _PART_BYTES  # 6 MiB
 
 
 class Places:
@@ -31,7 +33,9 @@ class Places:
         """`slot` is this worker's number, which no other living process has. Raises OSError."""
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            os.ftruncate(descriptor, _BYTES)
+            fcntl.lockf(descriptor, fcntl.LOCK_EX)  # until it is closed
+            if os.fstat(descriptor).st_size != _BYTES:
+                write_all(descriptor, bytes(_BYTES))
             self._map = mmap.mmap(descriptor, _BYTES)
         finally:
             os.close(descriptor)

@@ -28,7 +28,7 @@ _SET_BYTES = ROWS * _ROW.size
 _MAGIC = b"buckets1"
 _SECRET_BYTES = 16
 _HEAD_BYTES = 4096
-_BYTES = _HEAD_BYTES + SETS * _SET_BYTES  # 4 MiB, of which the system keeps the pages that were touched
+_BYTES = _HEAD_BYTES + SETS * _SET_BYTES  # 4 MiB
 
 STRANGER = "address:"
 """What the names of callers without a credential begin with."""
@@ -77,9 +77,15 @@ class SharedBuckets:
         """Begin an empty table, unless there is one of this form: limits go on over a restart."""
         if os.fstat(self._file).st_size == _BYTES and os.pread(self._file, len(_MAGIC), 0) == _MAGIC:
             return
-        os.ftruncate(self._file, 0)
-        os.ftruncate(self._file, _BYTES)
-        os.pwrite(self._file, _MAGIC + secrets.token_bytes(_SECRET_BYTES), 0)
+        write_all(self._file, (_MAGIC + secrets.token_bytes(_SECRET_BYTES)).ljust(_BYTES, b"\0"))
+
+
+def write_all(descriptor: int, data: bytes) -> None:
+    """Have a file hold these bytes alone, on blocks of its own: a mapped page without one would kill us on a full disk."""
+    at = 0
+    while at < len(data):
+        at += os.pwrite(descriptor, data[at:], at)
+    os.ftruncate(descriptor, len(data))
 
 
 class SharedBucket:

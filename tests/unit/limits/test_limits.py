@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from bus.errors import RateLimited
+from bus.errors import RateLimited, StartRefused
 from bus.events import RateLimitHit
 from bus.identity.caller import ADMIN, ANYBODY, Caller, Grant
 from bus.limits.limits import Limits, headers_of
@@ -123,6 +123,16 @@ def test_refusals_are_counted_and_told_once_a_minute(make: Make, host: Host) -> 
     assert [most(limits, ANYBODY) for _ in range(4)] == [0] * 4
     assert host.counted == ["address"] * 5
     assert [(hit.scope, hit.caller) for hit in host.told] == [("address", HERE)]
+
+
+def test_a_full_disk_stops_the_start_and_not_the_server_later(make: Make, tmp_path: Path, host: Host) -> None:
+    make(API_KEY=KEY)
+    for table in ("rate-limits", "places"):
+        found = (tmp_path / table).stat()
+        assert found.st_blocks * 512 >= found.st_size > 1_000_000, "A page that is touched later would find no room."
+        assert found.st_mode & 0o777 == 0o600
+    with pytest.raises(StartRefused, match="make room"):
+        Limits(load({"API_KEY": KEY}, env_file=None), host).start(tmp_path / "no-such-folder")
 
 
 def test_a_seat_is_given_back_once(make: Make) -> None:
