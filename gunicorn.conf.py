@@ -87,7 +87,11 @@ def post_fork(server, worker):
 
 def post_worker_init(worker):
     """Start the bus in the worker, and see that it ends well."""
+    from bus.transports.patience import PatientSocket  # not before the worker has patched
+
     bus = worker.wsgi.extensions["bus"]
+    handle = worker.handle
+    worker.handle = lambda listener, client, address: handle(listener, PatientSocket.of(client), address)
     try:
         bus.start()
     except StartRefused as refusal:

@@ -35,7 +35,7 @@ from bus.message import Names, iso
 from bus.protocol import encode, error_body, read
 from bus.topics import patterns_of
 from bus.transports import answers, parameters
-from bus.transports.edge import body_of, json_answer, present_caller
+from bus.transports.edge import address, body_of, json_answer, present_caller
 from bus.transports.event_streams import (
     STRANGER,
     EventStreams,
@@ -321,6 +321,7 @@ class Views:
             request.headers.get("Last-Event-ID") or args.get("last_event_id") or args.get("lastEventId") or None,
             parameters.at_latest(),
             present_caller(),
+            address(),
         )
         if opening.caller is not None:
             if opening.client is not None:

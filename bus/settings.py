@@ -102,6 +102,43 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
         str,
         Meta(description="Further Host names, comma-separated, that are answered while auth is off (DNS rebinding)."),
     ] = ""
+    rate_limit_requests_per_minute: Annotated[
+        Annotated[int, Meta(ge=1, le=1_000_000_000)] | None,
+        Meta(
+            description="Requests of one caller in any minute, over all workers; beyond, 429. A frame is a request, and a"
+            " batch as many as its messages. A caller is a credential, or an address while auth is off. Unset: no limit."
+        ),
+    ] = None
+    rate_limit_requests_per_hour: Annotated[
+        Annotated[int, Meta(ge=1, le=1_000_000_000)] | None,
+        Meta(description="The same in any hour. Both may be set. A key with a rate of its own has that instead."),
+    ] = None
+    rate_limit_unauthenticated_per_minute: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=1_000_000_000,
+            description="With auth on: requests without a valid credential from one address in any minute; beyond, 429.",
+        ),
+    ] = 60
+    max_connections_per_address: Annotated[
+        Annotated[int, Meta(ge=1)] | None,
+        Meta(
+            description="Open WebSockets and streams of one address, over all workers; beyond, 429. Unset: 1,000 with auth"
+            " on, no cap with auth off."
+        ),
+    ] = None
+    max_connections_per_key: Annotated[
+        Annotated[int, Meta(ge=1)] | None,
+        Meta(description="The same of one credential. Unset: no cap."),
+    ] = None
+    trusted_proxies: Annotated[
+        str,
+        Meta(
+            description="Networks (CIDR), comma-separated, of proxies whose X-Forwarded-For tells who calls. Unset: the"
+            " socket's peer is who calls, whatever a header says."
+        ),
+    ] = ""
     secret_key: Annotated[
         str | None,
         Meta(
@@ -216,6 +253,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
         """WEBHOOK_ALLOWED_TARGETS as networks. Raises ValueError for what is none."""
         return tuple(ipaddress.ip_network(item) for item in split(self.webhook_allowed_targets))
 
+    def proxies(self) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]:
+        """TRUSTED_PROXIES as networks. Raises ValueError for what is none."""
+        return tuple(ipaddress.ip_network(item) for item in split(self.trusted_proxies))
+
     def target_ports(self) -> frozenset[int]:
         """WEBHOOK_ALLOWED_PORTS as numbers. Raises ValueError for what is none."""
         return frozenset(msgspec.convert(split(self.webhook_allowed_ports), list[Port], strict=False))
@@ -286,6 +327,7 @@ def _check(settings: Settings) -> None:
             "METRICS_PORT is the main port, where /metrics is in any case; name another one, or leave it unset."
         )
     _check_webhooks(settings)
+    _check_proxies(settings)
     check_bind(settings, [settings.message_bus_host])
 
 
@@ -304,6 +346,17 @@ def _check_webhooks(settings: Settings) -> None:
         settings.target_ports()
     except ValueError:
         raise StartRefused("WEBHOOK_ALLOWED_PORTS must list ports from 1 to 65535, separated by commas.") from None
+
+
+def _check_proxies(settings: Settings) -> None:
+    try:
+        networks = settings.proxies()
+    except ValueError:
+        raise StartRefused(
+            "TRUSTED_PROXIES must list networks like 127.0.0.1/32 or 10.1.0.0/16, with no bit set after the prefix."
+        ) from None
+    if any(not network.prefixlen for network in networks):
+        raise StartRefused("TRUSTED_PROXIES trusts the whole world, so any header would do; list your proxies alone.")
 
 
 def check_bind(settings: Settings, addresses: list[str]) -> None:

@@ -125,7 +125,8 @@ def _operation(operation: Operation, path: str, by_type: dict[int, Any]) -> dict
     media = {operation.media: operation.answer, **operation.more}
     answer = {"description": "Done.", "content": {name: {"schema": by_type[id(t)]} for name, t in media.items()}}
     responses: dict[str, Any] = {str(status): answer for status in operation.statuses}
-    refused = {*operation.errors, 503, *((401, 403) if _is_keyed(operation) else ())}
+    refused = {*operation.errors, 503, *((401, 403, 429) if _is_keyed(operation) else ())}
+    refused |= {408} if operation.body is not None else set()
     for status in sorted(refused - set(operation.statuses)):
         responses[str(status)] = {"description": "Refused.", "content": error}
     described: dict[str, Any] = {

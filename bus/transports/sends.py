@@ -59,6 +59,7 @@ class Single:
     __slots__ = ("drafts",)
 
     atomic = False
+    cost = 1
 
     def __init__(self, draft: Draft) -> None:
         self.drafts: Sequence[Draft] = (draft,)
@@ -72,12 +73,13 @@ class Single:
 class Several:
     """A batch that was asked for. `items` holds, in order, a draft or what is wrong with it."""
 
-    __slots__ = ("atomic", "drafts", "items")
+    __slots__ = ("atomic", "cost", "drafts", "items")
 
     def __init__(self, items: Sequence[Draft | BusError], *, atomic: bool) -> None:
         self.items = items
         self.drafts: Sequence[Draft] = [item for item in items if isinstance(item, Draft)]
         self.atomic = atomic
+        self.cost = max(len(items), 1)
 
     def answer(self, outcomes: Sequence[Receipt | BusError], request_id: str) -> bytes | BusError:
         """As of `Single`."""

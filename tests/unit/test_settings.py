@@ -150,6 +150,10 @@ def test_keys_that_can_be_guessed_or_contradict_are_refused_and_never_shown() ->
         ("WEBHOOK_ALLOWED_TARGETS", "10.0.0.0/33", "127.0.0.0/8"),
         ("WEBHOOK_ALLOWED_PORTS", "9000,http", "1 to 65535"),
         ("WEBHOOK_ALLOWED_PORTS", "0", "1 to 65535"),
+        ("TRUSTED_PROXIES", "localhost", "127.0.0.1/32"),
+        ("TRUSTED_PROXIES", "10.0.0.1/8", "no bit set after the prefix"),
+        ("TRUSTED_PROXIES", "0.0.0.0/0", "list your proxies alone"),
+        ("TRUSTED_PROXIES", "10.0.0.0/8,::/0", "list your proxies alone"),
     ],
 )
 def test_targets_and_ports_that_can_not_be_meant_are_refused(name: str, value: str, cure: str) -> None:
@@ -216,6 +220,12 @@ def test_targets_are_networks_or_single_addresses() -> None:
     assert [str(network) for network in settings.targets()] == ["127.0.0.0/8", "10.1.2.3/32", "fd00::/8"]
     assert settings.target_ports() == {9000, 9001}
     assert (read().targets(), read().target_ports()) == ((), frozenset())
+
+
+def test_trusted_proxies_are_networks_or_single_addresses() -> None:
+    settings = read(TRUSTED_PROXIES="10.1.2.3, fd00::/8")
+    assert [str(network) for network in settings.proxies()] == ["10.1.2.3/32", "fd00::/8"]
+    assert read().proxies() == ()
 
 
 # ---- who may reach it
