@@ -112,6 +112,17 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
         str | None,
         Meta(description="Signs webhooks of endpoints that have no secret of their own; else each is given one."),
     ] = None
+    webhook_signature_secret: Annotated[
+        str | None,
+        Meta(description="Checks webhooks that come in for integrations that have no secret of their own."),
+    ] = None
+    allowed_webhook_ips: Annotated[
+        str,
+        Meta(
+            description="Addresses and networks (CIDR), comma-separated, that may send webhooks to integrations that do not"
+            " say so themselves. Unset: any; the signature counts. Example: 192.168.1.0/24,10.0.0.1."
+        ),
+    ] = ""
     webhook_allowed_targets: Annotated[
         str,
         Meta(
@@ -215,6 +226,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
         """WEBHOOK_ALLOWED_TARGETS as networks. Raises ValueError for what is none."""
         return tuple(ipaddress.ip_network(item) for item in split(self.webhook_allowed_targets))
 
+    def webhook_callers(self) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]:
+        """ALLOWED_WEBHOOK_IPS as networks. Raises ValueError for what is none."""
+        return tuple(ipaddress.ip_network(item) for item in split(self.allowed_webhook_ips))
+
     def target_ports(self) -> frozenset[int]:
         """WEBHOOK_ALLOWED_PORTS as numbers. Raises ValueError for what is none."""
         return frozenset(msgspec.convert(split(self.webhook_allowed_ports), list[Port], strict=False))
@@ -280,6 +295,10 @@ def _check(settings: Settings) -> None:
         raise StartRefused("API_KEY is shorter than 16 characters and could be guessed; use a longer one.")
     if settings.secret_key is not None and len(settings.secret_key) < 16:
         raise StartRefused("SECRET_KEY is shorter than 16 characters and could be guessed; use a longer one.")
+    if settings.webhook_signature_secret is not None and len(settings.webhook_signature_secret) < 8:
+        raise StartRefused(
+            "WEBHOOK_SIGNATURE_SECRET is shorter than 8 characters and could be guessed; use a longer one."
+        )
     _check_targets(settings)
     check_bind(settings, [settings.message_bus_host])
 
@@ -290,6 +309,12 @@ def _check_targets(settings: Settings) -> None:
     except ValueError:
         raise StartRefused(
             "WEBHOOK_ALLOWED_TARGETS must list networks like 127.0.0.0/8 or fd00::/8, with no bit set after the prefix."
+        ) from None
+    try:
+        settings.webhook_callers()
+    except ValueError:
+        raise StartRefused(
+            "ALLOWED_WEBHOOK_IPS must list addresses or networks like 192.168.1.0/24, with no bit set after the prefix."
         ) from None
     try:
         settings.target_ports()

@@ -138,6 +138,11 @@ class Secret(msgspec.Struct, frozen=True):
     until_us: int | None = None
 
 
+def valid(secrets: Sequence[Secret], now_us: int) -> list[str]:
+    """Those that count now."""
+    return [secret.text for secret in secrets if secret.until_us is None or secret.until_us > now_us]
+
+
 class Sealed(msgspec.Struct, frozen=True):
     """What is encrypted at rest. `secrets`: the newest first."""
 
@@ -147,7 +152,7 @@ class Sealed(msgspec.Struct, frozen=True):
 
     def valid(self, now_us: int) -> list[str]:
         """The secrets to sign with."""
-        return [secret.text for secret in self.secrets if secret.until_us is None or secret.until_us > now_us]
+        return valid(self.secrets, now_us)
 
 
 class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
@@ -297,14 +302,19 @@ _COLUMNS = "number, id, state, reason, since, created_at, config, sealed"
 
 def rotated(sealed: Sealed, secret: str, grace_seconds: float, now_us: int) -> Sealed:
     """With a new secret; those that were valid stay so for `grace_seconds` more."""
+    return msgspec.structs.replace(sealed, secrets=renewed(sealed.secrets, secret, grace_seconds, now_us))
+
+
+def renewed(secrets: Sequence[Secret], secret: str, grace_seconds: float, now_us: int) -> tuple[Secret, ...]:
+    """The secrets with a new one in front; those that were valid stay so for `grace_seconds` more."""
     until_us = now_us + int(grace_seconds * 1e6)
     old = [
         Secret(known.text, until_us if known.until_us is None else known.until_us)
-        for known in sealed.secrets
+        for known in secrets
         if known.until_us is None or known.until_us > now_us
     ]
     kept = [known for known in old if (known.until_us or 0) > now_us][:MAX_OLD_SECRETS]
-    return msgspec.structs.replace(sealed, secrets=(Secret(secret), *kept))
+    return (Secret(secret), *kept)
 
 
 def _bad(field: str, problem: str) -> Malformed:
