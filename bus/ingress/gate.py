@@ -20,6 +20,7 @@ from bus.clock import Clock
 from bus.errors import BusError, Conflict, Forbidden, RateLimited, Unauthenticated, Unavailable
 from bus.events import Event, RateLimitHit
 from bus.health.vitals import Vitals
+from bus.identity.policy import VERIFIED
 from bus.ingress import documents, journal, template
 from bus.ingress.integrations import Integration, Rows, may_come_from
 from bus.ingress.journal import Entry, Journal
@@ -154,6 +155,7 @@ class Gate:
         labels = {"webhook-scheme": config.scheme, "webhook-event": entry.event, "webhook-delivery": entry.delivery}
         headers = {name: value for name, value in labels.items() if value is not None}
         draft = config.draft(payload, headers, f"${found.id}", host.names, now_us())
+        draft.message.extras += VERIFIED
         return host.admission.look_at(draft.message)
 
     def _refuse(self, visit: Visit, outcome: str) -> None:

@@ -14,6 +14,7 @@ from msgspec import UNSET
 from msgspec.structs import replace
 
 from bus.errors import Malformed, UnsupportedMedia
+from bus.identity.caller import Right
 from bus.ingress import journal
 from bus.ingress.gate import Gate, Taken, Visit
 from bus.ingress.integrations import Config, Integration, Rate, secret_of
@@ -254,7 +255,7 @@ def _operations(views: IngressViews) -> list[Operation]:
     log = (limit, cursor, outcome)
     made = [
         Operation(post, f"{WEBHOOK}/<integration_id>", views.receive, "Where a sender posts its signed webhooks.", Taken,
-                  None, (), (*bad, 401, 403, 409, 429, 507), (200, 202)),
+                  None, (), (*bad, 401, 403, 409, 429, 507), (200, 202), right=Right.SIGNED),
         Operation(get, ROOT, views.list, "Integrations: who may send webhooks here.", answers.Integrations, None,
                   (limit, cursor), (400,)),
         Operation(post, ROOT, views.create, "Make an integration; its secret is shown this once.", shown,
