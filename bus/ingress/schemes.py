@@ -18,7 +18,7 @@ import hashlib
 import hmac
 import re
 from collections.abc import Sequence
-from urllib.parse import parse_qs, parse_qsl, urlsplit
+from urllib.parse import parse_qs, parse_qsl
 
 from bus.errors import Malformed
 from bus.ingress.signatures import Algorithm, Claim, Request, Scheme
@@ -153,7 +153,7 @@ class Twilio(_Plain):
         fields = signed_fields(request)
         if signature is None or fields is None or not _ORIGIN.match(request.url):
             return None
-        forms = tuple((url.encode(), fields) for url in _with_and_without_port(request.url))
+        forms = tuple((url.encode("utf-8", "replace"), fields) for url in _with_and_without_port(request.url))
         return Claim(forms, (signature,), algorithm=algorithm)
 
 
@@ -182,9 +182,9 @@ def signed_fields(request: Request) -> bytes | None:
         return None if fields is None else "".join(name + value for name, value in sorted(set(fields))).encode()
     if not request.body:
         return b""
-    digests = parse_qs(urlsplit(request.url).query).get("bodySHA256", [])
+    digests = parse_qs(request.url.partition("?")[2]).get("bodySHA256", [""])
     actual = hashlib.sha256(request.body).hexdigest()
-    return b"" if digests and hmac.compare_digest(digests[0].encode(), actual.encode()) else None
+    return b"" if hmac.compare_digest(digests[0].encode("utf-8", "replace"), actual.encode()) else None
 
 
 def _with_and_without_port(url: str) -> tuple[str, str]:

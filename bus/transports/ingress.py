@@ -13,7 +13,7 @@ from flask import Blueprint, Flask, Response, g, request
 from msgspec import UNSET
 from msgspec.structs import replace
 
-from bus.errors import Malformed, UnsupportedMedia
+from bus.errors import Conflict, Malformed, UnsupportedMedia
 from bus.identity.caller import Right
 from bus.ingress import journal
 from bus.ingress.gate import Gate, Taken, Visit
@@ -85,15 +85,16 @@ class IngressViews:
 
     def change(self, integration_id: str) -> Response:
         body: answers.IntegrationChange = read(_decode_change, body_of(BODY_BYTES), "body")
+        seen = self._find(integration_id)
+        config = _config(seen.config, body)
+        config = (config if body.to is UNSET else replace(config, to=body.to)).check(self._bus.names)
 
         def job(transaction: Transaction) -> Integration:
             known = self._gate.rows.find(transaction, integration_id)
-            config = _config(known.config, body)
-            if body.to is not UNSET:
-                config = replace(config, to=body.to)
+            if known.changed_us != seen.changed_us:
+                raise Conflict("Somebody else has just changed this integration; look at it, and try again.")
             return self._gate.rows.update(transaction, known, config, _kept(known), self._now())
 
-        _config(self._find(integration_id).config, body).check(self._bus.names)
         return json_answer(self._shown(self._bus.write(job)))
 
     def delete(self, integration_id: str) -> Response:
@@ -264,7 +265,7 @@ def _operations(views: IngressViews) -> list[Operation]:
                   answers.IntegrationEvents, None, log, (400,)),
         Operation(get, one, views.show, "One integration.", shown, None, (), (404,)),
         Operation(patch, one, views.change, "Change an integration.", shown, answers.IntegrationChange, (),
-                  (*bad, 404, 507)),
+                  (*bad, 404, 409, 507)),
         Operation(delete, one, views.delete, "Delete an integration.", answers.IntegrationDeleted, None, (), (404, 507)),
         Operation(post, f"{one}/pause", views.pause, "Take nothing from it for now.", shown, None, (), (404, 507)),
         Operation(post, f"{one}/resume", views.resume, "Take what it sends again.", shown, None, (), (404, 507)),

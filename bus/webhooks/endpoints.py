@@ -306,10 +306,10 @@ def rotated(sealed: Sealed, secret: str, grace_seconds: float, now_us: int) -> S
 
 
 def renewed(secrets: Sequence[Secret], secret: str, grace_seconds: float, now_us: int) -> tuple[Secret, ...]:
-    """The secrets with a new one in front; those that were valid stay so for `grace_seconds` more."""
+    """The secrets with a new one in front; those that were valid stay so for at most `grace_seconds` more."""
     until_us = now_us + int(grace_seconds * 1e6)
     old = [
-        Secret(known.text, until_us if known.until_us is None else known.until_us)
+        Secret(known.text, min(until_us, known.until_us or until_us))
         for known in secrets
         if known.until_us is None or known.until_us > now_us
     ]
