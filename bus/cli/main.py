@@ -15,6 +15,7 @@ from bus.cli.claim import claim
 from bus.cli.dead_letters import dead_letters
 from bus.cli.health import health
 from bus.cli.integrations import integrations
+from bus.cli.keys import auth, keys
 from bus.cli.look import clients, log, queues, status, thread
 from bus.cli.process import Ended
 from bus.cli.profile import profile
@@ -56,6 +57,8 @@ for command in (
     replays,
     webhooks,
     integrations,
+    keys,
+    auth,
     profile,
     backup,
     restore_,
