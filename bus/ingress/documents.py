@@ -15,6 +15,8 @@ MAX_LABEL = 256
 """Characters of an event's name or id; a longer one is left out."""
 
 MAX_CHALLENGE = 1000
+SENDERS_OF_FORMS = frozenset({"github", "slack", "twilio"})
+"""What others send is JSON, whatever its Content-Type says."""
 
 _decode = msgspec.json.Decoder(msgspec.Raw).decode
 
@@ -25,7 +27,7 @@ def document_of(scheme: Scheme, request: Request) -> Document:
     A form of GitHub or Slack with a field `payload` is the JSON in that field, as these send it.
     """
     text = request.body
-    if is_form(request):
+    if scheme.name in SENDERS_OF_FORMS and is_form(request):
         fields = fields_of(request.body)
         if fields is None:
             raise Malformed("The body is not the form that its Content-Type says.", code="bad_form")
