@@ -26,6 +26,7 @@ from bus.ingress.integrations import Integration, Rows, may_come_from
 from bus.ingress.journal import Entry, Journal
 from bus.ingress.signatures import Outcome, Proof, Request, verify
 from bus.message import Epochs, Message, Names, now_us
+from bus.metrics import Metrics
 from bus.settings import Settings
 from bus.storage import Reader, Transaction
 
@@ -33,6 +34,8 @@ SENTENCES: dict[Outcome, str] = {
     "bad_signature": "The signature is missing or wrong, or there is no such integration.",
     "stale": "The signature is right, but its time is more than 300 seconds from ours; set the sender's clock, sign anew.",
 }
+
+COUNTER = "bus_ingress_webhooks_total"
 
 _LIKE_ONE = re.compile(r"in-[A-Za-z0-9]{1,40}")
 """What may be the id of an integration, or nearly; other guesses of strangers are not kept."""
@@ -47,6 +50,7 @@ class Host(Protocol):
     epochs: Epochs
     admission: Admission
     vitals: Vitals
+    metrics: Metrics
 
     def check_load(self) -> None: ...
     def emit(self, event: Event) -> None: ...
@@ -137,15 +141,21 @@ class Gate:
             nonce=proof.nonce,
         )
         if (challenge := documents.challenge_of(scheme, document)) is not None:
-            self._host.write(lambda transaction: _note(transaction, found, entry, "challenge"))
+            self._note(found, entry, "challenge")
             return Taken(challenge=challenge)
         if documents.is_ping(scheme, event):
-            self._host.write(lambda transaction: _note(transaction, found, entry, "ping"))
+            self._note(found, entry, "ping")
             return Taken(status="pong")
         message = self._message(found, request, document, entry)
         seq, duplicate = self._host.write(lambda transaction: _append(transaction, found, entry, message))
+        self._host.metrics.count(COUNTER, "duplicate" if duplicate else "accepted")
         message_id = self._host.epochs.id_of(seq).decode()
         return Taken(status="accepted", message_id=message_id, seq=seq, duplicate=True if duplicate else UNSET)
+
+    def _note(self, found: Integration, entry: Entry, outcome: str) -> None:
+        """What becomes no message."""
+        self._host.write(lambda transaction: _note(transaction, found, entry, outcome))
+        self._host.metrics.count(COUNTER, outcome)
 
     def _message(self, found: Integration, request: Request, document: template.Document, entry: Entry) -> Message:
         host, config = self._host, found.config
@@ -159,6 +169,7 @@ class Gate:
         return host.admission.look_at(draft.message)
 
     def _refuse(self, visit: Visit, outcome: str) -> None:
+        self._host.metrics.count(COUNTER, outcome)
         self._journal.refuse(
             Entry(
                 integration_id=visit.integration_id if _LIKE_ONE.fullmatch(visit.integration_id) else "",

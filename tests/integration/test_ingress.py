@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import re
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from bus.testing import HOST, Answer, BusServer
+from bus.testing import HOST, Answer, BusServer, eventually
 from tests.calls import call, inbox, payloads
 from tests.ingress_calls import FORM, JSON, SCHEMES, SECRET, events, fresh_body, headers_for, integrate, logged, post
 from tests.refusals import check
@@ -441,6 +442,26 @@ def test_a_crash_loses_nothing_and_doubles_nothing(fresh_server: Any) -> None:
     assert (again.count(409), again.count(202)) == (len(before), 400 - len(before))
     after = payloads(inbox(server, "crashed", limit=1000, since="earliest")["messages"])
     assert sorted(payload["n"] for payload in after) == sorted(json.loads(body)["n"] for body, _ in signed)
+
+
+def test_what_comes_is_counted(each_server: BusServer) -> None:
+    def counted(outcome: str) -> float:
+        text = each_server.call("GET", "/metrics").body
+        found = re.search(rf'^bus_ingress_webhooks_total{{outcome="{outcome}"}} (\S+)$', text, re.MULTILINE)
+        assert found is not None
+        return float(found[1])
+
+    made = integrate(each_server)
+    body = fresh_body()
+    headers = headers_for(made, body)
+    before = [counted("accepted"), counted("replayed"), counted("bad_signature"), counted("unknown")]
+    for _ in range(3):
+        each_server.call("POST", made["path"], raw=body, headers=headers)
+    post(each_server, made, secret="another secret")
+    post(each_server, {**made, "path": f"{made['path']}0"})
+    wanted = [before[0] + 1, before[1] + 2, before[2] + 1, before[3] + 1]
+    names = ("accepted", "replayed", "bad_signature", "unknown")
+    eventually(lambda: [counted(name) for name in names] == wanted, what="the counts of all workers")
 
 
 # ---- the surface
