@@ -205,7 +205,8 @@ def _base64(text: str, algorithm: Algorithm = "sha256") -> bytes | None:
         digest = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
         return None
-    return digest if len(digest) == _DIGEST_BYTES[algorithm] else None
+    canonical = base64.b64encode(digest).decode() == text  # the last character has bits that mean nothing
+    return digest if canonical and len(digest) == _DIGEST_BYTES[algorithm] else None
 
 
 def _found(given: Sequence[bytes | None]) -> tuple[bytes, ...]:

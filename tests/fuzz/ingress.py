@@ -28,9 +28,9 @@ EXPECTED = {
     "good": {202},
     "signed": {200, 202, 400, 409},
     "form": {202, 401, 409},  # what is no form can't have been signed as one
-    "bad": {400, 401, 404, 415},
+    "bad": {400, 401, 403, 404, 415},
 }
-"""Statuses that a webhook may be answered with: 404 where the path is none, 400 and 415 for a head that can't be read."""
+"""Statuses that a webhook may be answered with: 400, 403, 404 and 415 for a path, a Host or a head that can't be one."""
 
 TEXT = string.printable.replace("\r", "").replace("\n", "").replace("\x0b", "").replace("\x0c", "") + "äß€é\u00ff"
 ODD = b'{"type": 5, "id": {}, "event": []}'

@@ -101,6 +101,18 @@ def test_the_vendors_verifiers_take_what_we_sign() -> None:
     assert made["X-Slack-Signature"] == expected
 
 
+def test_a_signature_has_one_spelling() -> None:
+    """Base64 of 20 or 32 bytes ends in bits that mean nothing: another last character would decode to the same."""
+    alphabet = string.ascii_uppercase + string.ascii_lowercase + string.digits + "+/"
+    for scheme, name in (("twilio", "X-Twilio-Signature"), ("standard-webhooks", "webhook-signature")):
+        request = signed(scheme)
+        value = request.header(name)
+        last = alphabet.index(value[-2])
+        headers = Headers({**dict(request.headers), name: f"{value[:-2]}{alphabet[last ^ 1]}="})  # type: ignore[call-overload]
+        assert outcome(scheme, request, SECRET) == "right"
+        assert outcome(scheme, Request(headers, request.body, request.url), SECRET) == "bad_signature"
+
+
 # ---- time
 
 
