@@ -130,11 +130,12 @@ class RateLimited(BusError):
         self,
         sentence: str,
         *,
-        retry_after_seconds: float,
         code: str | None = None,
+        field: str | None = None,
+        retry_after_seconds: float | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        super().__init__(sentence, code=code, retry_after_seconds=retry_after_seconds)
+        super().__init__(sentence, code=code, field=field, retry_after_seconds=retry_after_seconds)
         self.headers = headers or {}
 
 
