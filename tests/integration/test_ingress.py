@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from bus.testing import HOST, Answer, BusServer, eventually
+from bus.testing import HOST, Answer, BusServer
 from tests.calls import call, inbox, payloads
 from tests.ingress_calls import FORM, JSON, SCHEMES, SECRET, events, fresh_body, headers_for, integrate, logged, post
 from tests.refusals import check
@@ -444,24 +444,23 @@ def test_a_crash_loses_nothing_and_doubles_nothing(fresh_server: Any) -> None:
     assert sorted(payload["n"] for payload in after) == sorted(json.loads(body)["n"] for body, _ in signed)
 
 
-def test_what_comes_is_counted(each_server: BusServer) -> None:
+def test_what_comes_is_counted(server: BusServer) -> None:
     def counted(outcome: str) -> float:
-        text = each_server.call("GET", "/metrics").body
+        text = server.call("GET", "/metrics").body
         found = re.search(rf'^bus_ingress_webhooks_total{{outcome="{outcome}"}} (\S+)$', text, re.MULTILINE)
         assert found is not None
         return float(found[1])
 
-    made = integrate(each_server)
+    made = integrate(server)
     body = fresh_body()
     headers = headers_for(made, body)
     before = [counted("accepted"), counted("replayed"), counted("bad_signature"), counted("unknown")]
     for _ in range(3):
-        each_server.call("POST", made["path"], raw=body, headers=headers)
-    post(each_server, made, secret="another secret")
-    post(each_server, {**made, "path": f"{made['path']}0"})
-    wanted = [before[0] + 1, before[1] + 2, before[2] + 1, before[3] + 1]
+        server.call("POST", made["path"], raw=body, headers=headers)
+    post(server, made, secret="another secret")
+    post(server, {**made, "path": f"{made['path']}0"})
     names = ("accepted", "replayed", "bad_signature", "unknown")
-    eventually(lambda: [counted(name) for name in names] == wanted, what="the counts of all workers")
+    assert [counted(name) for name in names] == [before[0] + 1, before[1] + 2, before[2] + 1, before[3] + 1]
 
 
 # ---- the surface
