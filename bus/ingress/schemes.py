@@ -179,7 +179,9 @@ def signed_fields(request: Request) -> bytes | None:
     """What Twilio signs of a body, behind the URL; None when the signature would say nothing about the body."""
     if is_form(request):
         fields = fields_of(request.body)
-        return None if fields is None else "".join(name + value for name, value in sorted(set(fields))).encode()
+        if fields is None or not all(name for name, _ in fields):  # a field without name and value would be unsigned
+            return None
+        return "".join(name + value for name, value in sorted(set(fields))).encode()
     if not request.body:
         return b""
     digests = parse_qs(request.url.partition("?")[2]).get("bodySHA256", [""])

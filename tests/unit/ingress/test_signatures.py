@@ -101,6 +101,13 @@ def test_the_vendors_verifiers_take_what_we_sign() -> None:
     assert made["X-Slack-Signature"] == expected
 
 
+def test_a_form_that_can_not_be_read_is_not_signed_by_its_url_alone() -> None:
+    request = signed("twilio", b"")
+    assert outcome("twilio", request, SECRET) == "right"
+    for body in (b"\xff", b"a=%ff", b"&".join([b"a=1"] * 1001), b"=", b"a"):
+        assert outcome("twilio", Request(request.headers, body, request.url), SECRET) == "bad_signature"
+
+
 def test_a_signature_has_one_spelling() -> None:
     """Base64 of 20 or 32 bytes ends in bits that mean nothing: another last character would decode to the same."""
     alphabet = string.ascii_uppercase + string.ascii_lowercase + string.digits + "+/"
