@@ -262,9 +262,9 @@ WEBHOOKS = (
     ),
     counter(
         "bus_webhook_blocked_targets_total",
-        "Requests to targets that are not allowed.",
+        "Targets that were refused, when they were named or called.",
         by="webhooks",
-        reason=("private", "loopback", "link_local", "scheme", "port", "redirect", "other"),
+        reason=("loopback", "private", "link_local", "reserved", "scheme", "port", "url", "other"),
     ),
     counter(
         "bus_ingress_webhooks_total",

@@ -16,7 +16,8 @@ import msgspec
 from dotenv import dotenv_values
 from msgspec import Meta
 
-from bus.errors import StartRefused
+from bus.errors import Malformed, StartRefused
+from bus.webhooks import signing
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -299,11 +300,15 @@ def _check(settings: Settings) -> None:
         raise StartRefused(
             "WEBHOOK_SIGNATURE_SECRET is shorter than 8 characters and could be guessed; use a longer one."
         )
-    _check_targets(settings)
+    _check_webhooks(settings)
     check_bind(settings, [settings.message_bus_host])
 
 
-def _check_targets(settings: Settings) -> None:
+def _check_webhooks(settings: Settings) -> None:
+    try:
+        signing.key_of(settings.webhook_secret or "unset")
+    except Malformed as refusal:
+        raise StartRefused(f"WEBHOOK_SECRET can't sign. {refusal.sentence}") from None
     try:
         settings.targets()
     except ValueError:

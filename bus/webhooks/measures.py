@@ -10,8 +10,10 @@ from functools import partial
 from typing import Any
 
 from bus.metrics import Metrics
+from bus.storage import Reader
 from bus.webhooks.breaker import Lane
-from bus.webhooks.claims import WAITING, Result
+from bus.webhooks.claims import Result
+from bus.webhooks.deliveries import OLDEST
 from bus.webhooks.endpoints import Endpoint
 
 _CLASSES = {
@@ -33,10 +35,8 @@ _STATUS, _TOTAL_MS = 0, 7
 """Where an attempt's row has them (bus.webhooks.dispatcher.row_of)."""
 
 _PENDING = "SELECT coalesce(sum(pending), 0) FROM webhook_lanes"
-_OLDEST = f"""
-SELECT e.number, l.policy, (SELECT min(d.made_at) FROM webhook_deliveries d
-                             WHERE d.endpoint = e.number AND d.state = {WAITING})
-  FROM webhook_endpoints e JOIN webhook_lanes l ON l.endpoint = e.number
+_OWED = """
+SELECT l.endpoint, l.policy FROM webhook_endpoints e JOIN webhook_lanes l ON l.endpoint = e.number
  WHERE e.state = 'enabled' AND l.pending > 0"""
 _LANES = (
     "SELECT l.policy FROM webhook_endpoints e JOIN webhook_lanes l ON l.endpoint = e.number WHERE e.state = 'enabled'"
@@ -74,12 +74,16 @@ class Measures:
         metrics.count("bus_webhook_attempts_total", kind, class_)
         if total_ms is not None:
             metrics.observe("bus_webhook_attempt_duration_seconds", total_ms / 1000, kind)
-        if class_ == "blocked":
-            metrics.count("bus_webhook_blocked_targets_total", "other")
+        if result.refused is not None:
+            self.refused(result.refused)
         if result.verdict.result == "done":
             now_us = self._now_us()
             for item in result.claim.items:
                 metrics.observe("bus_webhook_delivery_lag_seconds", max(now_us - item.occurred_us, 0) / 1e6, kind)
+
+    def refused(self, reason: str) -> None:
+        """A target was refused, for a reason of bus.guard.REASONS."""
+        self._metrics.count("bus_webhook_blocked_targets_total", reason)
 
     # ---- asked of the store
 
@@ -89,9 +93,12 @@ class Measures:
     def _oldest_seconds(self) -> float:
         """Of endpoints that are well: what waits for one that rests waits by design."""
         now_us = self._now_us()
-        rows = self._read(lambda reader: reader.execute(_OLDEST))
-        waits = [now_us - oldest for _, policy, oldest in rows if oldest is not None and _is_well(policy, now_us)]
-        return max(waits, default=0) / 1e6
+
+        def job(reader: Reader) -> list[int | None]:
+            well = [number for number, policy in reader.execute(_OWED) if _is_well(policy, now_us)]
+            return [reader.execute(OLDEST, (number,))[0][0] for number in well]
+
+        return max((now_us - made for made in self._read(job) if made is not None), default=0) / 1e6
 
     def _open_breakers(self) -> int:
         now_us = self._now_us()

@@ -153,6 +153,13 @@ def test_targets_and_ports_that_can_not_be_meant_are_refused(name: str, value: s
     assert cure in sentence
 
 
+@pytest.mark.parametrize("secret", ["whsec_QUJD", "whsec_not base64", "x" * 257])
+def test_a_secret_that_can_not_sign_is_refused_and_never_shown(secret: str) -> None:
+    sentence = refusal({"WEBHOOK_SECRET": secret})
+    assert sentence.startswith("WEBHOOK_SECRET ")
+    assert secret not in sentence
+
+
 def test_every_setting_has_a_description_that_is_a_sentence() -> None:
     for field in msgspec.inspect.type_info(Settings).fields:
         assert isinstance(field.type, msgspec.inspect.Metadata), field.name
