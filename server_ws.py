@@ -36,6 +36,7 @@ EXTENSIONS = (
     "message_ttl",
     "extensions.log_cap",
     "extensions.tracing",
+    "extensions.inbound_webhooks",
 )
 """What ships, in order of registration. Each module's last function is `register(app, bus)`."""
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from gevent.event import AsyncResult
 
+from bus.admission import Admission
 from bus.audience import Audience
 from bus.auth import Auth
 from bus.backplane import Presence
@@ -91,7 +92,7 @@ class Bus:
         self.drain = Drain(lambda: self.hub, settings)
         self.running = self.leaving = self.draining = False
         self._migrations: list[tuple[str, Path]] = [("core", MIGRATIONS)]
-        self._before_publish: list[Callable[[Message], Message | None]] = []
+        self.admission = Admission()
         self._dispatcher = Dispatcher()
         self._gathered: list[Pending | Group | Job] = []
         self._paused: list[Connection] = []
@@ -109,7 +110,7 @@ class Bus:
         It may return another message (to stamp it) or None (as it is), or raise a BusError to refuse it. It runs on
         the event loop and may neither block nor switch. An exception that is no BusError refuses the message too.
         """
-        self._before_publish.append(accept)
+        self.admission.add(accept)
 
     def on(self, kind: type[Event], handler: Callable[[Any], None], *, wait: bool = False, when: When = always) -> None:
         """Have `handler(event)` hear events of a type, or all for `Event`; with `wait`, in a greenlet that may block."""
@@ -314,16 +315,11 @@ class Bus:
 
     def _accept(self, draft: Draft, settled: Settled, *, receipt: bool = True) -> Pending | None:
         message = draft.message
-        for accept in self._before_publish:
-            try:
-                message = accept(message) or message
-            except BusError as refusal:
-                self._refuse(message, refusal, settled)
-                return None
-            except Exception:
-                log.exception("An extension could not look at a message", extra={"action": "before_publish"})
-                self._refuse(message, Unavailable("The message could not be checked; nothing was stored."), settled)
-                return None
+        try:
+            message = self.admission.look_at(message)
+        except BusError as refusal:
+            self._refuse(message, refusal, settled)
+            return None
         if draft.ephemeral:
             self._publish_ephemeral(message, settled if receipt else None)
             return None

@@ -265,6 +265,25 @@ WEBHOOKS = (
         by="webhooks",
         reason=("loopback", "private", "link_local", "reserved", "scheme", "port", "url", "other"),
     ),
+    counter(
+        "bus_ingress_webhooks_total",
+        "Webhooks that came in, by what came of them.",
+        by="inbound_webhooks",
+        outcome=(
+            *(
+                "accepted",
+                "duplicate",
+                "ping",
+                "challenge",
+                "replayed",
+                "bad_signature",
+                "stale",
+                "no_secret",
+                "unknown",
+            ),
+            *("address_not_allowed", "rate_limited", "paused", "other"),
+        ),
+    ),
 )
 
 HEALTH = (

@@ -150,6 +150,17 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
         str | None,
         Meta(description="Signs webhooks of endpoints that have no secret of their own; else each is given one."),
     ] = None
+    webhook_signature_secret: Annotated[
+        str | None,
+        Meta(description="Checks webhooks that come in for integrations that have no secret of their own."),
+    ] = None
+    allowed_webhook_ips: Annotated[
+        str,
+        Meta(
+            description="Addresses and networks (CIDR), comma-separated, that may send webhooks to integrations that do not"
+            " say so themselves. Unset: any; the signature counts. Example: 192.168.1.0/24,10.0.0.1."
+        ),
+    ] = ""
     webhook_allowed_targets: Annotated[
         str,
         Meta(
@@ -257,6 +268,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
         """TRUSTED_PROXIES as networks. Raises ValueError for what is none."""
         return tuple(ipaddress.ip_network(item) for item in split(self.trusted_proxies))
 
+    def webhook_callers(self) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]:
+        """ALLOWED_WEBHOOK_IPS as networks. Raises ValueError for what is none."""
+        return tuple(ipaddress.ip_network(item) for item in split(self.allowed_webhook_ips))
+
     def target_ports(self) -> frozenset[int]:
         """WEBHOOK_ALLOWED_PORTS as numbers. Raises ValueError for what is none."""
         return frozenset(msgspec.convert(split(self.webhook_allowed_ports), list[Port], strict=False))
@@ -326,6 +341,10 @@ def _check(settings: Settings) -> None:
         raise StartRefused(
             "METRICS_PORT is the main port, where /metrics is in any case; name another one, or leave it unset."
         )
+    if settings.webhook_signature_secret is not None and len(settings.webhook_signature_secret) < 8:
+        raise StartRefused(
+            "WEBHOOK_SIGNATURE_SECRET is shorter than 8 characters and could be guessed; use a longer one."
+        )
     _check_webhooks(settings)
     _check_proxies(settings)
     check_bind(settings, [settings.message_bus_host])
@@ -341,6 +360,12 @@ def _check_webhooks(settings: Settings) -> None:
     except ValueError:
         raise StartRefused(
             "WEBHOOK_ALLOWED_TARGETS must list networks like 127.0.0.0/8 or fd00::/8, with no bit set after the prefix."
+        ) from None
+    try:
+        settings.webhook_callers()
+    except ValueError:
+        raise StartRefused(
+            "ALLOWED_WEBHOOK_IPS must list addresses or networks like 192.168.1.0/24, with no bit set after the prefix."
         ) from None
     try:
         settings.target_ports()

@@ -76,12 +76,12 @@ def is_exempt(path: str) -> bool:
     return path in EXEMPT_PATHS or path.startswith("/health/")
 
 
-def body_of(max_bytes: int) -> bytes:
-    """The request's body, inflated if it says so, at most `max_bytes` long.
+def body_of(max_bytes: int, *, as_it_came: bool = False) -> bytes:
+    """The request's body, inflated if it says so, at most `max_bytes` long; `as_it_came`: of any type.
 
     Raises TooLarge, TooSlow, UnsupportedMedia, Malformed.
     """
-    if (request.mimetype or "") != "application/json":
+    if not as_it_came and (request.mimetype or "") != "application/json":
         # A page of a stranger can't send this type without asking first, so it protects a bus on localhost, too.
         raise UnsupportedMedia("Send the body as JSON, with Content-Type: application/json.")
     if (request.content_length or 0) > max_bytes:
@@ -100,7 +100,7 @@ def body_of(max_bytes: int) -> bytes:
     if len(raw) < (request.content_length or 0):
         raise cut_short()
     coding = request.headers.get("Content-Encoding", "identity").lower()
-    if coding == "identity":
+    if coding == "identity" or as_it_came:
         return raw
     if coding not in ("gzip", "deflate"):
         raise UnsupportedMedia("Content-Encoding must be gzip, deflate or identity.")

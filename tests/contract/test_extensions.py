@@ -32,6 +32,7 @@ EXTENSIONS = (
     "message_ttl",
     "extensions.log_cap",
     "extensions.tracing",
+    "extensions.inbound_webhooks",
 )
 ALL = (*EXTENSIONS, THIRD_PARTY)
 
