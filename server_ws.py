@@ -35,6 +35,7 @@ EXTENSIONS = (
     "message_ttl",
     "extensions.log_cap",
     "extensions.tracing",
+    "extensions.audit",
 )
 """What ships, in order of registration. Each module's last function is `register(app, bus)`."""
 

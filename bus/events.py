@@ -5,6 +5,8 @@ The names in capitals below are the documented event names that webhooks and aud
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
 from bus.message import Message
@@ -90,6 +92,21 @@ class RateLimitHit(Event, frozen=True):
     scope: str
     caller: str
     retry_after_seconds: float
+
+
+class Audited(Event, frozen=True):
+    """Somebody administered the bus, or was refused for a credential or a right: what an audit trail keeps.
+
+    `actor`: the caller's name; `target`: `kind:id`, or a path; `detail`: what else, never a secret.
+    """
+
+    action: str
+    actor: str
+    target: str
+    outcome: Literal["done", "refused", "failed"]
+    address: str = ""
+    request_id: str = ""
+    detail: dict[str, str] = {}
 
 
 class BusStarted(Event, frozen=True):
