@@ -157,6 +157,8 @@ NOBODY = "http://127.0.0.1:1/hook"
 CALLS: dict[Operation, list[tuple[str, Any]]] = {
     ("POST", "/stream/broadcast"): [("", {"event": "news", "data": [1], "exclude": ["zed"], "from": "describer"})],
     ("GET", "/metrics"): [("", None), ("?format=json", None)],
+    ("GET", "/api/audit"): [("?limit=1", None)],
+    ("GET", "/api/audit/export"): [("", None)],
     ("GET", "/metrics/detailed"): [("?family=client", None), ("?family=queue&limit=1", None)],
     ("POST", "/api/send"): [
         ("", GOOD),
