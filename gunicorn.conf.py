@@ -87,6 +87,9 @@ def post_fork(server, worker):
 
 def post_worker_init(worker):
     """Start the bus in the worker, and see that it ends well."""
+    from gevent import get_hub  # not before the worker has patched
+
+    logs.log_what_nobody_catches(get_hub())
     bus = worker.wsgi.extensions["bus"]
     try:
         bus.start()

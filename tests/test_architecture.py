@@ -21,7 +21,7 @@ FLOORS: dict[int, list[str]] = {
     0: ["bus", "bus.errors", "bus.message", "bus.trace_context", "bus.protocol", "bus.frames", "bus.events", "bus.settings",
         "bus.families", "bus.webhooks", "bus.webhooks.body", "bus.webhooks.signing"],
     1: [
-        "bus.metrics", "bus.metric_files", "bus.exposition", "bus.window",
+        "bus.metrics", "bus.metric_files", "bus.exposition", "bus.window", "bus.masking",
         "bus.logs", "bus.launch", "bus.clock", "bus.threads", "bus.counters", "bus.topics", "bus.backplane*", "bus.worker",
         "bus.dispatch", "bus.companions", "bus.auth", "bus.rate_limit", "bus.addresses", "bus.guard", "bus.resolver",
         "bus.wire", "bus.outbound", "bus.storage*", "bus.cursors",
