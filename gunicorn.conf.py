@@ -50,7 +50,8 @@ class logger_class(Logger):
 
 
 def on_starting(server):
-    """Refuse, before anything is forked, what would not be safe or could not work."""
+    """Refuse, before anything is forked, what would not be safe or could not work; write for this user alone."""
+    os.umask(0o077)
     addresses = [str(address[0]) if isinstance(address, tuple) else "unix:" for address in server.cfg.address]
     try:
         check_bind(_settings, addresses)
