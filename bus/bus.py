@@ -95,7 +95,11 @@ class Bus:
         self._gathered: list[Pending | Group | Job] = []
         self._paused: list[Connection] = []
         self.delivery = Delivery(self.read, self.write, self.clock, lambda: self.epochs, self.online)
-        self.workers: list[Background] = [*self.vitals.workers(self.read), *self.delivery.workers()]
+        self.workers: list[Background] = [
+            *self.vitals.workers(self.read),
+            *self.delivery.workers(),
+            *self.auth.workers(),
+        ]
         self.make_known = Known(self.read, self.write).make
         self.started_us = self.ephemeral_sent = 0
 
@@ -171,8 +175,8 @@ class Bus:
         self.hub.tail.start(self.read(lambda reader: reader.head()).seq)
         if self._slot.alone:
             self.delivery.recover()
-        self.auth.take_first_key(self.write)
         self.backplane.start(self)
+        self.auth.start(self)
         self.heartbeat.start()
         self._upkeep.start()
         self._dispatcher.start()

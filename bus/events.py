@@ -5,8 +5,6 @@ The names in capitals below are the documented event names that webhooks and aud
 
 from __future__ import annotations
 
-from typing import Literal
-
 import msgspec
 
 from bus.message import Message
@@ -95,15 +93,13 @@ class RateLimitHit(Event, frozen=True):
 
 
 class Audited(Event, frozen=True):
-    """Somebody administered the bus, or was refused for a credential or a right: what an audit trail keeps.
-
-    `actor`: the caller's name; `target`: `kind:id`, or a path; `detail`: what else, never a secret.
-    """
+    """`audited`: somebody administered, or was refused for who they are. `actor`: a caller's name; `outcome`: done, refused
+    or failed; `address`: the peer's, if there is one; `detail`: plain values, no secrets."""
 
     action: str
     actor: str
     target: str
-    outcome: Literal["done", "refused", "failed"]
+    outcome: str
     address: str = ""
     request_id: str = ""
     detail: dict[str, str] = {}

@@ -246,8 +246,9 @@ class SqliteStore:
     def _migrate(self, migrations: Sequence[tuple[str, Path]]) -> None:
         connection = self._connect(apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE)
         try:
-            # Before the first table: freed pages can then be given back in small steps.
-            connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
+            if self.path.stat().st_size == 0:
+                # Before the first table: freed pages can then be given back in small steps.
+                connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
             connection.execute("PRAGMA journal_mode=WAL")
             with _transaction(connection):
                 connection.execute(

@@ -199,12 +199,15 @@ class BusHealth:
         told.workers = self._workers()
 
     def sight(self) -> Sight:
-        """With auth on, a key shows all. With auth off, all but exceptions' texts are shown to whoever comes by a foreign
-        Host: kubelet does, and so does DNS rebinding."""
+        """With auth on, an administrator sees all, and other callers no exceptions' texts. With auth off, all but these are
+        shown to whoever comes by a foreign Host: kubelet does, and so does DNS rebinding."""
         auth = self._bus.auth
         try:
             if auth.on:
-                return Sight.STATUS if auth.caller(request.headers) is None else Sight.ERRORS
+                caller = auth.caller_anew(request.headers)
+                if caller is None:
+                    return Sight.STATUS
+                return Sight.ERRORS if caller.admin else Sight.CHECKS
             auth.check_host(request.host)
         except BusError:
             return Sight.STATUS if auth.on else Sight.CHECKS

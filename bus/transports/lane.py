@@ -32,6 +32,7 @@ from bus.transports.sends import Sends
 
 if TYPE_CHECKING:
     from bus.bus import Bus
+    from bus.identity.caller import Caller
 
 log = logging.getLogger("bus.lane")
 
@@ -84,12 +85,12 @@ class Lane:
 
     # ---- what a connection asks
 
-    def admits(self, head: Head) -> bool:
-        """True when the bus runs and the credential is good; else Flask tells what is wrong."""
+    def caller(self, head: Head) -> Caller | None:
+        """Who calls, if the bus runs and the credential is good; else Flask tells what is wrong."""
         try:
-            return self.bus.running and self.bus.auth.caller(head) is not None
+            return self.bus.auth.caller(head) if self.bus.running else None
         except BusError:
-            return False
+            return None
 
     def date(self) -> bytes:
         """The present second, as the header has it."""

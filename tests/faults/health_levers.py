@@ -14,10 +14,11 @@ from typing import Any
 from flask import Flask, Response, has_request_context, request
 
 from bus.bus import Bus
-from bus.health import canary, pulse
+from bus.health import canary
 from bus.health.checks import HealthCheck
 from bus.transports import health
 from bus.transports.edge import json_answer
+from bus.worker import Worker
 
 ROUND_SECONDS = 0.1
 SOON = {"disk_alarm", "health_beat", "canary", "health_checks"}
@@ -97,8 +98,8 @@ def register(app: Flask, bus: Bus) -> None:
     manager.add_readiness_check(HealthCheck("optional", levers.optional, critical=False))
     manager.add_liveness_check(HealthCheck("liveness", levers.liveness))
     manager.board.interval_seconds = ROUND_SECONDS
-    for worker in bus._workers:
-        if not isinstance(worker, pulse.Pulse) and worker.name in SOON:
+    for worker in bus.workers:
+        if isinstance(worker, Worker) and worker.name in SOON:
             worker.interval_seconds = ROUND_SECONDS
     canary.QUIET_SECONDS, canary.DEADLINE_SECONDS, canary.STALE_SECONDS = 0.1, 0.5, 1.0
     health.UNWRITTEN_SECONDS, health.SILENT_SECONDS = 1.0, 1.0
