@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 
 from bus.audit.record import Entry
 from bus.events import Audited
+from bus.masking import masked
 from bus.message import now_us
 
 SECOND_US = 1_000_000
@@ -147,5 +148,5 @@ def _summary(by_address: Counter[str], now: int) -> Entry:
 
 
 def _clean(text: str) -> str:
-    """A text that UTF-8 can hold, of bounded length."""
-    return str(text)[:MAX_CHARACTERS].encode("utf-8", "replace").decode()
+    """A text without secrets, of bounded length, that UTF-8 can hold: targets and details may be a stranger's."""
+    return masked(text)[:MAX_CHARACTERS].encode("utf-8", "replace").decode()
