@@ -12,21 +12,23 @@ import hmac
 import logging
 import sys
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import SplitResult, urlsplit
 
 import gevent
 
 from bus.errors import Forbidden, Unauthenticated
-from bus.events import Audited
+from bus.events import Audited, Event
 from bus.identity import keys
 from bus.identity.caller import ADMIN, ANYBODY, Caller, Grant
 from bus.settings import Settings, is_loopback
 from bus.storage import Reader, Transaction
-from bus.worker import Worker
+from bus.worker import Background, Worker
 
 if TYPE_CHECKING:
-    from bus.bus import Bus
+    from bus.backplane import Backplane
+    from bus.hub import Hub
 
 log = logging.getLogger("bus.auth")
 
@@ -43,6 +45,24 @@ class Headers(Protocol):
     def get(self, name: str, /) -> str | None: ...
 
 
+class Host(Protocol):
+    """What of the bus is needed."""
+
+    @property
+    def backplane(self) -> Backplane: ...
+
+    @property
+    def hub(self) -> Hub: ...
+
+    def read(self, job: Callable[[Reader], Any]) -> Any: ...
+
+    def write(self, job: Callable[[Transaction], Any]) -> Any: ...
+
+    def emit(self, event: Event) -> None: ...
+
+    def add_worker(self, worker: Background) -> None: ...
+
+
 class Auth:
     """Decides from the headers. `caller` and `check` are safe from any greenlet, and wait for nothing; `start`, `refresh`
     and the worker's ticks may wait."""
@@ -56,12 +76,12 @@ class Auth:
         self._keyring = keys.Keyring([], -1)
         self._used: dict[str, int] = {}
         self._ticks = 0
-        self._bus: Bus | None = None
+        self._bus: Host | None = None
 
     # ---- life
 
-    def start(self, bus: Bus) -> None:
-        """Learn the keys, or make the first one and print it, once. The store must be open."""
+    def start(self, bus: Host) -> None:
+        """Learn the keys, or make the first one and print it, once. The store must be open, and workers not yet started."""
         if not self.on:
             return
         self._bus = bus
@@ -69,15 +89,12 @@ class Auth:
         if not self._digest and not self._keyring:
             self._make_first_key(bus)
         bus.backplane.hear("keys", self._noted)
+        bus.add_worker(Worker("credentials", self._tick, interval_seconds=LOOK_SECONDS))
 
     def _noted(self, _slot: int, _note: list[Any]) -> None:
         gevent.spawn(self.look)
 
-    def workers(self) -> list[Worker]:
-        """What has to run for it."""
-        return [Worker("credentials", self._tick, interval_seconds=LOOK_SECONDS)] if self.on else []
-
-    def _make_first_key(self, bus: Bus) -> None:
+    def _make_first_key(self, bus: Host) -> None:
         made = keys.make(self.environment, "made at the first start", Grant(scopes=("admin",)), _now_us(), None)
 
         def job(transaction: Transaction) -> tuple[bool, str]:
