@@ -31,7 +31,8 @@ keepalive = 15  # seconds of idling, and for the header of a request: gunicorn h
 timeout = 60
 graceful_timeout = max(30, math.ceil(_settings.drain_notice_seconds + _settings.drain_spread_seconds) + 20)
 control_socket_disable = True  # one in the user's home would be shared by every server of the user
-worker_tmp_dir = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # a busy disk must not look like a hung worker
+# In memory: a busy disk must not look like a hung worker.
+worker_tmp_dir = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # nosec B108
 max_requests = 0
 preload_app = False
 accesslog = None
