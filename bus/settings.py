@@ -20,6 +20,9 @@ from bus.errors import StartRefused
 
 ROOT = Path(__file__).resolve().parent.parent
 
+SHORTEST_SECRET = 16
+"""Characters of a key, token or secret among the settings."""
+
 Port = Annotated[int, Meta(ge=1, le=65535)]
 
 
@@ -258,7 +261,7 @@ def load(environ: Mapping[str, str] | None = None, env_file: Path | None = ROOT 
 def _explain(error: msgspec.ValidationError, values: Mapping[str, str]) -> StartRefused:
     problem, _, path = str(error).partition(" - at `$.")
     name = path.rstrip("`")
-    shown = "(hidden)" if "KEY" in name or "SECRET" in name else repr(values.get(name))
+    shown = "(hidden)" if any(word in name for word in ("KEY", "SECRET", "TOKEN")) else repr(values.get(name))
     problem = problem.replace("`", "").replace(" | null", "").removesuffix(", got str")
     if problem.startswith("Invalid enum value"):
         problem = f"it must be one of {', '.join(get_args(get_type_hints(Settings)[name.lower()]))}"
@@ -276,21 +279,44 @@ def _check(settings: Settings) -> None:
         raise StartRefused("DATABASE_URL must name a file: messages that were acknowledged have to last.")
     if settings.enable_auth is False and settings.api_key:
         raise StartRefused("ENABLE_AUTH=false and API_KEY contradict one another; remove one of them.")
-    if settings.api_key is not None and len(settings.api_key) < 16:
-        raise StartRefused("API_KEY is shorter than 16 characters and could be guessed; use a longer one.")
-    if settings.secret_key is not None and len(settings.secret_key) < 16:
-        raise StartRefused("SECRET_KEY is shorter than 16 characters and could be guessed; use a longer one.")
+    for name in ("api_key", "secret_key", "webhook_secret", "metrics_token"):
+        if len(getattr(settings, name) or "x" * SHORTEST_SECRET) < SHORTEST_SECRET:
+            raise StartRefused(
+                f"{name.upper()} is shorter than {SHORTEST_SECRET} characters and could be guessed; use a longer one."
+            )
+    _check_pages(settings)
     _check_targets(settings)
     check_bind(settings, [settings.message_bus_host])
 
 
+def _check_pages(settings: Settings) -> None:
+    """Origins and hosts are compared whole: what looks like a pattern would let in nobody, or was meant to let in all."""
+    for origin in settings.origins():
+        scheme, _, host = origin.partition("://")
+        if scheme not in ("http", "https") or not host or set(host) & set("/*?#@, "):
+            raise StartRefused(
+                f"ALLOWED_ORIGINS has {origin!r}, which is no origin; list each as https://app.example.com, with its port if"
+                " it has one. There is no pattern for all: a page of any site could then act as whoever looks at it."
+            )
+    for host in settings.hosts():
+        if set(host) & set("/*?#@, "):
+            raise StartRefused(
+                f"ALLOWED_HOSTS has {host!r}, which is no host name; list each one whole, without a pattern."
+            )
+
+
 def _check_targets(settings: Settings) -> None:
     try:
-        settings.targets()
+        targets = settings.targets()
     except ValueError:
         raise StartRefused(
             "WEBHOOK_ALLOWED_TARGETS must list networks like 127.0.0.0/8 or fd00::/8, with no bit set after the prefix."
         ) from None
+    if any(network.prefixlen == 0 for network in targets):
+        raise StartRefused(
+            "WEBHOOK_ALLOWED_TARGETS names every address, also those of your cloud's credentials; name the networks of your"
+            " receivers. Public addresses need no entry."
+        )
     try:
         settings.target_ports()
     except ValueError:

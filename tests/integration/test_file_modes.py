@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from bus.settings import ROOT
-from bus.testing import BusServer, eventually
+from bus.testing import BusServer, ServerFailed, eventually
 from tests.calls import call, send
 
 
@@ -63,3 +63,14 @@ def test_a_log_that_others_could_read_is_closed_to_them_at_the_start(fresh_serve
         file.chmod(0o644)
     server.start()
     assert modes(tmp_path / "data") == {}
+
+
+def test_a_key_that_others_can_read_stops_the_start(fresh_server, tmp_path: Path) -> None:
+    server: BusServer = fresh_server(data_dir=tmp_path / "data")
+    server.terminate()
+    key = tmp_path / "data" / "webhooks.key"
+    key.chmod(0o640)
+    with pytest.raises(ServerFailed, match=r"can be read by other users \(mode 640\); say chmod 600"):
+        server.start()
+    key.chmod(0o600)
+    server.start()

@@ -137,12 +137,40 @@ def test_keys_that_can_be_guessed_or_contradict_are_refused_and_never_shown() ->
     assert read(API_KEY=KEY).api_key == KEY
 
 
+@pytest.mark.parametrize("name", ["API_KEY", "SECRET_KEY", "WEBHOOK_SECRET", "METRICS_TOKEN"])
+def test_no_secret_is_so_short_that_it_could_be_guessed(name: str) -> None:
+    short = refusal({name: "fifteen-letters"})
+    assert name in short
+    assert "use a longer one" in short
+    assert "fifteen" not in short
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *[
+            ("ALLOWED_ORIGINS", value)
+            for value in ("*", "null", "https://*.example", "app.example", "https://a.example/x")
+        ],
+        ("ALLOWED_ORIGINS", "https://good.example,ftp://a.example"),
+        ("ALLOWED_ORIGINS", "https://user@a.example"),
+        *[("ALLOWED_HOSTS", value) for value in ("*", "*.example", "http://a.example", "a.example/x")],
+    ],
+)
+def test_who_may_bring_pages_is_listed_whole_and_never_by_a_pattern(name: str, value: str) -> None:
+    sentence = refusal({name: value})
+    assert sentence.startswith(f"{name} has ")
+    assert "list each" in sentence
+
+
 @pytest.mark.parametrize(
     ("name", "value", "cure"),
     [
         ("WEBHOOK_ALLOWED_TARGETS", "localhost", "127.0.0.0/8"),
         ("WEBHOOK_ALLOWED_TARGETS", "10.0.0.0/8,10.0.0.1/8", "no bit set after the prefix"),
         ("WEBHOOK_ALLOWED_TARGETS", "10.0.0.0/33", "127.0.0.0/8"),
+        ("WEBHOOK_ALLOWED_TARGETS", "10.0.0.0/8,0.0.0.0/0", "name the networks"),
+        ("WEBHOOK_ALLOWED_TARGETS", "::/0", "name the networks"),
         ("WEBHOOK_ALLOWED_PORTS", "9000,http", "1 to 65535"),
         ("WEBHOOK_ALLOWED_PORTS", "0", "1 to 65535"),
     ],
