@@ -15,7 +15,7 @@ from gunicorn.glogging import Logger
 
 from bus import logs
 from bus.errors import StartRefused
-from bus.settings import check_bind, load
+from bus.settings import check_bind, doubts, load
 
 try:
     _settings = load()
@@ -64,6 +64,8 @@ def on_starting(server):
             raise StartRefused("--preload would load the app before the fork, where it can't work; leave it out.")
     except StartRefused as refusal:
         sys.exit(f"The server does not start: {refusal}")
+    for sentence in doubts():
+        server.log.warning("%s", sentence)
     _halt_once(server)
 
 

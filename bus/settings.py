@@ -258,10 +258,26 @@ def load(environ: Mapping[str, str] | None = None, env_file: Path | None = ROOT 
     return settings
 
 
+def doubts(env_file: Path = ROOT / ".env") -> list[str]:
+    """What is unsafe, and does not stop a start; a sentence each."""
+    try:
+        mode = env_file.stat().st_mode
+    except OSError:
+        return []
+    secrets = [name for name, value in dotenv_values(env_file, interpolate=False).items() if value and _is_secret(name)]
+    if not secrets or not mode & 0o004:
+        return []
+    return [f"Other users of this machine can read {', '.join(secrets)} in {env_file}; say chmod 600 {env_file}."]
+
+
+def _is_secret(name: str) -> bool:
+    return any(word in name for word in ("KEY", "SECRET", "TOKEN"))
+
+
 def _explain(error: msgspec.ValidationError, values: Mapping[str, str]) -> StartRefused:
     problem, _, path = str(error).partition(" - at `$.")
     name = path.rstrip("`")
-    shown = "(hidden)" if any(word in name for word in ("KEY", "SECRET", "TOKEN")) else repr(values.get(name))
+    shown = "(hidden)" if _is_secret(name) else repr(values.get(name))
     problem = problem.replace("`", "").replace(" | null", "").removesuffix(", got str")
     if problem.startswith("Invalid enum value"):
         problem = f"it must be one of {', '.join(get_args(get_type_hints(Settings)[name.lower()]))}"

@@ -464,12 +464,12 @@ def test_a_token_closes_the_door(fresh_server: Callable[..., BusServer]) -> None
     for headers in (
         {},
         {"Authorization": "Bearer wrong"},
-        {"Authorization": "s3cret-of-a-scraper"},
-        {"X-API-Key": "s3cret-of-a-scraper"},
+        {"Authorization": token},
+        {"X-API-Key": token},
     ):
         for path in ("/metrics", "/metrics?format=json", "/metrics/detailed?family=client"):
             assert server.call("GET", path, headers=headers).status == 401
-    good = {"Authorization": "Bearer s3cret-of-a-scraper"}
+    good = {"Authorization": f"Bearer {token}"}
     assert server.call("GET", "/metrics", headers=good).status == 200
     assert server.call("GET", "/metrics/detailed?family=client", headers=good).status == 200
 

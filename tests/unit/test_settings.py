@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from bus.errors import StartRefused
-from bus.settings import ROOT, Settings, check_bind, is_loopback, load
+from bus.settings import ROOT, Settings, check_bind, doubts, is_loopback, load
 
 KEY = "sixteen letters!"
 
@@ -179,6 +179,22 @@ def test_targets_and_ports_that_can_not_be_meant_are_refused(name: str, value: s
     sentence = refusal({name: value})
     assert sentence.startswith(f"{name} ")
     assert cure in sentence
+
+
+def test_secrets_in_a_file_that_others_can_read_are_warned_about(tmp_path: Path) -> None:
+    file = tmp_path / ".env"
+    assert doubts(file) == []
+    file.write_text(f"API_KEY={KEY}\nLOG_LEVEL=INFO\n")
+    file.chmod(0o644)
+    (sentence,) = doubts(file)
+    assert "API_KEY" in sentence
+    assert f"chmod 600 {file}" in sentence
+    assert KEY not in sentence
+    file.chmod(0o600)
+    assert doubts(file) == []
+    file.write_text("API_KEY=\nLOG_LEVEL=INFO\n")
+    file.chmod(0o644)
+    assert doubts(file) == []
 
 
 def test_every_setting_has_a_description_that_is_a_sentence() -> None:
