@@ -79,8 +79,11 @@ def log_what_nobody_catches(hub: Any = None) -> None:
     def tell(kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:
         log.critical("Nobody caught this", exc_info=(kind, error or kind(), trace), extra={"action": "uncaught"})
 
+    def tell_of(args: Any) -> None:
+        tell(args.exc_type, args.exc_value, args.exc_traceback)
+
     sys.excepthook = tell
-    threading.excepthook = lambda args: tell(args.exc_type, args.exc_value, args.exc_traceback)
+    sys.unraisablehook = threading.excepthook = tell_of
     if hub is not None:
         hub.print_exception = lambda _, kind, error, trace: tell(kind, error, trace)
 

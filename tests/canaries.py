@@ -10,9 +10,10 @@ from flask import Blueprint, Flask, Response, request
 
 from bus.bus import Bus
 from bus.message import Message
+from bus.threads import start_native
 from bus.transports.edge import json_answer
 
-WAYS_TO_FAIL = ("log", "view", "greenlet", "thread", "callback")
+WAYS_TO_FAIL = ("log", "view", "greenlet", "thread", "native", "callback")
 FAILING = {"BUS_EXTENSIONS": "tests.canaries"}
 
 
@@ -34,6 +35,8 @@ def register(app: Flask, bus: Bus) -> None:
             gevent.get_hub().loop.run_callback(_raise, text)
         elif how == "thread":
             threading.Thread(target=_raise, args=(text,)).start()
+        elif how == "native":
+            start_native(lambda: _raise(text))
         else:
             _raise(text)
         return json_answer({})

@@ -43,8 +43,9 @@ class Recorder:
 
     def hear(self, event: Audited) -> None:
         """Have an event written. Neither blocks nor switches."""
-        self._gatherer.hear(event)
-        self._stir.set()
+        was_empty = self._gatherer.is_empty
+        if self._gatherer.hear(event) or was_empty:
+            self._stir.set()
 
     def start(self, _: Path) -> None:
         if self._greenlet is None:
