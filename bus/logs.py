@@ -98,4 +98,4 @@ def set_up(*, level: str, json_lines: bool) -> None:
     for name in ("gunicorn.error", "gunicorn.access"):
         logger = logging.getLogger(name)
         logger.handlers[:] = []
-        logger.propagate = name == "gunicorn.error"
+        logger.propagate = True  # an access log is written only if somebody asked gunicorn for one

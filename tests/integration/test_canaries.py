@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from bus.testing import HOST, BusServer, eventually
+from bus.testing import HOST, BusServer, eventually, gunicorn
 from tests.canaries import FAILING, WAYS_TO_FAIL
 from tests.integration.test_cli import run
 from tests.rawws import RawWebSocket
@@ -236,3 +236,10 @@ def test_the_command_line_shows_no_key(locked_server: BusServer) -> None:
         done = run(locked_server.url, *arguments, "--api-key", WRONG_KEY)
         assert done.returncode
         assert not seen(done.stdout + done.stderr), json.dumps([done.stdout, done.stderr])
+
+
+def test_an_access_log_is_masked_like_all_others(fresh_server: Any) -> None:
+    server: BusServer = fresh_server(command=gunicorn(1, "--access-logfile", "-"))
+    server.call("GET", f"/api/messages{LEAKY}&to=seen-in-log", headers={"Referer": f"http://x/?token={QUERY}"})
+    eventually(lambda: "seen-in-log" in server.log, what="a line of the access log")
+    assert not seen(server.log)
