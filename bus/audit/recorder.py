@@ -13,7 +13,6 @@ from gevent.event import Event
 from bus.audit import trail
 from bus.audit.gatherer import Gatherer
 from bus.audit.record import Anchor, Entry
-from bus.errors import BusError
 from bus.events import Audited
 from bus.storage import Transaction
 
@@ -78,12 +77,10 @@ class Recorder:
             chunk = entries[:ENTRIES_A_WRITE]
             try:
                 self._write(_appending(chunk))
-            except BusError as refusal:
+            except Exception as error:  # a full disk, a table that somebody tampered with
                 self._gatherer.put_back(entries)
                 if not self._failing:
-                    log.error(
-                        "The audit trail can't be written: %s", refusal.sentence, extra={"action": "audit_failed"}
-                    )
+                    log.error("The audit trail can't be written", exc_info=error, extra={"action": "audit_failed"})
                 self._failing = True
                 return False
             del entries[:ENTRIES_A_WRITE]

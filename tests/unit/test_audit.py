@@ -15,8 +15,9 @@ from bus.audit import trail
 from bus.audit.at_rest import exported, stored
 from bus.audit.gatherer import ADDRESSES, MAX_WAITING, SPARE, Gatherer
 from bus.audit.record import GENESIS, TRIMMED, Anchor, Broken, Chain, Entry, Record
-from bus.audit.recorder import Retention
+from bus.audit.recorder import Recorder, Retention
 from bus.bus import MIGRATIONS
+from bus.errors import DiskFull
 from bus.events import Audited
 from bus.retention import policies
 from bus.storage import Job
@@ -252,6 +253,23 @@ def test_while_nothing_can_be_written_memory_is_bounded_and_the_loss_is_recorded
     assert len(taken) == MAX_WAITING + 1
     assert (taken[-1].operation, taken[-1].times) == ("audit.lost", 6)
     assert gatherer.is_empty
+
+
+def test_what_could_not_be_written_is_written_later(bench: Bench) -> None:
+    failures: list[Exception] = [DiskFull("The disk is full."), apsw.ConstraintError("tampered with")]
+
+    def write(job: Any) -> None:
+        if failures:
+            raise failures.pop(0)
+        bench.write(job)
+
+    recorder = Recorder(write, lambda: bench.now)
+    for action in ("one", "two", "three"):
+        recorder.start(Path())
+        recorder.hear(Audited(action, "admin", "things:1", "done"))
+        recorder.stop()
+    assert [record.operation for record in bench.records()] == ["one", "two", "three"]
+    assert bench.verify().records == 3
 
 
 def test_an_export_that_is_no_trail_is_refused_in_a_sentence() -> None:
