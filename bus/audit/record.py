@@ -123,7 +123,13 @@ class Chain:
             raise Broken(
                 f"The trail begins behind record {self._anchor.number}, and no record says that retention took those before."
             )
-        expected, last = self._expected, self.end.number
+        expected, first, last = self._expected, self._anchor.number, self.end.number
+        if expected is not None and expected.number < first:
+            raise Broken(
+                f"Record {expected.number} can't be compared: retention took all up to {first}; note a younger one."
+            )
+        if expected is not None and expected.number == first:
+            self._check_expected(self._anchor.hash)
         if expected is not None and expected.number > last:
             raise Broken(f"Record {expected.number}, which was noted, is missing: the trail ends with {last}.")
 

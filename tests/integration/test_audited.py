@@ -114,3 +114,13 @@ def test_sockets_that_are_turned_away_are_recorded(locked: BusServer) -> None:
     assert record["outcome"] == "refused"
     locked.call("GET", f"/ws/{name}", headers={"X-API-Key": "wrong" * 8})
     assert the_record(locked, "actor=nobody&action=GET", record_id=f"/ws/{name}")
+
+
+def test_a_connection_that_ends_with_its_credential_is_recorded(locked: BusServer) -> None:
+    name = f"socket-{uuid4().hex[:8]}"
+    key_id, mine = made(locked, name)
+    with RawWebSocket(locked.port, f"/ws/{name}", headers=mine) as socket:
+        socket.read_json()
+        locked.call("POST", f"/api/keys/{key_id}/revoke", {}, ADMIN)
+        record = the_record(locked, "action=connection.close", user_id=f"key:{key_id}")
+    assert name in (record["table_name"], record["record_id"])

@@ -167,6 +167,11 @@ def test_after_ninety_days_the_start_moves_and_the_chain_still_holds(bench: Benc
     assert trimmed.new_values is not None
     assert (trimmed.new_values["hash"], trimmed.new_values["records"]) == (first.hash, "2")
     assert bench.verify().records == 2
+    assert bench.verify(Anchor(2, first.hash)).records == 2
+    with pytest.raises(Broken, match="Record 2 is not the one that was noted"):
+        bench.verify(Anchor(2, young.hash))
+    with pytest.raises(Broken, match="retention took all up to 2; note a younger one"):
+        bench.verify(Anchor(1, first.hash))
     bench.retention.tick()
     assert len(bench.records()) == 2, "Nothing is due, so nothing is recorded."
     bench.now += 200 * DAY
