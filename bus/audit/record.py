@@ -126,7 +126,7 @@ class Chain:
         expected, first, last = self._expected, self._anchor.number, self.end.number
         if expected is not None and expected.number < first:
             raise Broken(
-                f"Record {expected.number} can't be compared: retention took all up to {first}; note a younger one."
+                f"Record {expected.number} can't be compared: retention took all up to {first}. Note another one."
             )
         if expected is not None and expected.number == first:
             self._check_expected(self._anchor.hash)
