@@ -24,7 +24,7 @@ from bus.connection import Connection
 from bus.counters import Counters, clear
 from bus.cursors import Cursors
 from bus.delivery.delivery import Delivery
-from bus.dispatch import Dispatcher
+from bus.dispatch import Dispatcher, When, always
 from bus.drain import Drain
 from bus.errors import BusError, Malformed, StartRefused, Unavailable
 from bus.events import BusStarted, BusStopping, ClientConnected, ClientDisconnected, Event, MessageRefused, MessageSent
@@ -109,16 +109,16 @@ class Bus:
         """
         self._before_publish.append(accept)
 
-    def on(self, kind: type[Event], handler: Callable[[Any], None], *, wait: bool = False) -> None:
+    def on(self, kind: type[Event], handler: Callable[[Any], None], *, wait: bool = False, when: When = always) -> None:
         """Have `handler(event)` hear events of a type, or all for `Event`; with `wait`, in a greenlet that may block."""
-        self._dispatcher.on(kind, handler, wait=wait)
+        self._dispatcher.on(kind, handler, wait=wait, when=when)
 
     def emit(self, event: Event) -> None:
         """Announce an event. Event loop only."""
         self._dispatcher.emit(event)
 
     def is_heard(self, kind: type[Event]) -> bool:
-        """True when anybody hears events of this type."""
+        """True when anybody hears events of this type now: a handler counts while its `when()` is true."""
         return self._dispatcher.wants(kind)
 
     def add_worker(self, worker: Background) -> None:

@@ -16,7 +16,8 @@ import msgspec
 from dotenv import dotenv_values
 from msgspec import Meta
 
-from bus.errors import StartRefused
+from bus.errors import Malformed, StartRefused
+from bus.webhooks import signing
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -300,8 +301,12 @@ def _check(settings: Settings) -> None:
             raise StartRefused(
                 f"{name.upper()} is shorter than {SHORTEST_SECRET} characters and could be guessed; use a longer one."
             )
+    if settings.metrics_port == settings.message_bus_port:
+        raise StartRefused(
+            "METRICS_PORT is the main port, where /metrics is in any case; name another one, or leave it unset."
+        )
     _check_pages(settings)
-    _check_targets(settings)
+    _check_webhooks(settings)
     check_bind(settings, [settings.message_bus_host])
 
 
@@ -321,7 +326,11 @@ def _check_pages(settings: Settings) -> None:
             )
 
 
-def _check_targets(settings: Settings) -> None:
+def _check_webhooks(settings: Settings) -> None:
+    try:
+        signing.key_of(settings.webhook_secret or "unset")
+    except Malformed as refusal:
+        raise StartRefused(f"WEBHOOK_SECRET can't sign. {refusal.sentence}") from None
     try:
         targets = settings.targets()
     except ValueError:

@@ -18,8 +18,8 @@ ROOT = Path(__file__).resolve().parent.parent
 MAX_LINES = 500
 
 FLOORS: dict[int, list[str]] = {
-    0: ["bus", "bus.errors", "bus.message", "bus.trace_context", "bus.protocol", "bus.frames", "bus.events", "bus.settings",
-        "bus.families", "bus.webhooks", "bus.webhooks.body", "bus.webhooks.signing"],
+    0: ["bus", "bus.errors", "bus.message", "bus.trace_context", "bus.protocol", "bus.frames", "bus.events",
+        "bus.webhooks", "bus.webhooks.body", "bus.webhooks.signing", "bus.settings", "bus.families"],
     1: [
         "bus.metrics", "bus.metric_files", "bus.exposition", "bus.window", "bus.masking",
         "bus.logs", "bus.launch", "bus.clock", "bus.threads", "bus.counters", "bus.topics", "bus.backplane*", "bus.worker",

@@ -28,6 +28,7 @@ from bus.message import EVENT, Kind, Message, check_depth, excluding, is_cursor,
 from bus.protocol import MAX_KEY_LENGTH, Draft, encode
 from bus.resume import Place
 from bus.topics import TopicSet
+from bus.transports.expiry_streams import ExpiryStreams
 
 if TYPE_CHECKING:
     from bus.backplane import Presence
@@ -103,6 +104,7 @@ class EventStreams:
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
         self._encodings: WeakValueDictionary[tuple[Wanted, bool, float], EventStreamEncoding] = WeakValueDictionary()
+        self._expiry = ExpiryStreams(bus)
 
     # ---- opening
 
@@ -154,6 +156,7 @@ class EventStreams:
         bus.counters.add("streams_opened")
         bus.hub.join(connection, place.seq)
         bus.connection_opened(connection)
+        self._expiry.enter(connection, opening.wanted)
         bus.metrics.count("bus_resume_total", "ok" if place.gap is None else "gap")
 
     def _encoding(self, wanted: Wanted, named: bool, beat_seconds: float) -> EventStreamEncoding:

@@ -96,11 +96,12 @@ class LaneConnection:
         self._head = self._body = None
         self._deadline = time.monotonic() + self._lane.idle_seconds
         if not self._watcher.active:
-            self._watcher.start(self._readable)
+            self._watcher.start(self.look)
 
     # ---- reading
 
-    def _readable(self) -> None:
+    def look(self) -> None:
+        """Take what is there to read."""
         try:
             if self._head is None:
                 self._look()
@@ -136,7 +137,8 @@ class LaneConnection:
         data = self._sock.recv(min(whole, READ_BYTES))
         self._head, self._caller = head, caller
         self._request_id = id_of_request(head.get("X-Request-ID"))
-        lane.bus.counters.add("rest_requests")
+        if head.read is not None:
+            lane.bus.counters.add("rest_requests")
         if len(data) == whole:
             self._serve(data[end:])
         else:
@@ -184,12 +186,20 @@ class LaneConnection:
         self._deadline = math.inf
         token = request_id.set(self._request_id)
         try:
+            if head.read is None:
+                self._answer_probe(head)
+                return
             asked = head.read(body, head.get, caller)
             self._lane.sends.publish(asked, partial(self._settled, asked))
         except BusError as refusal:
             self._refuse(refusal)
         finally:
             request_id.reset(token)
+
+    def _answer_probe(self, head: Head) -> None:
+        assert head.probe is not None
+        status, text = head.probe(head)
+        self._answer(_status(status), text)
 
     def _settled(self, asked: Asked, outcomes: Sequence[Receipt | BusError]) -> None:
         if self._sock is None or self._ends:  # it hung up, or was answered with an error of ours
@@ -210,8 +220,7 @@ class LaneConnection:
             told = Audited("POST", self._caller.name, self._head.path, "refused", address, self._request_id, detail)
             self._lane.bus.emit(told)
         more = "".join(f"{name}: {value}\r\n" for name, value in headers_of(refusal).items())
-        status = f"{refusal.status} {HTTP_STATUS_CODES[refusal.status].upper()}"
-        self._answer(status.encode(), encode(error_body(refusal, self._request_id)), more.encode(), ends=ends)
+        self._answer(_status(refusal.status), encode(error_body(refusal, self._request_id)), more.encode(), ends=ends)
 
     def _crashed(self, error: Exception) -> None:
         """Our own fault: whatever was asked is answered with it, and the connection ends."""
@@ -303,3 +312,7 @@ class LaneConnection:
         if sock is not None:
             self._leave()
             sock.close()
+
+
+def _status(code: int) -> bytes:
+    return f"{code} {HTTP_STATUS_CODES[code].upper()}".encode()
