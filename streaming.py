@@ -472,7 +472,7 @@ def example() -> None:
     server = make_server("127.0.0.1", 0, app, threaded=True)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     url = f"http://127.0.0.1:{server.server_port}/stream/events?client_id=client-123"
-    with urllib.request.urlopen(url, timeout=10) as stream:
+    with urllib.request.urlopen(url, timeout=10) as stream:  # nosec B310
         while b"connected" not in (line := stream.readline()):
             print(line.decode(), end="")
         manager.broadcast("notification", {"type": "info", "message": "System maintenance in 10 minutes"})

@@ -21,6 +21,7 @@ from werkzeug.http import HTTP_STATUS_CODES
 
 from bus.connection import bound_unsent
 from bus.errors import BusError
+from bus.events import Audited
 from bus.limits.limits import headers_of as rate_headers
 from bus.logs import request_id
 from bus.protocol import encode, error_body
@@ -226,6 +227,10 @@ class LaneConnection:
 
     def _refuse(self, refusal: BusError, *, ends: bool = False) -> None:
         self._lane.bus.counters.add("errors")
+        if refusal.status == 403 and self._head is not None and self._caller is not None:
+            detail, address = {"code": refusal.code}, str(self._address[0]) if self._address else ""
+            told = Audited("POST", self._caller.name, self._head.path, "refused", address, self._request_id, detail)
+            self._lane.bus.emit(told)
         more = _lines(headers_of(refusal))
         self._answer(_status(refusal.status), encode(error_body(refusal, self._request_id)), more.encode(), ends=ends)
 

@@ -20,7 +20,7 @@ from bus.identity.caller import Right
 from bus.message import MAX_NAME_LENGTH
 from bus.profile import MAX_SECONDS
 from bus.protocol import MAX_WAIT_SECONDS
-from bus.transports.edge import json_answer
+from bus.transports.edge import json_answer, page_answer
 from bus.transports.parameters import MAX_LIMIT
 
 if TYPE_CHECKING:
@@ -158,6 +158,12 @@ def _parameter(parameter: Parameter) -> dict[str, Any]:
     }
 
 
+STYLE = (
+    "body{font:16px/1.5 system-ui;margin:2rem auto;max-width:60rem;padding:0 1rem}"
+    "td{padding:.4rem .8rem .4rem 0;vertical-align:top;border-top:1px solid #ddd}code{white-space:nowrap}"
+)
+
+
 def page(document: dict[str, Any]) -> str:
     """The document as a page to read: no script, nothing from elsewhere."""
     rows = [
@@ -169,8 +175,7 @@ def page(document: dict[str, Any]) -> str:
     ]
     return (
         "<!doctype html><meta charset=utf-8><title>multi-agent-bridge API</title>"
-        "<style>body{font:16px/1.5 system-ui;margin:2rem auto;max-width:60rem;padding:0 1rem}"
-        "td{padding:.4rem .8rem .4rem 0;vertical-align:top;border-top:1px solid #ddd}code{white-space:nowrap}</style>"
+        f"<style>{STYLE}</style>"
         f"<h1>multi-agent-bridge {html.escape(__version__)}</h1><p>Every path under <code>/api/</code> exists under"
         ' <code>/api/v1/</code> too. The machine-readable form is <a href="/openapi.json">/openapi.json</a>.</p>'
         f"<table>{''.join(rows)}</table>"
@@ -200,9 +205,7 @@ def register(app: Flask, bus: Bus) -> None:
     blueprint.add_url_rule("/openapi.json", view_func=lambda: json_answer(describe(operations)), endpoint="document")
 
     def docs() -> Response:
-        response = Response(page(describe(operations)), content_type="text/html; charset=utf-8")
-        response.headers["Content-Security-Policy"] = "default-src 'none'; style-src 'unsafe-inline'"
-        return response
+        return page_answer(page(describe(operations)), style=STYLE)
 
     blueprint.add_url_rule("/docs", view_func=docs)
     app.register_blueprint(blueprint)

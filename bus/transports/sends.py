@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from bus.errors import BusError, Malformed, TooLarge
+from bus.events import Audited
 from bus.identity import policy
 from bus.message import iso, now_us
 from bus.metrics import Stopwatch
@@ -185,6 +186,9 @@ class Sends:
                 raise TooLarge(f"A message may have at most {self.max_bytes} bytes.")
             return self._draft(read(decode_send, text, "message"), stamp_us, trace, caller)
         except BusError as refusal:
+            if refusal.status == 403:  # the request as a whole is answered with 200
+                detail = {"code": refusal.code}
+                self._bus.emit(Audited("POST", caller.name, "/api/send/batch", "refused", detail=detail))
             return refusal
 
     def _draft_of_plain(self, send: PlainPost, stamp_us: int, caller: Caller) -> Draft:

@@ -23,6 +23,7 @@ from flask_sock import Sock
 from bus import __version__, frames
 from bus.connection import Connection, bound_unsent
 from bus.errors import BusError, Malformed, RateLimited, Unauthenticated, Unavailable
+from bus.events import Audited
 from bus.identity import policy
 from bus.identity.policy import Action
 from bus.message import iso, now_us
@@ -260,7 +261,12 @@ class WebSocketTransport:
         with suppress(RateLimited):
             if connection.allowance is not None:
                 connection.allowance.take()
+        self._tell_refused(connection, "auth", "bad_credential")
         connection.close(4401, "The first frame must be auth, with a valid token.")
+
+    def _tell_refused(self, connection: Connection, action: str, code: str) -> None:
+        actor = connection.caller.name if connection.caller is not None else "nobody"
+        self._bus.emit(Audited(action, actor, f"/ws/{connection.client}", "refused", detail={"code": code}))
 
     def _too_late(self, connection: Connection) -> None:
         if connection.room is None and connection.descriptor >= 0 and not connection.closing:
@@ -369,6 +375,8 @@ class WebSocketTransport:
             if refusal.code == "bad_utf8":
                 raise frames.FrameError(1007, "A text frame must be UTF-8.") from None
             self._bus.counters.add("errors")
+            if refusal.status == 403:
+                self._tell_refused(connection, "frame", refusal.code)
             connection.reply(error_frame(refusal, ref if ref is not None else _ref_of(text)))
 
     def _send(self, connection: Connection, frame: Frame, stamp_us: int, sent: Sent | None) -> None:
