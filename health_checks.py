@@ -33,6 +33,7 @@ from bus.health.checks import Board, HealthCheck, Outcome, worst
 from bus.health.common import CommonChecks, ConnectionsCheck
 from bus.health.machine import Machine
 from bus.health.report import Info, Probe, Status, System
+from bus.identity.caller import Right
 from bus.message import iso, now_us
 from bus.protocol import encode
 from bus.transports.health import INTERVAL_SECONDS, BusHealth, Sight
@@ -279,7 +280,7 @@ def _answer(body: Probe | Status | Info) -> Response:
 
 def _operations(views: Views) -> list[Operation]:
     both = (200, 503)
-    operation = partial(Operation, "GET", statuses=both)
+    operation = partial(Operation, "GET", statuses=both, right=Right.OPEN)
     return [
         operation("/health/live", views.live, "Restart the process? 503: yes.", Probe),
         operation("/health/ready", views.ready, "Send it work? 503: no.", Probe),
@@ -287,7 +288,7 @@ def _operations(views: Views) -> list[Operation]:
         operation("/health/startup", views.startup, "Is it initialised? 503: not yet.", Probe),
         operation("/health/status", views.status, "Everything about its health.", Status),
         operation("/health/detailed", views.status, "The same as /health/status.", Status, name="detailed"),
-        Operation("GET", "/health/info", views.info, "What runs here.", Info),
+        Operation("GET", "/health/info", views.info, "What runs here.", Info, right=Right.OPEN),
     ]
 
 

@@ -70,10 +70,10 @@ class WebhookEvent(StrEnum):
 class WebhookEndpoint:
     """Who is told of which events.
 
-    `events`: names, `message.*`, or `*`. `secret` signs (bus.webhooks.signing says how); None sends unsigned. `headers` are
-    sent along. `enabled=False` gets nothing. `max_retries` counts the attempts behind the first, each later than the one
-    before: 5 s, 5 min, 30 min, 2 h … `timeout`: seconds for one attempt, all in all, 1 to 30. `kind`: http, slack or
-    discord; None goes by the URL.
+    `events`: names, `message.*`, or `*`. `secret` signs (bus.webhooks.signing says how); None: WEBHOOK_SECRET does, if it is
+    set. `headers` are sent along. `enabled=False` gets nothing. `max_retries` counts the attempts behind the first, each
+    later than the one before: 5 s, 5 min, 30 min, 2 h … `timeout`: seconds for one attempt, all in all, 1 to 30. `kind`:
+    http, slack or discord; None goes by the URL.
     """
 
     url: str
@@ -95,10 +95,12 @@ class WebhookManager:
     """
 
     def __init__(self, max_queue_size: int = 1000, *, outbound: Outbound | None = None) -> None:
-        """`outbound` calls the receivers; None: one that obeys the settings WEBHOOK_…, read at the first use."""
+        """`outbound` calls the receivers; None: one that obeys the settings WEBHOOK_…. These are read at the first use."""
         if max_queue_size < 1:
             raise ValueError("max_queue_size must be at least 1")
-        self._outlet: Outlet = Local(max_queue_size, default_outbound if outbound is None else lambda: outbound)
+        self._outlet: Outlet = Local(
+            max_queue_size, default_outbound if outbound is None else lambda: outbound, default_secret
+        )
 
     def deliver_through(self, outlet: Outlet) -> None:
         """Have another outlet deliver from now on."""
@@ -178,6 +180,11 @@ class DiscordWebhook:
 def default_outbound() -> Outbound:
     """What calls receivers by the settings WEBHOOK_ALLOWED_TARGETS, WEBHOOK_ALLOWED_PORTS and WEBHOOK_HTTPS_ONLY."""
     return outbound_of(load(), now_us)
+
+
+def default_secret() -> str | None:
+    """What signs for endpoints without a secret of their own: the setting WEBHOOK_SECRET."""
+    return load().webhook_secret
 
 
 def outbound_of(settings: Settings, clock_us: Callable[[], int]) -> Outbound:

@@ -171,8 +171,8 @@ class Bus:
         self.hub.tail.start(self.read(lambda reader: reader.head()).seq)
         if self._slot.alone:
             self.delivery.recover()
-        self.auth.take_first_key(self.write)
         self.backplane.start(self)
+        self.auth.start(self)
         self.heartbeat.start()
         self._upkeep.start()
         self._dispatcher.start()

@@ -29,6 +29,7 @@ from gevent.monkey import get_original
 if TYPE_CHECKING:
     from bus.delivery.takers import Consumer
     from bus.hub import Hub
+    from bus.identity.caller import Caller
     from bus.message import Message
     from bus.room import Room
     from bus.topics import TopicSet
@@ -96,6 +97,7 @@ class Connection:
 
     __slots__ = (
         "__weakref__",
+        "caller",
         "client",
         "close_code",
         "closing",
@@ -134,6 +136,9 @@ class Connection:
         "write_watcher",
     )
 
+    room: Room | None
+    caller: Caller | None
+
     def __init__(
         self, descriptor: int, client: str, encoding: Encoding, hub: Hub, on_data: Callable[..., None]
     ) -> None:
@@ -143,7 +148,7 @@ class Connection:
         self.encoding = encoding
         self.hub = hub
         self.on_data = on_data
-        self.room: Room | None = None
+        self.room = self.caller = None  # the caller: whose credential opened it, once one has
         self.topics: TopicSet | None = None  # what it subscribed to; set before it joins, then by the audience
         self.fragments: bytearray | None = None  # a message that comes in several frames, as far as it is there
         self.consumer: Consumer | None = None  # its share in queues, once it asked for one

@@ -56,9 +56,15 @@ class Malformed(BusError):
 
 
 class ForbiddenTarget(BusError):
+    """`reason` is one of a few words, to be counted by: bus.guard.REASONS."""
+
     code = "forbidden_target"
     status = 400
     close_code = 1008
+
+    def __init__(self, sentence: str, reason: str) -> None:
+        super().__init__(sentence, field="url")
+        self.reason = reason
 
 
 class Unauthenticated(BusError):

@@ -16,7 +16,8 @@ import msgspec
 from dotenv import dotenv_values
 from msgspec import Meta
 
-from bus.errors import StartRefused
+from bus.errors import Malformed, StartRefused
+from bus.webhooks import signing
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -280,11 +281,19 @@ def _check(settings: Settings) -> None:
         raise StartRefused("API_KEY is shorter than 16 characters and could be guessed; use a longer one.")
     if settings.secret_key is not None and len(settings.secret_key) < 16:
         raise StartRefused("SECRET_KEY is shorter than 16 characters and could be guessed; use a longer one.")
-    _check_targets(settings)
+    if settings.metrics_port == settings.message_bus_port:
+        raise StartRefused(
+            "METRICS_PORT is the main port, where /metrics is in any case; name another one, or leave it unset."
+        )
+    _check_webhooks(settings)
     check_bind(settings, [settings.message_bus_host])
 
 
-def _check_targets(settings: Settings) -> None:
+def _check_webhooks(settings: Settings) -> None:
+    try:
+        signing.key_of(settings.webhook_secret or "unset")
+    except Malformed as refusal:
+        raise StartRefused(f"WEBHOOK_SECRET can't sign. {refusal.sentence}") from None
     try:
         settings.targets()
     except ValueError:

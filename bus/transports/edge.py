@@ -21,8 +21,10 @@ from gunicorn.http.errors import ParseException
 from werkzeug.exceptions import ClientDisconnected, HTTPException
 from werkzeug.routing.exceptions import WebsocketMismatch
 
-from bus.auth import Caller
 from bus.errors import BusError, Malformed, TooLarge, Unauthenticated, Unavailable, UnsupportedMedia
+from bus.events import Audited
+from bus.identity import policy
+from bus.identity.caller import Caller, Right
 from bus.logs import request_id
 from bus.protocol import encode, error_body
 
@@ -136,8 +138,10 @@ def our_fault(error: BaseException, path: str) -> BusError:
 class Edge:
     """The hooks around every request."""
 
-    def __init__(self, bus: Bus) -> None:
+    def __init__(self, app: Flask, bus: Bus) -> None:
+        self._app = app
         self._bus = bus
+        self._rights: dict[tuple[str, str], Right] = {}  # by method and rule; read at the first request
         self.on_answer: Callable[[int], None] | None = None  # hears the status of each, within its request
 
     def before(self) -> None:
@@ -153,25 +157,50 @@ class Edge:
                 " project's folder, so that gunicorn.conf.py is read.",
                 code="not_running",
             )
-        if is_open(request.path):
+        g.right = right = self._right()
+        if right in (Right.OPEN, Right.SIGNED):
             return
         bus.auth.check_host(request.host)
         if request.method not in ("GET", "HEAD", "OPTIONS"):
             bus.auth.check_origin(request.headers.get("Origin"), request.host)
-        g.caller = bus.auth.caller(request.headers)
-        if g.caller is None and request.blueprint != "ws":  # a socket may bring its credential in its first frame
+        g.caller = bus.auth.caller_anew(request.headers)
+        if request.blueprint == "ws":  # a socket may bring its credential in its first frame
+            return
+        if g.caller is None:
             raise Unauthenticated("A key is needed; send it as X-API-Key or as Authorization: Bearer.")
+        policy.need_right(g.caller, right)
         if request.blueprint in ("rest", "delivery"):
             bus.counters.add("rest_requests")
 
+    def _right(self) -> Right:
+        """What the route asks for: what its Operation says; else, unless its path is open, an administrator."""
+        if is_open(request.path):
+            return Right.OPEN
+        if request.url_rule is None:
+            return Right.ANY  # nothing is there, but that is for callers to know
+        if not self._rights:
+            for operation in self._app.config["OPERATIONS"]:
+                for path in (operation.path, operation.path.replace("/api/", "/api/v1/", 1)):
+                    self._rights[operation.method, path] = operation.right
+        method = "GET" if request.method == "HEAD" else request.method
+        return self._rights.get((method, request.url_rule.rule), Right.ADMIN)
+
     def after(self, response: Response) -> Response:
-        """Put the id and the headers of safety on the answer."""
+        """Put the id and the headers of safety on the answer; have what was administered known."""
         response.headers["X-Request-ID"] = g.get("request_id", "")
         for name, value in FIXED_HEADERS.items():
             response.headers.setdefault(name, value)
         if self.on_answer is not None:
             self.on_answer(response.status_code)
+        if g.get("right") is Right.ADMIN and request.method not in ("GET", "HEAD", "OPTIONS") and g.caller is not None:
+            self._tell(request.method, request.path, "done" if response.status_code < 400 else "failed")
         return response
+
+    def _tell(self, action: str, target: str, outcome: str, **detail: str) -> None:
+        """Have the audit hear of the present request."""
+        actor = g.caller.name if g.get("caller") is not None else "nobody"
+        address = request.remote_addr or ""
+        self._bus.emit(Audited(action, actor, target, outcome, address, g.get("request_id", ""), detail))
 
     def refused(self, error: BusError) -> Response:
         """A refusal as JSON."""
@@ -179,6 +208,8 @@ class Edge:
             self._bus.counters.add("errors")
             if error.status in (401, 403):
                 self._bus.metrics.count("bus_auth_failures_total", error.code)
+                g.right = None
+                self._tell(request.method, request.path, "refused", code=error.code)
         response = json_answer(error_body(error, g.get("request_id", "")), error.status)
         response.headers.update(headers_of(error))
         return response
@@ -210,9 +241,15 @@ def caller() -> Caller:
     return g.caller  # type: ignore[no-any-return]
 
 
+def present_caller() -> Caller | None:
+    """As `caller`; None where there is no bus, whose edge would have looked."""
+    me: Caller | None = g.get("caller")
+    return me
+
+
 def register(app: Flask, bus: Bus) -> None:
     """Put the hooks around every request of the app."""
-    edge = Edge(bus)
+    edge = Edge(app, bus)
     app.url_map.merge_slashes = False  # else a doubled slash is answered with a redirect, which is no JSON refusal
     app.before_request(edge.before)
     app.after_request(edge.after)

@@ -23,6 +23,7 @@ from bus import event_stream
 from bus.connection import Connection, bound_unsent
 from bus.errors import BusError, Malformed, Unavailable
 from bus.event_stream import ALL, EventStreamEncoding, Wanted
+from bus.identity import policy
 from bus.message import EVENT, Kind, Message, check_depth, excluding, is_cursor, iso, now_us
 from bus.protocol import MAX_KEY_LENGTH, Draft, encode
 from bus.resume import Place
@@ -32,6 +33,7 @@ from bus.transports.expiry_streams import ExpiryStreams
 if TYPE_CHECKING:
     from bus.backplane import Presence
     from bus.bus import Bus
+    from bus.identity.caller import Caller
     from bus.receipts import Receipt
 
 NOBODY = "$stream"
@@ -90,6 +92,7 @@ class Opening(msgspec.Struct):
     topics: frozenset[str] = frozenset()
     last_event_id: str | None = None
     at_gap_go_to_latest: bool = False
+    caller: Caller | None = None
 
 
 class EventStreams:
@@ -138,6 +141,7 @@ class EventStreams:
         client = opening.client or f"{STRANGER}{secrets.token_hex(8)}"
         encoding = self._encoding(opening.wanted, opening.client is not None, beat_seconds)
         connection = Connection(descriptor, client, encoding, bus.hub, _ignore)
+        connection.caller = opening.caller
         connection.topics = TopicSet(opening.topics) if opening.topics else None
         cursor = bus.epochs.cursor(place.seq)
         hello = {"client_id": client, "timestamp": iso(now_us()).decode(), "cursor": cursor}
@@ -182,10 +186,12 @@ class EventStreams:
         exclude: Sequence[str] = (),
         sender: str | None = None,
         key: str | None = None,
+        caller: Caller | None = None,
     ) -> Receipt:
         """Put an event into the log, for a client, or for all but whom it excludes. Returns after the commit.
 
-        Names are checked; `data` is JSON text; with `key`, a repeat is the same event. Raises BusError.
+        Names are checked; `data` is JSON text; with `key`, a repeat is the same event. `caller` None: the process itself.
+        Raises BusError.
         """
         check_depth(data, "data")
         if key is not None and not 1 <= len(key) <= MAX_KEY_LENGTH:
@@ -206,6 +212,8 @@ class EventStreams:
             extras=excluding(exclude),
             excluded=tuple(exclude),
         )
+        if caller is not None:
+            policy.authorise(caller, message)
         self._bus.metrics.count("bus_sends_total", "http")
         (answer,) = self._bus.send([Draft(message, key=key)])
         if isinstance(answer, BusError):

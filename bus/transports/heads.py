@@ -18,6 +18,7 @@ from bus.errors import BusError
 
 if TYPE_CHECKING:
     from bus.auth import Auth, Headers
+    from bus.identity.caller import Caller
     from bus.transports.sends import Asked, Header, Sends
 
 MAX_HEAD_BYTES = 8190
@@ -47,8 +48,8 @@ _FOR_FLASK = frozenset(
 _CHANGING = ("x-request-id", "idempotency-key", "traceparent")
 """Headers whose value is another one each time."""
 
-Read = Callable[[bytes, "Header"], "Asked"]
-"""Reads a body, with what its head says."""
+Read = Callable[[bytes, "Header", "Caller"], "Asked"]
+"""Reads a body, with what its head says, for who asks."""
 
 
 Probe = Callable[["Headers"], tuple[int, bytes]]

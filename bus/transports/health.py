@@ -198,12 +198,15 @@ class BusHealth:
         told.workers = self._workers()
 
     def sight(self, headers: Headers) -> Sight:
-        """What a caller may see. With auth on, a key shows all. With auth off, all but exceptions' texts are shown to
-        whoever comes by a foreign Host: kubelet does, and so does DNS rebinding."""
+        """What a caller may see. With auth on, an administrator sees all, and other callers no exceptions' texts. With auth
+        off, all but these are shown to whoever comes by a foreign Host: kubelet does, and so does DNS rebinding."""
         auth = self._bus.auth
         try:
             if auth.on:
-                return Sight.STATUS if auth.caller(headers) is None else Sight.ERRORS
+                caller = auth.caller(headers)
+                if caller is None:
+                    return Sight.STATUS
+                return Sight.ERRORS if caller.admin else Sight.CHECKS
             auth.check_host(headers.get("Host") or "")
         except BusError:
             return Sight.STATUS if auth.on else Sight.CHECKS

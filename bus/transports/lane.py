@@ -27,12 +27,15 @@ from gunicorn.http.body import LengthReader
 from gunicorn.util import http_date
 
 from bus.errors import BusError
+from bus.identity import policy
+from bus.identity.caller import ANYBODY, Right
 from bus.transports.heads import Head, Heads
 from bus.transports.lane_connection import LaneConnection
 from bus.transports.sends import Sends
 
 if TYPE_CHECKING:
     from bus.bus import Bus
+    from bus.identity.caller import Caller
 
 log = logging.getLogger("bus.lane")
 
@@ -86,12 +89,18 @@ class Lane:
 
     # ---- what a connection asks
 
-    def admits(self, head: Head) -> bool:
-        """True when the bus runs and the credential is good, or none is needed; else Flask tells what is wrong."""
+    def caller(self, head: Head) -> Caller | None:
+        """Who calls, if the bus runs and the credential is good for a send, or none is needed; else Flask tells what is
+        wrong."""
+        if not self.bus.running or head.probe is not None:
+            return ANYBODY if self.bus.running else None
         try:
-            return self.bus.running and (head.probe is not None or self.bus.auth.caller(head) is not None)
+            caller = self.bus.auth.caller(head)
+            if caller is not None:
+                policy.need_right(caller, Right.SEND)
         except BusError:
-            return False
+            return None
+        return caller
 
     def date(self) -> bytes:
         """The present second, as the header has it."""

@@ -28,6 +28,7 @@ from bus.transports.heads import Head
 from bus.transports.sends import Asked
 
 if TYPE_CHECKING:
+    from bus.identity.caller import Caller
     from bus.receipts import Receipt
     from bus.transports.lane import Lane, LaneServer
 
@@ -57,6 +58,7 @@ class LaneConnection:
     __slots__ = (
         "_address",
         "_body",
+        "_caller",
         "_deadline",
         "_ends",
         "_head",
@@ -75,6 +77,7 @@ class LaneConnection:
         self._server = server
         self._address = address
         self._head: Head | None = None  # of the request under way
+        self._caller: Caller | None = None
         self._body: bytearray | None = None  # as far as it has come, while some is missing
         self._held: memoryview | None = None  # what the kernel did not take of the answer
         self._ends = False  # nothing follows the answer
@@ -123,14 +126,15 @@ class LaneConnection:
             self._look_again(peeked)
             return
         head = lane.heads.find(peeked[:end])
-        if head is None or not lane.admits(head):
+        caller = lane.caller(head) if head is not None else None
+        if head is None or caller is None:
             self._give_away()
             return
         if self._peeked:
             self._wake_for(1)
         whole = end + head.length
         data = self._sock.recv(min(whole, READ_BYTES))
-        self._head = head
+        self._head, self._caller = head, caller
         self._request_id = id_of_request(head.get("X-Request-ID"))
         if head.read is not None:
             lane.bus.counters.add("rest_requests")
@@ -175,14 +179,16 @@ class LaneConnection:
 
     def _serve(self, body: bytes) -> None:
         head = self._head
+        caller = self._caller
         assert head is not None
+        assert caller is not None
         self._deadline = math.inf
         token = request_id.set(self._request_id)
         try:
             if head.read is None:
                 self._answer_probe(head)
                 return
-            asked = head.read(body, head.get)
+            asked = head.read(body, head.get, caller)
             self._lane.sends.publish(asked, partial(self._settled, asked))
         except BusError as refusal:
             self._refuse(refusal)

@@ -132,22 +132,31 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Secret(msgspec.Struct, frozen=True):
-    """A signing secret; an old one is valid `until_us`, the newest has None."""
+    """A signing secret or private key; an old one is valid `until_us`, the newest has None."""
 
     text: str
     until_us: int | None = None
 
+    def is_valid(self, now_us: int) -> bool:
+        """True while it signs."""
+        return self.until_us is None or self.until_us > now_us
+
 
 class Sealed(msgspec.Struct, frozen=True):
-    """What is encrypted at rest. `secrets`: the newest first."""
+    """What is encrypted at rest. `secrets` and the private halves of `key_pairs`: the newest first."""
 
     url: str
     secrets: tuple[Secret, ...] = ()
     headers: dict[str, str] = {}
+    key_pairs: tuple[Secret, ...] = ()
 
     def valid(self, now_us: int) -> list[str]:
         """The secrets to sign with."""
-        return [secret.text for secret in self.secrets if secret.until_us is None or secret.until_us > now_us]
+        return [secret.text for secret in self.secrets if secret.is_valid(now_us)]
+
+    def private_keys(self, now_us: int) -> list[str]:
+        """The private keys to sign with."""
+        return [key.text for key in self.key_pairs if key.is_valid(now_us)]
 
 
 class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
@@ -167,9 +176,12 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
         """The URL as listings show it: of a chat, no more than its host, since the rest is the credential."""
         if self.sealed is None:
             return ""
-        if self.config.kind == "http":
-            return self.sealed.url
-        parts = urlsplit(self.sealed.url)
+        return self.sealed.url if self.config.kind == "http" else self.masked_url
+
+    @property
+    def masked_url(self) -> str:
+        """The URL as others than operators may see it: the rest may be a credential."""
+        parts = urlsplit("" if self.sealed is None else self.sealed.url)
         return f"{parts.scheme}://{parts.netloc}/…"
 
     @property
@@ -296,15 +308,15 @@ _COLUMNS = "number, id, state, reason, since, created_at, config, sealed"
 
 
 def rotated(sealed: Sealed, secret: str, grace_seconds: float, now_us: int) -> Sealed:
-    """With a new secret; those that were valid stay so for `grace_seconds` more."""
+    """With a new secret, and a new key pair if it has one; those that were valid stay so for `grace_seconds` more."""
     until_us = now_us + int(grace_seconds * 1e6)
-    old = [
-        Secret(known.text, until_us if known.until_us is None else known.until_us)
-        for known in sealed.secrets
-        if known.until_us is None or known.until_us > now_us
-    ]
-    kept = [known for known in old if (known.until_us or 0) > now_us][:MAX_OLD_SECRETS]
-    return msgspec.structs.replace(sealed, secrets=(Secret(secret), *kept))
+
+    def behind(new: str, known: tuple[Secret, ...]) -> tuple[Secret, ...]:
+        old = [Secret(each.text, until_us if each.until_us is None else each.until_us) for each in known]
+        return (Secret(new), *[each for each in old if each.is_valid(now_us)][:MAX_OLD_SECRETS])
+
+    pairs = behind(signing.new_private_key(), sealed.key_pairs) if sealed.key_pairs else ()
+    return msgspec.structs.replace(sealed, secrets=behind(secret, sealed.secrets), key_pairs=pairs)
 
 
 def _bad(field: str, problem: str) -> Malformed:
