@@ -390,8 +390,7 @@ def _operations(views: Views) -> list[Operation]:
     stream = (
         Parameter("client_id", "whose inbox it is; without it, a stranger's stream, from now"),
         Parameter(
-            "subscribe",
-            "only events of these names, parted by commas; messages are message_received, message.expired tells what went",
+            "subscribe", "names of events (message_received: messages; message.expired: what went), parted by commas"
         ),
         Parameter("types", "only messages of these types, parted by commas"),
         Parameter("topics", "patterns, parted by commas: also what goes to the topics that they match (a.*,b.>)"),
