@@ -24,6 +24,7 @@ EXTENSIONS = (
     "bus.transports.edge",
     "bus.transports.rest",
     "bus.transports.delivery",
+    "bus.transports.keys",
     "bus.transports.ws",
     "bus.transports.openapi",
     "bus.transports.lane",
@@ -35,6 +36,8 @@ EXTENSIONS = (
     "message_ttl",
     "extensions.log_cap",
     "extensions.tracing",
+    "extensions.inbound_webhooks",
+    "extensions.audit",
 )
 """What ships, in order of registration. Each module's last function is `register(app, bus)`."""
 

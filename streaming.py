@@ -27,12 +27,15 @@ from flask import Blueprint, Flask, Response, current_app, request
 from bus import event_stream
 from bus.errors import BusError, Malformed, NotFound, TooLarge, Unavailable
 from bus.event_stream import ALL, Wanted
+from bus.identity import policy
+from bus.identity.caller import Right
+from bus.identity.policy import Action
 from bus.local_streams import LocalStreams
 from bus.message import Names, iso
 from bus.protocol import encode, error_body, read
 from bus.topics import patterns_of
 from bus.transports import answers, parameters
-from bus.transports.edge import body_of, json_answer
+from bus.transports.edge import address, body_of, json_answer, present_caller
 from bus.transports.event_streams import (
     STRANGER,
     EventStreams,
@@ -46,6 +49,7 @@ from bus.transports.openapi import Operation, Parameter
 
 if TYPE_CHECKING:
     from bus.bus import Bus
+    from bus.identity.caller import Caller
 
 HEARTBEAT_SECONDS = 15.0
 """How often the server sends a heartbeat: below the 30 to 60 s after which proxies end a silent answer."""
@@ -218,15 +222,19 @@ class SSEManager:
         exclude: Collection[str] = (),
         sender: str | None = None,
         event_id: str | None = None,
+        caller: Caller | None = None,
     ) -> bytes | None:
-        """Send JSON text as an event of a checked name. Returns the answer's JSON; None: there is no such client."""
+        """Send JSON text as an event of a checked name. Returns the answer's JSON; None: there is no such client.
+
+        `caller` None: the process itself sends.
+        """
         if len(data) > self.max_body_bytes:
             raise TooLarge(f"`data` may have at most {self.max_body_bytes} bytes as JSON; send less.")
         if len(exclude) > MAX_EXCLUDED:
             raise Malformed(f"`exclude` may name at most {MAX_EXCLUDED} clients.", code="bad_field", field="exclude")
         barred = tuple(dict.fromkeys(self._names.check_client(name, "exclude") for name in exclude))
         if self._streams is not None:
-            receipt = self._streams.send(event, data, to=to, exclude=barred, sender=sender, key=event_id)
+            receipt = self._streams.send(event, data, to=to, exclude=barred, sender=sender, key=event_id, caller=caller)
             return b'{"status":"sent","timestamp":"%b",%b}' % (iso(receipt.stamp_us), receipt.members())
         if event_id is not None:
             self._names.check(event_id, "event_id")
@@ -312,7 +320,13 @@ class Views:
             patterns_of(args.get("topics", "")),
             request.headers.get("Last-Event-ID") or args.get("last_event_id") or args.get("lastEventId") or None,
             parameters.at_latest(),
+            present_caller(),
+            address(),
         )
+        if opening.caller is not None:
+            if opening.client is not None:
+                policy.need(opening.caller, Action.READ, opening.client)
+            parameters.need_topics(opening.topics)
         try:
             return manager.respond(opening, headers)
         except Unavailable:
@@ -329,6 +343,7 @@ class Views:
             exclude=body.exclude,
             sender=self._sender(body.sender),
             event_id=request.headers.get("Idempotency-Key"),
+            caller=present_caller(),
         )
         return json_answer(answer)
 
@@ -340,6 +355,7 @@ class Views:
             to=self._names.check_client(body.client_id, "client_id"),
             sender=self._sender(body.sender),
             event_id=request.headers.get("Idempotency-Key"),
+            caller=present_caller(),
         )
         if answer is None:
             raise NotFound("No client of this name has a stream, or is registered.", code="unknown_client")
@@ -357,7 +373,10 @@ class Views:
         return edge.refused(error) if edge is not None else json_answer(error_body(error, ""), error.status)
 
     def _sender(self, claimed: str | None) -> str | None:
-        return None if claimed is None else self._names.check_client(claimed, "from")
+        me = present_caller()
+        if claimed is None and (me is None or me.admin):
+            return None
+        return parameters.acting(self._names, claimed, "from") if me else self._names.check_client(claimed, "from")
 
     def _filter(self, field: str) -> frozenset[str] | None:
         """The names in a parameter, parted by commas; None when there are none. Raises Malformed."""
@@ -394,6 +413,7 @@ def _operations(views: Views) -> list[Operation]:
             stream,
             (400,),
             media="text/event-stream",
+            right=Right.READ,
         ),
         Operation(
             "POST",
@@ -404,12 +424,31 @@ def _operations(views: Views) -> list[Operation]:
             Broadcast,
             (key,),
             refusals,
+            right=Right.SEND,
         ),
         Operation(
-            "POST", "/stream/send", views.send, "Send an event to one client.", answers.Sent, Send, (key,), refusals
+            "POST",
+            "/stream/send",
+            views.send,
+            "Send an event to one client.",
+            answers.Sent,
+            Send,
+            (key,),
+            refusals,
+            right=Right.SEND,
         ),
-        Operation("GET", "/stream/stats", views.stats, "Streams and events, counted.", Stats),
-        Operation("GET", "/stream/clients", views.clients, "Who has streams.", StreamingClients, None, listing, (400,)),
+        Operation("GET", "/stream/stats", views.stats, "Streams and events, counted.", Stats, right=Right.PRESENCE),
+        Operation(
+            "GET",
+            "/stream/clients",
+            views.clients,
+            "Who has streams.",
+            StreamingClients,
+            None,
+            listing,
+            (400,),
+            right=Right.PRESENCE,
+        ),
     ]
 
 
@@ -433,7 +472,7 @@ def example() -> None:
     server = make_server("127.0.0.1", 0, app, threaded=True)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     url = f"http://127.0.0.1:{server.server_port}/stream/events?client_id=client-123"
-    with urllib.request.urlopen(url, timeout=10) as stream:
+    with urllib.request.urlopen(url, timeout=10) as stream:  # nosec B310
         while b"connected" not in (line := stream.readline()):
             print(line.decode(), end="")
         manager.broadcast("notification", {"type": "info", "message": "System maintenance in 10 minutes"})

@@ -92,6 +92,19 @@ class RateLimitHit(Event, frozen=True):
     retry_after_seconds: float
 
 
+class Audited(Event, frozen=True):
+    """`audited`: somebody administered, or was refused for who they are. `actor`: a caller's name; `outcome`: done, refused
+    or failed; `address`: the peer's, if there is one; `detail`: plain values, no secrets."""
+
+    action: str
+    actor: str
+    target: str
+    outcome: str
+    address: str = ""
+    request_id: str = ""
+    detail: dict[str, str] = {}
+
+
 class BusStarted(Event, frozen=True):
     """This process serves."""
 

@@ -179,7 +179,6 @@ HTTP = (
     counter(
         "bus_rate_limited_total",
         "Callers told to come back later.",
-        by="rate limits",
         scope=("address", "key", "connections", "other"),
     ),
 )
@@ -262,9 +261,28 @@ WEBHOOKS = (
     ),
     counter(
         "bus_webhook_blocked_targets_total",
-        "Requests to targets that are not allowed.",
+        "Targets that were refused, when they were named or called.",
         by="webhooks",
-        reason=("private", "loopback", "link_local", "scheme", "port", "other"),
+        reason=("loopback", "private", "link_local", "reserved", "scheme", "port", "url", "other"),
+    ),
+    counter(
+        "bus_ingress_webhooks_total",
+        "Webhooks that came in, by what came of them.",
+        by="inbound_webhooks",
+        outcome=(
+            *(
+                "accepted",
+                "duplicate",
+                "ping",
+                "challenge",
+                "replayed",
+                "bad_signature",
+                "stale",
+                "no_secret",
+                "unknown",
+            ),
+            *("address_not_allowed", "rate_limited", "paused", "other"),
+        ),
     ),
 )
 

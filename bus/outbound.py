@@ -23,6 +23,7 @@ from itertools import islice
 
 import h11
 from msgspec import Struct
+from msgspec.structs import replace
 
 from bus import __version__
 from bus.errors import ForbiddenTarget
@@ -53,11 +54,11 @@ class Answer(Struct, frozen=True, kw_only=True):
 
     `status` is there once a head came whole, also when what followed failed. `error` is None, or one of:
     forbidden_target, dns, connect, tls, timeout, reset, protocol, body_too_big, redirect, and bad_request, which is
-    our own fault; `blocked` is the sort of a forbidden target. `detail` is a sentence for people, without secrets.
-    `headers` has names in lower case, repeated ones joined by a comma, and at most 64. `excerpt` is the body as it came,
-    at most 16 KB. `address` is the one that took the connection, or the first that was tried. Times are milliseconds of
-    each stage, None where it was not finished; `ttfb_ms` is from then to the head of the answer; `started_us` is by the
-    clock that `Outbound` was given.
+    our own fault. `detail` is a sentence for people, without secrets. `headers` has names in lower case, repeated ones
+    joined by a comma, and at most 64. `excerpt` is the body as it came, at most 16 KB. `address` is the one that took
+    the connection, or the first that was tried. Times are milliseconds of each stage, None where it was not finished;
+    `ttfb_ms` is from then to the head of the answer; `started_us` is by the clock that `Outbound` was given. `refused`
+    says of a forbidden_target why, in a word of bus.guard.REASONS.
     """
 
     status: int | None
@@ -72,7 +73,7 @@ class Answer(Struct, frozen=True, kw_only=True):
     tls_ms: float | None
     ttfb_ms: float | None
     total_ms: float
-    blocked: str | None = None
+    refused: str | None = None
 
 
 class Failed(Exception):
@@ -124,7 +125,7 @@ class Outbound:
         except Failed as failure:
             return call.answer(failure.error, failure.detail)
         except ForbiddenTarget as refusal:
-            return call.answer(refusal.code, refusal.sentence, blocked=refusal.sort)
+            return replace(call.answer(refusal.code, refusal.sentence), refused=refusal.reason)
         except TimeoutError:
             return call.answer("timeout", f"No end within {timeout_seconds:g} s: {call.stage}.")
         return call.answer(None, "")
@@ -215,7 +216,7 @@ class Call:
             key, text = name.decode("latin-1"), value.decode("latin-1")
             self.headers[key] = f"{self.headers[key]}, {text}" if key in self.headers else text
 
-    def answer(self, error: str | None, detail: str, *, blocked: str | None = None) -> Answer:
+    def answer(self, error: str | None, detail: str) -> Answer:
         return Answer(
             status=self.status,
             headers=self.headers,
@@ -229,7 +230,6 @@ class Call:
             tls_ms=self._took.get("tls"),
             ttfb_ms=self._took.get("ttfb"),
             total_ms=milliseconds(time.perf_counter() - self._started),
-            blocked=blocked,
         )
 
 

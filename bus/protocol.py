@@ -55,6 +55,7 @@ class Content(msgspec.Struct, kw_only=True):
     deliver_at: str | None = None
     delay: float | None = None
     ack_wait: float | None = None
+    on_behalf_of: str | None = None
 
 
 class Send(Content, kw_only=True):
@@ -107,7 +108,7 @@ class PlainPost(Plain, kw_only=True):
 class Verdict(msgspec.Struct, kw_only=True):
     """What a recipient says of a message, over REST. Durations in seconds: `delay` of a nack, `ack_wait` of a progress."""
 
-    client: str
+    client: str | None = None
     attempt: int | None = None
     delay: float | None = None
     reason: str | None = None
@@ -219,6 +220,9 @@ def _explain(error: msgspec.ValidationError, what: str) -> Malformed:
     text = str(error)
     problem, _, path = text.partition(" - at `")
     field = path.rstrip("`").removeprefix("$").lstrip(".").split(".")[0].split("[")[0]
+    if "unknown field" in problem:
+        unknown = problem.split("`")[1]
+        return Malformed(f"`{unknown}` is no field of this.", code="unknown_field", field=unknown)
     if not field and "missing required field" in problem:
         missing = problem.split("`")[1]
         return Malformed(f"`{missing}` is missing.", code="missing_field", field=missing)
@@ -279,6 +283,7 @@ def _says_more(send: Content) -> bool:
         or send.deliver_at is not None
         or send.delay is not None
         or send.ack_wait is not None
+        or send.on_behalf_of is not None
     )
 
 
@@ -377,7 +382,7 @@ def _extras(send: Content, terms: Terms) -> bytes:
     extras: dict[str, object] = {}
     if terms.priority != NORMAL:
         extras["priority"] = _PRIORITY_NAMES[terms.priority]
-    for field in ("correlation_id", "reply_to", "thread_id"):
+    for field in ("correlation_id", "reply_to", "thread_id", "on_behalf_of"):
         value = getattr(send, field)
         if value is None:
             continue

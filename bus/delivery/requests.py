@@ -33,6 +33,7 @@ class Answer(msgspec.Struct):
     """How a question stands. `missing`: who was asked by name and has not replied."""
 
     request_id: str
+    asker: str
     correlation_id: str
     replies: list[Message]
     missing: list[str]
@@ -167,16 +168,16 @@ class Requests:
         seq = self._hub.epochs.seq_of(request_id)
 
         def job(reader: Reader) -> Answer | None:
-            row = reader.execute("SELECT correlation_id, asked FROM requests WHERE seq = ?", (seq,))
+            row = reader.execute("SELECT asker, correlation_id, asked FROM requests WHERE seq = ?", (seq,))
             if not row:
                 return None
-            correlation_id, asked = row[0]
+            asker, correlation_id, asked = row[0]
             names: list[str] = msgspec.json.decode(asked) if asked is not None else []
             found = reader.execute("SELECT seq, sender FROM replies WHERE request = ? ORDER BY seq LIMIT 1000", (seq,))
             replied = {sender for _, sender in found}
             replies = reader.messages([at for at, _ in found], MAX_REPLIES_BYTES)
             missing = [name for name in names if name not in replied]
-            return Answer(request_id, correlation_id, replies, missing, bool(names))
+            return Answer(request_id, asker, correlation_id, replies, missing, bool(names))
 
         answer = self._read(job)
         if answer is None:

@@ -18,6 +18,9 @@ from bus.delivery.replays import MAX_RATE, Replay
 from bus.delivery.requests import Answer, new_correlation
 from bus.delivery.threads import Thread, read_thread
 from bus.errors import BusError, Conflict, Malformed, NotFound, Unavailable
+from bus.identity import policy
+from bus.identity.caller import Right
+from bus.identity.policy import Action
 from bus.message import is_cursor, iso, now_us, parse_cursor, text_of
 from bus.protocol import (
     DEFAULT_REQUEST_WAIT,
@@ -40,7 +43,7 @@ from bus.topics import TopicSet, check_pattern
 from bus.trace_context import joined, trace_of
 from bus.transports import delivery_answers as answers
 from bus.transports import parameters
-from bus.transports.edge import body_of, caller_is_gone, json_answer
+from bus.transports.edge import body_of, caller, caller_is_gone, json_answer
 from bus.transports.openapi import Operation, Parameter, serve
 
 if TYPE_CHECKING:
@@ -65,7 +68,7 @@ class DeliveryViews:
 
     def settle(self, message_id: str, verb: str) -> Response:
         body: Verdict = read(decode_verdict, body_of(BODY_BYTES), "body")
-        client = self._bus.names.check_client(body.client, "client")
+        client = parameters.acting(self._bus.names, body.client, "client")
         result: AsyncResult[Settled | BusError] = AsyncResult()
         self._bus.courier.settle(settle_of(verb, body, message_id, client), result.set)
         settled = result.get()
@@ -78,8 +81,14 @@ class DeliveryViews:
     def cancel(self, message_id: str) -> Response:
         """Take back a message that waits for its time."""
 
+        me = caller()
+
         def job(transaction: Transaction) -> bool:
-            return bool(transaction.execute("DELETE FROM scheduled WHERE id = ? RETURNING 1", (message_id,)))
+            found = transaction.execute("SELECT sender FROM scheduled WHERE id = ?", (message_id,))
+            if found:
+                policy.need(me, Action.ACT, found[0][0])
+                transaction.execute("DELETE FROM scheduled WHERE id = ?", (message_id,))
+            return bool(found)
 
         if not self._bus.write(job):
             rows = self._bus.read(lambda reader: reader.execute("SELECT 1 FROM other_ids WHERE id = ?", (message_id,)))
@@ -93,8 +102,9 @@ class DeliveryViews:
     def claim(self, queue: str) -> Response:
         bus = self._bus
         body: answers.ClaimBody = read(_decode_claim, body_of(BODY_BYTES), "body")
-        client = bus.names.check_client(body.client, "client")
+        client = parameters.acting(bus.names, body.client, "client")
         owner = f"queue:{bus.names.check(queue, 'queue')}"
+        policy.need(caller(), Action.CLAIM, queue)
         if not 1 <= body.limit <= MAX_CLAIMED:
             raise Malformed(f"`limit` must be 1 to {MAX_CLAIMED}.", code="bad_field", field="limit")
         ack_wait_us = None if body.ack_wait is None else ack_wait_of(body.ack_wait)
@@ -123,12 +133,10 @@ class DeliveryViews:
         return json_answer(self._one_queue(queue))
 
     def set_queue(self, queue: str) -> Response:
-        parameters.need_admin()
         self._set_cap(f"queue:{self._bus.names.check(queue, 'queue')}")
         return json_answer(self._one_queue(queue))
 
     def set_inbox(self, client_id: str) -> Response:
-        parameters.need_admin()
         name = self._bus.names.check_client(client_id, "client_id")
         cap = self._set_cap(name)
         return json_answer(answers.Inbox(name, cap.limit or self._bus.settings.inbox_limit, cap.on_full or "refuse"))
@@ -160,7 +168,6 @@ class DeliveryViews:
     # ---- dead letters
 
     def dead_letters(self) -> Response:
-        parameters.need_admin()
         limit, after = parameters.limit(100), dead_letters.parse_rank(request.args.get("cursor", ""))
         choice = _choice()
         letters = self._bus.read(lambda reader: dead_letters.page(reader, choice, after, limit + 1))
@@ -169,7 +176,6 @@ class DeliveryViews:
         return self._letters(listed, cursor, more=len(letters) > limit)
 
     def dead_letter(self, message_id: str) -> Response:
-        parameters.need_admin()
         choice = Choice(id=message_id)
         letters = self._bus.read(lambda reader: dead_letters.page(reader, choice, dead_letters.START, 1000))
         if not letters:
@@ -177,12 +183,10 @@ class DeliveryViews:
         return self._letters(letters, "", more=False)
 
     def redrive(self, message_id: str) -> Response:
-        parameters.need_admin()
         body: answers.RedriveOneBody = read(_decode_redrive_one, body_of(BODY_BYTES), "body")
         return self._redriven(self._existing(Choice(owner=body.owner, id=message_id)), 1000)
 
     def redrive_many(self) -> Response:
-        parameters.need_admin()
         body: answers.RedriveBody = read(_decode_redrive, body_of(BODY_BYTES), "body")
         if not 1 <= body.limit <= MAX_REDRIVEN:
             raise Malformed(f"`limit` must be 1 to {MAX_REDRIVEN}.", code="bad_field", field="limit")
@@ -197,11 +201,9 @@ class DeliveryViews:
         return json_answer(answers.Redriven(done.matched, done.done))
 
     def purge(self, message_id: str) -> Response:
-        parameters.need_admin()
         return self._purged(self._existing(Choice(owner=request.args.get("owner"), id=message_id)))
 
     def purge_many(self) -> Response:
-        parameters.need_admin()
         choice = _choice()
         if parameters.flag("dry_run"):
             return json_answer(answers.Purged(self._bus.read(lambda reader: dead_letters.count(reader, choice)), 0))
@@ -238,14 +240,13 @@ class DeliveryViews:
     def request(self) -> Response:
         bus = self._bus
         body: Question = read(decode_question, body_of(bus.settings.max_message_size), "body")
-        if body.sender is None:
-            raise Malformed("`from` is missing; say who asks.", code="missing_field", field="from")
+        sender = parameters.acting(bus.names, body.sender, "from")
         body.headers = joined(body.headers, trace_of(request.headers.get))
         body.idempotency_key = request.headers.get("Idempotency-Key") or body.idempotency_key
         if body.correlation_id is None:
             body.correlation_id = new_correlation(body.idempotency_key)
-        sender = bus.names.check_client(body.sender, "from")
         draft = draft_of(body, sender, body.type, names=bus.names, stamp_us=now_us())
+        policy.authorise(caller(), draft.message, body.on_behalf_of)
         wait = self._begin_wait(wait_of(body.wait, DEFAULT_REQUEST_WAIT))
         bus.metrics.count("bus_sends_total", "http")
         try:
@@ -257,7 +258,9 @@ class DeliveryViews:
     def request_state(self, request_id: str) -> Response:
         wait = self._begin_wait(parameters.wait())
         try:
-            return self._answer(self._bus.delivery.requests.look(request_id, wait))
+            answer = self._bus.delivery.requests.look(request_id, wait)
+            policy.need(caller(), Action.ACT, answer.asker)
+            return self._answer(answer)
         finally:
             self._end_wait(wait)
 
@@ -267,7 +270,6 @@ class DeliveryViews:
     # ---- replays and threads
 
     def replay(self) -> Response:
-        parameters.need_admin()
         bus = self._bus
         if bus.vitals.disk.is_on:
             raise bus.vitals.disk.refusal()
@@ -292,17 +294,14 @@ class DeliveryViews:
         return json_answer(self._replay(replay), 202)
 
     def replays(self) -> Response:
-        parameters.need_admin()
         return json_answer(
             answers.Replays([self._replay(r) for r in self._bus.delivery.replays.latest(parameters.limit(100))])
         )
 
     def replay_state(self, replay_id: str) -> Response:
-        parameters.need_admin()
         return json_answer(self._replay(self._bus.delivery.replays.find(replay_id)))
 
     def replay_cancel(self, replay_id: str) -> Response:
-        parameters.need_admin()
         return json_answer(self._replay(self._bus.delivery.replays.cancel(replay_id)))
 
     def _replay(self, replay: Replay) -> answers.Replay:
@@ -422,21 +421,22 @@ def _operations(views: DeliveryViews) -> list[Operation]:
         *(
             Operation(
                 post, f"/api/messages/<message_id>/{verb}", partial(views.settle, verb=verb), told + verbs[verb],
-                answers.Settled, Verdict, (), (*bad, 403, 404, 507), name=verb,
+                answers.Settled, Verdict, (), (*bad, 403, 404, 507), name=verb, right=Right.READ,
             )
             for verb in sorted(VERBS)
         ),
         Operation(delete, "/api/messages/<message_id>", views.cancel, "Take back a message that waits for its time.",
-                  answers.Cancelled, None, (), (404, 409, 507)),
+                  answers.Cancelled, None, (), (404, 409, 507), right=Right.SEND),
         Operation(get, "/api/queues", views.queues, "The queues: depth, age, takers.", answers.Queues, None,
-                  (limit, cursor), (400,)),
-        Operation(get, "/api/queues/<queue>", views.queue, "One queue.", answers.Queue, None, (), (400,)),
+                  (limit, cursor), (400,), right=Right.PRESENCE),
+        Operation(get, "/api/queues/<queue>", views.queue, "One queue.", answers.Queue, None, (), (400,),
+                  right=Right.PRESENCE),
         Operation(put, "/api/queues/<queue>", views.set_queue, "Cap a queue.", answers.Queue, answers.CapBody, (),
                   (*bad, 507)),
         Operation(put, "/api/clients/<client_id>", views.set_inbox, "Cap an inbox.", answers.Inbox, answers.CapBody, (),
                   (*bad, 507)),
         Operation(post, "/api/queues/<queue>/claim", views.claim, "Take items of a queue, each with a lease.",
-                  answers.Claimed, answers.ClaimBody, (), (*bad, 507)),
+                  answers.Claimed, answers.ClaimBody, (), (*bad, 507), right=Right.READ),
         Operation(get, letters, views.dead_letters, "Dead letters, the oldest first.", answers.DeadLetters, None,
                   (*choice, limit, cursor), (400,)),
         Operation(get, letter, views.dead_letter, "The dead letters of one message, one for each owner.",
@@ -449,9 +449,9 @@ def _operations(views: DeliveryViews) -> list[Operation]:
         Operation(delete, letters, views.purge_many, "Throw many away; they are counted first.", answers.Purged, None,
                   (*choice, dry_run), (400, 507)),
         Operation(post, "/api/request", views.request, "Send a message and wait for its answer.", answers.Answer,
-                  answers.REQUEST_BODY, (key, trace), (*bad, 409, 422, 429, 507), statuses=(200, 202)),
+                  answers.REQUEST_BODY, (key, trace), (*bad, 409, 422, 429, 507), statuses=(200, 202), right=Right.SEND),
         Operation(get, "/api/requests/<request_id>", views.request_state, "How a request stands.", answers.Answer, None,
-                  (wait,), (400, 404), statuses=(200, 202)),
+                  (wait,), (400, 404), statuses=(200, 202), right=Right.ANY),
         Operation(post, "/api/replay", views.replay, "Put a range of the log into an inbox again.", answers.Replay,
                   answers.ReplayBody, (), (*bad, 409, 507), statuses=(202,)),
         Operation(get, "/api/replays", views.replays, "Replays, the youngest first.", answers.Replays, None,
@@ -459,7 +459,7 @@ def _operations(views: DeliveryViews) -> list[Operation]:
         Operation(get, replay, views.replay_state, "One replay.", answers.Replay, None, (), (404,)),
         Operation(delete, replay, views.replay_cancel, "Stop a replay where it is.", answers.Replay, None, (), (404, 507)),
         Operation(get, "/api/threads/<path:thread_id>", views.thread, "The messages of a thread, in order.",
-                  answers.Thread, None, (limit, cursor), (400, 404)),
+                  answers.Thread, None, (limit, cursor), (400, 404), right=Right.READ_ALL),
     ]  # fmt: skip
 
 

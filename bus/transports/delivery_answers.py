@@ -31,7 +31,7 @@ class Cancelled(msgspec.Struct):
 class ClaimBody(msgspec.Struct):
     """Who takes, how many, for how long they wait and hold, in seconds."""
 
-    client: str
+    client: str | None = None
     limit: int = 1
     wait: float | None = None
     ack_wait: float | None = None

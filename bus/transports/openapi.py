@@ -16,10 +16,11 @@ from flask import Blueprint, Flask, Response
 
 from bus import __version__
 from bus.delivery.dead_letters import REASONS
+from bus.identity.caller import Right
 from bus.message import MAX_NAME_LENGTH
 from bus.profile import MAX_SECONDS
 from bus.protocol import MAX_WAIT_SECONDS
-from bus.transports.edge import json_answer
+from bus.transports.edge import json_answer, page_answer
 from bus.transports.parameters import MAX_LIMIT
 
 if TYPE_CHECKING:
@@ -38,7 +39,9 @@ class Parameter(msgspec.Struct, frozen=True):
 
 class Operation(msgspec.Struct, frozen=True):
     """One method of one path. `errors` are the statuses it may refuse with, beside 401 and 403; `statuses` those of its
-    answer. `name` is the view's, unless given; `media` is what the answer is made of, `more` other forms."""
+    answer. `name` is the view's, unless given; `media` is what the answer is made of, `more` other forms.
+
+    `right` is what the caller needs; the edge asks for it before the view runs."""
 
     method: str
     path: str
@@ -52,6 +55,7 @@ class Operation(msgspec.Struct, frozen=True):
     name: str = ""
     media: str = "application/json"
     more: dict[str, Any] = {}
+    right: Right = Right.ADMIN
 
 
 class ErrorBody(msgspec.Struct):
@@ -75,10 +79,6 @@ FORMS: dict[str, dict[str, Any]] = {
     "reason": {"enum": list(REASONS)},
 }
 """What a parameter of this name may be, beyond its type."""
-
-
-KEYED = ("/api/", "/stream/", "/metrics/")
-"""Where a key is asked for, with auth on."""
 
 
 def describe(operations: Sequence[Operation]) -> dict[str, Any]:
@@ -111,6 +111,11 @@ def describe(operations: Sequence[Operation]) -> dict[str, Any]:
     }
 
 
+def _is_keyed(operation: Operation) -> bool:
+    """True when a credential is asked for, with auth on."""
+    return operation.right not in (Right.OPEN, Right.SIGNED)
+
+
 def _twins(path: str) -> list[str]:
     return [path, path.replace("/api/", "/api/v1/", 1)] if path.startswith("/api/") else [path]
 
@@ -120,7 +125,8 @@ def _operation(operation: Operation, path: str, by_type: dict[int, Any]) -> dict
     media = {operation.media: operation.answer, **operation.more}
     answer = {"description": "Done.", "content": {name: {"schema": by_type[id(t)]} for name, t in media.items()}}
     responses: dict[str, Any] = {str(status): answer for status in operation.statuses}
-    refused = {*operation.errors, 503, *((401, 403) if path.startswith(KEYED) else ())}
+    refused = {*operation.errors, 503, *((401, 403, 429) if _is_keyed(operation) else ())}
+    refused |= {408} if operation.body is not None else set()
     for status in sorted(refused - set(operation.statuses)):
         responses[str(status)] = {"description": "Refused.", "content": error}
     described: dict[str, Any] = {
@@ -136,7 +142,8 @@ def _operation(operation: Operation, path: str, by_type: dict[int, Any]) -> dict
     if operation.body is not None:
         content = {"application/json": {"schema": by_type[id(operation.body)]}}
         described["requestBody"] = {"required": True, "content": content}
-    if path.startswith(KEYED):
+    described["x-right"] = operation.right.value
+    if _is_keyed(operation):
         described["security"] = [{}, {"key": []}, {"bearer": []}]
     return described
 
@@ -151,6 +158,12 @@ def _parameter(parameter: Parameter) -> dict[str, Any]:
     }
 
 
+STYLE = (
+    "body{font:16px/1.5 system-ui;margin:2rem auto;max-width:60rem;padding:0 1rem}"
+    "td{padding:.4rem .8rem .4rem 0;vertical-align:top;border-top:1px solid #ddd}code{white-space:nowrap}"
+)
+
+
 def page(document: dict[str, Any]) -> str:
     """The document as a page to read: no script, nothing from elsewhere."""
     rows = [
@@ -162,8 +175,7 @@ def page(document: dict[str, Any]) -> str:
     ]
     return (
         "<!doctype html><meta charset=utf-8><title>multi-agent-bridge API</title>"
-        "<style>body{font:16px/1.5 system-ui;margin:2rem auto;max-width:60rem;padding:0 1rem}"
-        "td{padding:.4rem .8rem .4rem 0;vertical-align:top;border-top:1px solid #ddd}code{white-space:nowrap}</style>"
+        f"<style>{STYLE}</style>"
         f"<h1>multi-agent-bridge {html.escape(__version__)}</h1><p>Every path under <code>/api/</code> exists under"
         ' <code>/api/v1/</code> too. The machine-readable form is <a href="/openapi.json">/openapi.json</a>.</p>'
         f"<table>{''.join(rows)}</table>"
@@ -193,9 +205,7 @@ def register(app: Flask, bus: Bus) -> None:
     blueprint.add_url_rule("/openapi.json", view_func=lambda: json_answer(describe(operations)), endpoint="document")
 
     def docs() -> Response:
-        response = Response(page(describe(operations)), content_type="text/html; charset=utf-8")
-        response.headers["Content-Security-Policy"] = "default-src 'none'; style-src 'unsafe-inline'"
-        return response
+        return page_answer(page(describe(operations)), style=STYLE)
 
     blueprint.add_url_rule("/docs", view_func=docs)
     app.register_blueprint(blueprint)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 from flask import request
 
-from bus.errors import Forbidden, Malformed
+from bus.errors import Malformed
+from bus.identity import policy
+from bus.identity.policy import Action
+from bus.message import Names
 from bus.protocol import MAX_WAIT_SECONDS
 from bus.transports.edge import caller
 
@@ -50,10 +54,24 @@ def at_latest() -> bool:
     return on_gap == "latest"
 
 
-def need_admin() -> None:
-    """Refuse who may not administer."""
-    if not caller().admin:
-        raise Forbidden("This needs the right to administer.", code="needs_admin")
+def acting(names: Names, given: str | None, field: str) -> str:
+    """The client that the caller acts as: the one that it names, or the only one that it may be. Raises Forbidden."""
+    me = caller()
+    if given is None:
+        given = me.only_client
+        if given is None:
+            raise Malformed(f"`{field}` is missing; say who you are.", code="missing_field", field=field)
+    name = names.check_client(given, field)
+    policy.need(me, Action.ACT, name)
+    return name
+
+
+def need_topics(patterns: Iterable[str]) -> None:
+    """Refuse topics that the caller may not read."""
+    me = caller()
+    if not me.admin:
+        for pattern in patterns:
+            policy.need(me, Action.SUBSCRIBE, pattern)
 
 
 def flag(name: str) -> bool:

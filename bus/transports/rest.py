@@ -15,6 +15,8 @@ from bus.bus import MAX_UNCOMMITTED
 from bus.delivery import whereabouts
 from bus.delivery.whereabouts import Whereabouts
 from bus.errors import BusError, Malformed, NotFound, Unavailable
+from bus.identity import policy
+from bus.identity.caller import Right
 from bus.message import iso, text_of
 from bus.protocol import MAX_WAIT_SECONDS, encode
 from bus.resume import Place, place_of
@@ -22,7 +24,7 @@ from bus.storage import ClientRow, Filter, Head, Page, Reader, Transaction
 from bus.storage.deliveries import Lease
 from bus.topics import TopicSet, check_pattern, patterns_of
 from bus.transports import answers, parameters
-from bus.transports.edge import body_of, json_answer
+from bus.transports.edge import body_of, caller, json_answer, spend
 from bus.transports.openapi import Operation, Parameter, serve
 from bus.transports.sends import Asked, Sends
 
@@ -67,12 +69,13 @@ class Rest:
 
     def send(self) -> Response:
         body = body_of(self.sends.max_bytes)
-        return self._publish(self.sends.single(body, request.headers.get))
+        return self._publish(self.sends.single(body, request.headers.get, caller()))
 
     def send_batch(self) -> Response:
-        return self._publish(self.sends.batch(body_of(self.sends.max_batch_bytes), request.headers.get))
+        return self._publish(self.sends.batch(body_of(self.sends.max_batch_bytes), request.headers.get, caller()))
 
     def _publish(self, asked: Asked) -> Response:
+        spend(asked.cost - 1)  # the request itself is counted already
         answer = self._answer_to(asked)
         if isinstance(answer, BusError):
             try:
@@ -90,10 +93,11 @@ class Rest:
 
     def messages(self) -> Response:
         bus = self._bus
-        name = bus.names.check_client(parameters.required("to"), "to")
+        name = parameters.acting(bus.names, request.args.get("to"), "to")
         limit, wait = parameters.limit(100), parameters.wait()
         type_, sender = request.args.get("type"), request.args.get("from")
         patterns = patterns_of(request.args.get("topics", ""))
+        parameters.need_topics(patterns)
         place = bus.place(name, request.args.get("since"), at_gap_go_to_latest=parameters.at_latest())
         only = Filter(type_, sender, since_us=place.since_us, topics=TopicSet(patterns) if patterns else None)
         page, leases = self._await_page(name, place, only, limit, wait)
@@ -157,7 +161,7 @@ class Rest:
     def message(self, message_id: str) -> Response:
         bus = self._bus
         found: Whereabouts | None = bus.read(lambda reader: whereabouts.find(reader, bus.epochs, message_id))
-        if found is None:
+        if found is None or not policy.may_see(caller(), found.message):
             raise NotFound("There is no message with this id; it may have been evicted.", code="unknown_message")
         due = b',"deliver_at":"%b"' % iso(found.due_us) if found.due_us is not None else b""
         body = b'{"message":%b,"recipients":%b%b}' % (
@@ -169,7 +173,6 @@ class Rest:
 
     def log(self) -> Response:
         bus = self._bus
-        parameters.need_admin()
         args, limit = request.args, parameters.limit(100)
         topics = _topic_filter()
 
@@ -253,7 +256,6 @@ class Rest:
         )
 
     def clear(self) -> Response:
-        parameters.need_admin()
 
         def job(transaction: Transaction) -> tuple[int, list[Any]]:
             head = transaction.head
@@ -347,6 +349,7 @@ def _operations(rest: Rest) -> list[Operation]:
             answers.SEND_BODY,
             (key, trace),
             (400, 413, 415, 422, 429, 501, 507),
+            right=Right.SEND,
         ),
         Operation(
             "POST",
@@ -357,6 +360,7 @@ def _operations(rest: Rest) -> list[Operation]:
             answers.BatchBody,
             (),
             (400, 413, 415, 422, 429, 501, 507),
+            right=Right.SEND,
         ),
         Operation(
             "GET",
@@ -367,6 +371,7 @@ def _operations(rest: Rest) -> list[Operation]:
             None,
             inbox,
             (400,),
+            right=Right.READ,
         ),
         Operation(
             "GET",
@@ -377,8 +382,19 @@ def _operations(rest: Rest) -> list[Operation]:
             None,
             (),
             (404,),
+            right=Right.ANY,
         ),
-        Operation("GET", "/api/log", rest.log, "Read the log by cursor or time.", answers.Messages, None, log, (400,)),
+        Operation(
+            "GET",
+            "/api/log",
+            rest.log,
+            "Read the log by cursor or time.",
+            answers.Messages,
+            None,
+            log,
+            (400,),
+            right=Right.READ_ALL,
+        ),
         Operation(
             "GET",
             "/api/clients",
@@ -388,9 +404,20 @@ def _operations(rest: Rest) -> list[Operation]:
             None,
             listing,
             (400,),
+            right=Right.PRESENCE,
         ),
-        Operation("GET", "/api/clients/<client_id>", rest.client, "One client.", answers.Client, None, (), (404,)),
-        Operation("GET", "/api/status", rest.status, "How the bus is.", answers.Status),
+        Operation(
+            "GET",
+            "/api/clients/<client_id>",
+            rest.client,
+            "One client.",
+            answers.Client,
+            None,
+            (),
+            (404,),
+            right=Right.PRESENCE,
+        ),
+        Operation("GET", "/api/status", rest.status, "How the bus is.", answers.Status, right=Right.PRESENCE),
         Operation(
             "POST",
             "/api/clear",
@@ -401,7 +428,9 @@ def _operations(rest: Rest) -> list[Operation]:
             (),
             (507,),
         ),
-        Operation("GET", "/health", rest.health, "The process answers.", answers.Health, statuses=(200, 503)),
+        Operation(
+            "GET", "/health", rest.health, "The process answers.", answers.Health, statuses=(200, 503), right=Right.OPEN
+        ),
     ]
 
 

@@ -13,6 +13,7 @@ import msgspec
 from flask import Blueprint, Flask, Response, request
 
 from bus.errors import Malformed
+from bus.identity.caller import Right
 from bus.message import Names, iso, parse_time
 from bus.protocol import encode, read
 from bus.retention import policies
@@ -206,7 +207,6 @@ class RetentionViews:
         return json_answer(Policies(known, bool(self._retention.figures()["applying_policies"])))
 
     def put_policy(self, message_type: str) -> Response:
-        parameters.need_admin()
         type_ = self._type(message_type)
         body: PolicyBody = read(_decode_policy, body_of(BODY_BYTES), "body")
         policy = policies.policy_of(type_, body.policy, body.ttl_seconds, archive=body.archive_before_delete)
@@ -214,7 +214,6 @@ class RetentionViews:
         return json_answer(PolicyChanged("set", _policy(policy), _stored(applied=body.apply_to_stored)))
 
     def delete_policy(self, message_type: str) -> Response:
-        parameters.need_admin()
         type_ = self._type(message_type)
         applied = "apply_to_stored" not in request.args or parameters.flag("apply_to_stored")
         self._retention.delete(type_, to_stored=applied)
@@ -228,7 +227,6 @@ class RetentionViews:
         return json_answer(msgspec.convert({**figures, "swept_at": swept_at}, RetentionStats))
 
     def expiring(self) -> Response:
-        parameters.need_admin()
         limit, within = parameters.limit(100), _within()
         after = _whole("cursor", request.args.get("cursor") or "0")
         found, place, more = self._retention.expiring(round(within * SECOND_US), after, limit)
@@ -239,12 +237,10 @@ class RetentionViews:
         return json_answer(b'{"messages":[%b],"cursor":"%d","more":%b}' % (lines, place, encode(more)))
 
     def sweep(self) -> Response:
-        parameters.need_admin()
         self._retention.ask_for_sweep()
         return json_answer(SweepAsked("asked"), 202)
 
     def extend(self, message_id: str) -> Response:
-        parameters.need_admin()
         body: ExtendBody = read(_decode_extend, body_of(BODY_BYTES), "body")
         life = self._retention.extend(message_id, body.additional_seconds)
         expires_at = None if life.expires_us is None else iso(life.expires_us).decode()
@@ -253,7 +249,6 @@ class RetentionViews:
     # ---- the archive
 
     def files(self) -> Response:
-        parameters.need_admin()
         limit, after = parameters.limit(100), _whole("cursor", request.args.get("cursor") or "0")
         found = self._retention.files(after, limit + 1, _time("since"), _time("until"))
         listed = [
@@ -272,7 +267,6 @@ class RetentionViews:
         return json_answer(ArchiveFiles(listed, str(listed[-1].number if listed else after), len(found) > limit))
 
     def archived(self) -> Response:
-        parameters.need_admin()
         args = request.args
         wanted = Wanted(_time("since"), _time("until"), args.get("type"), args.get("from"), args.get("id"))
         found = self._retention.search(wanted, _place(args.get("cursor") or "0:0"), parameters.limit(100))
@@ -285,7 +279,6 @@ class RetentionViews:
         return json_answer(b'{"messages":[%b],"cursor":"%b","more":%b}' % (lines, cursor, encode(found.more)))
 
     def restore(self) -> Response:
-        parameters.need_admin()
         body: RestoreBody = read(_decode_restore, body_of(BODY_BYTES), "body")
         if not 1 <= body.limit <= MAX_RESTORED:
             raise Malformed(f"`limit` must be 1 to {MAX_RESTORED}.", code="bad_field", field="limit")
@@ -354,13 +347,15 @@ def _operations(views: RetentionViews) -> list[Operation]:
     bad = (400, 413, 415, 507)
     body: Any = PolicyBody
     return [
-        Operation("GET", "/api/ttl/policies", views.policies, "How long messages live, by type.", Policies),
+        Operation("GET", "/api/ttl/policies", views.policies, "How long messages live, by type.", Policies,
+                  right=Right.PRESENCE),
         Operation("PUT", policy, views.put_policy, "Make or change a policy.", PolicyChanged, body, (), (*bad, 409)),
         Operation(
             "DELETE", policy, views.delete_policy, "Give a type back to the default policy.", PolicyChanged, None,
             (stored,), (400, 404, 409, 507),
         ),
-        Operation("GET", "/api/ttl/stats", views.stats, "What is kept, and what has gone.", RetentionStats),
+        Operation("GET", "/api/ttl/stats", views.stats, "What is kept, and what has gone.", RetentionStats,
+                  right=Right.PRESENCE),
         Operation(
             "GET", expiring, views.expiring, "What expires soon.", ExpiringMessages, None, (within, limit, cursor), (400,)
         ),

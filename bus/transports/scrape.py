@@ -22,6 +22,7 @@ from bus.errors import Malformed, NotFound, Unauthenticated, Unavailable
 from bus.events import BusStarted
 from bus.exposition import OPENMETRICS, Exposition, quantile
 from bus.families import ALIASES
+from bus.identity.caller import Right
 from bus.metric_files import MetricFiles
 from bus.metrics import Block, Number
 from bus.transports import parameters
@@ -179,9 +180,7 @@ class Scrape:
         return _shown([*blocks, *_aliases(blocks)])
 
     def detailed(self) -> Response:
-        if self._bus.auth.on:
-            parameters.need_admin()
-        else:
+        if not self._bus.auth.on:  # else only an administrator comes so far
             self._check_token()
         looks, limit = self._bus.metrics.looks, min(parameters.limit(100), MAX_DETAILED)
         family = parameters.required("family")
@@ -252,6 +251,7 @@ class Scrape:
                 (format_,),
                 (400, 401),
                 media="text/plain",
+                right=Right.OPEN,
                 more={OPENMETRICS: str, "application/json": Figures},
             ),
             Operation(

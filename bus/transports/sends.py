@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from bus.errors import BusError, Malformed, TooLarge
+from bus.events import Audited
+from bus.identity import policy
 from bus.message import iso, now_us
 from bus.metrics import Stopwatch
 from bus.protocol import (
@@ -36,6 +38,7 @@ from bus.transports.answers import BatchBody
 
 if TYPE_CHECKING:
     from bus.bus import Bus
+    from bus.identity.caller import Caller
     from bus.receipts import Receipt
 
 
@@ -57,6 +60,7 @@ class Single:
     __slots__ = ("drafts",)
 
     atomic = False
+    cost = 1
 
     def __init__(self, draft: Draft) -> None:
         self.drafts: Sequence[Draft] = (draft,)
@@ -70,12 +74,13 @@ class Single:
 class Several:
     """A batch that was asked for. `items` holds, in order, a draft or what is wrong with it."""
 
-    __slots__ = ("atomic", "drafts", "items")
+    __slots__ = ("atomic", "cost", "drafts", "items")
 
     def __init__(self, items: Sequence[Draft | BusError], *, atomic: bool) -> None:
         self.items = items
         self.drafts: Sequence[Draft] = [item for item in items if isinstance(item, Draft)]
         self.atomic = atomic
+        self.cost = max(len(items), 1)
 
     def answer(self, outcomes: Sequence[Receipt | BusError], request_id: str) -> bytes | BusError:
         """As of `Single`."""
@@ -100,18 +105,18 @@ class Sends:
         self.handed_over = 0
         self.stopwatch = Stopwatch()
 
-    def single(self, body: bytes, header: Header) -> Single:
-        """Read the body of a send; its request's headers may name a key and a trace. Raises Malformed."""
+    def single(self, body: bytes, header: Header, caller: Caller) -> Single:
+        """Read the body of a send; its request's headers may name a key and a trace. Raises Malformed, Forbidden."""
         stamp_us = now_us()
         key, trace = header("Idempotency-Key"), trace_of(header)
         if not (key or trace) and (plain := plain_post(body)) is not None:
-            return Single(self._draft_of_plain(plain, stamp_us))
+            return Single(self._draft_of_plain(plain, stamp_us, caller))
         send: Send = read(decode_send, body, "body")
         if key:
             send.idempotency_key = key
-        return Single(self._draft(send, stamp_us, trace))
+        return Single(self._draft(send, stamp_us, trace, caller))
 
-    def batch(self, body: bytes, header: Header) -> Several:
+    def batch(self, body: bytes, header: Header, caller: Caller) -> Several:
         """Read the body of a batch, which has no key of its own. Raises Malformed, and what a member of an atomic one is."""
         stamp_us = now_us()
         trace = trace_of(header)
@@ -122,7 +127,7 @@ class Sends:
                 code="batch_too_long",
                 field="messages",
             )
-        asked = Several([self._draft_or_error(item, stamp_us, trace) for item in items], atomic=atomic)
+        asked = Several([self._draft_or_error(item, stamp_us, trace, caller) for item in items], atomic=atomic)
         if (named := sum(len(draft.message.names) for draft in asked.drafts)) > MAX_BATCH_RECIPIENTS:
             raise Malformed(
                 f"The batch names {named} recipients in all; at most {MAX_BATCH_RECIPIENTS} fit one. Send it in parts.",
@@ -169,36 +174,45 @@ class Sends:
         return batch.messages, batch.atomic
 
     def _draft_or_error(
-        self, item: PlainPost | Send | msgspec.Raw, stamp_us: int, trace: dict[str, str]
+        self, item: PlainPost | Send | msgspec.Raw, stamp_us: int, trace: dict[str, str], caller: Caller
     ) -> Draft | BusError:
         try:
             if isinstance(item, PlainPost):
-                return self._draft_of_plain(item, stamp_us)
+                return self._draft_of_plain(item, stamp_us, caller)
             if isinstance(item, Send):
-                return self._draft(item, stamp_us, trace)
+                return self._draft(item, stamp_us, trace, caller)
             text = bytes(item)
             if len(text) > self.max_bytes:
                 raise TooLarge(f"A message may have at most {self.max_bytes} bytes.")
-            return self._draft(read(decode_send, text, "message"), stamp_us, trace)
+            return self._draft(read(decode_send, text, "message"), stamp_us, trace, caller)
         except BusError as refusal:
+            if refusal.status == 403:  # the request as a whole is answered with 200
+                detail = {"code": refusal.code}
+                self._bus.emit(Audited("POST", caller.name, "/api/send/batch", "refused", detail=detail))
             return refusal
 
-    def _draft_of_plain(self, send: PlainPost, stamp_us: int) -> Draft:
+    def _draft_of_plain(self, send: PlainPost, stamp_us: int, caller: Caller) -> Draft:
         names = self._bus.names
         sender = names.check_client(send.sender, "from")
         draft = plain_draft(send, sender, send.type, names=names, stamp_us=stamp_us)
         if draft is None:
             more = Send(sender=sender, to=send.to, type=send.type, payload=send.payload, ephemeral=send.ephemeral)
-            return self._draft(more, stamp_us, {})
+            return self._draft(more, stamp_us, {}, caller)
+        if not caller.admin:
+            policy.authorise(caller, draft.message)
         return draft
 
-    def _draft(self, send: Send, stamp_us: int, trace: dict[str, str]) -> Draft:
+    def _draft(self, send: Send, stamp_us: int, trace: dict[str, str], caller: Caller) -> Draft:
         names = self._bus.names
         send.headers = joined(send.headers, trace)
-        if send.sender is None:
+        given = caller.only_client if send.sender is None else send.sender
+        if given is None:
             raise Malformed("`from` is missing; say who sends.", code="missing_field", field="from")
-        sender = names.check_client(send.sender, "from")
-        return draft_of(send, sender, send.type, names=names, stamp_us=stamp_us)
+        sender = names.check_client(given, "from")
+        draft = draft_of(send, sender, send.type, names=names, stamp_us=stamp_us)
+        if not caller.admin:
+            policy.authorise(caller, draft.message, send.on_behalf_of)
+        return draft
 
 
 class _Gathered:

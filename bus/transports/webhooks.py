@@ -14,6 +14,7 @@ from msgspec import UNSET, UnsetType
 from msgspec.structs import replace
 
 from bus.errors import Malformed, Unavailable
+from bus.masking import masked
 from bus.message import iso, parse_time
 from bus.protocol import read
 from bus.storage import Transaction
@@ -57,13 +58,11 @@ class WebhookViews:
     def __init__(self, bus: Bus, webhooks: Webhooks) -> None:
         self._bus = bus
         self._webhooks = webhooks
-        self._outbound = webhooks.outbound
         self._testing = 0
 
     # ---- endpoints
 
     def list(self) -> Response:
-        parameters.need_admin()
         limit, after = parameters.limit(100), request.args.get("cursor", "0")
         if not (after.isascii() and after.isdigit() and len(after) < 19):
             raise Malformed("`cursor` is none that an answer gave you.", code="bad_cursor", field="cursor")
@@ -74,16 +73,18 @@ class WebhookViews:
         return json_answer(answers.Endpoints([_shown(each) for each in shown], cursor, len(page) > limit))
 
     def create(self) -> Response:
-        parameters.need_admin()
         body: answers.CreateBody = read(_decode_create, body_of(BODY_BYTES), "body")
         kind = body.kind or kind_of(body.url)
         config = default_config(_config(Config(events=tuple(body.events), kind=kind), body)).check()
+        if body.ed25519 and kind != "http":
+            raise Malformed("`ed25519` is for receivers of kind http.", code="bad_field", field="ed25519")
         secret = body.secret
         if secret is None and not self._bus.settings.webhook_secret and kind == "http":
             secret = signing.new_secret()
         kept = () if secret is None else (Secret(secret),)
-        sealed = check_sealed(Sealed(body.url, kept, _given(body.headers, {})))
-        self._outbound.check(body.url)
+        pairs = (Secret(signing.new_private_key()),) if body.ed25519 else ()
+        sealed = check_sealed(Sealed(body.url, kept, _given(body.headers, {}), pairs))
+        self._webhooks.check(body.url)
         state: State = "enabled" if body.enabled else "paused"
 
         def job(transaction: Transaction) -> Endpoint:
@@ -93,21 +94,19 @@ class WebhookViews:
         return json_answer(_shown(endpoint, secret))
 
     def show(self, webhook_id: str) -> Response:
-        parameters.need_admin()
         return json_answer(_shown(self._find(webhook_id)))
 
     def change(self, webhook_id: str) -> Response:
-        parameters.need_admin()
         body: answers.ChangeBody = read(_decode_change, body_of(BODY_BYTES), "body")
         if isinstance(body.url, str):
-            self._outbound.check(body.url)
+            self._webhooks.check(body.url)
 
         def job(transaction: Transaction) -> Endpoint:
             rows = self._webhooks.rows
             endpoint = rows.find(transaction, webhook_id)
             config = _config(endpoint.config, body).check()
             old = endpoint.sealed or Sealed("")
-            sealed = Sealed(_given(body.url, old.url), old.secrets, _given(body.headers, old.headers))
+            sealed = replace(old, url=_given(body.url, old.url), headers=_given(body.headers, old.headers))
             if not sealed.url:
                 raise Malformed("The URL can't be read any more; give it again.", code="missing_field", field="url")
             return rows.update(transaction, endpoint, config, check_sealed(sealed))
@@ -115,13 +114,11 @@ class WebhookViews:
         return json_answer(_shown(self._webhooks.change(job)))
 
     def delete(self, webhook_id: str) -> Response:
-        parameters.need_admin()
         rows = self._webhooks.rows
         self._webhooks.change(lambda transaction: rows.delete(transaction, rows.find(transaction, webhook_id)))
         return json_answer(answers.Deleted("deleted", webhook_id))
 
     def pause(self, webhook_id: str) -> Response:
-        parameters.need_admin()
 
         def job(transaction: Transaction) -> Endpoint:
             rows = self._webhooks.rows
@@ -132,7 +129,6 @@ class WebhookViews:
         return json_answer(_shown(self._webhooks.change(job)))
 
     def resume(self, webhook_id: str) -> Response:
-        parameters.need_admin()
         body: answers.ResumeBody = read(_decode_resume, body_of(BODY_BYTES), "body")
         endpoint = self._find(webhook_id)
         held = self._bus.read(lambda reader: deliveries.owed(reader, endpoint.number))
@@ -146,7 +142,6 @@ class WebhookViews:
         return json_answer(answers.Resumed("resumed", held))
 
     def rotate(self, webhook_id: str) -> Response:
-        parameters.need_admin()
         body: answers.RotateBody = read(_decode_rotate, body_of(BODY_BYTES), "body")
         if not 0 <= body.grace_seconds <= MAX_GRACE_SECONDS:
             raise Malformed(
@@ -159,14 +154,16 @@ class WebhookViews:
             endpoint = rows.find(transaction, webhook_id)
             if endpoint.sealed is None:
                 raise Malformed("The endpoint can't be read any more; give it its URL again first.", code="wrong_key")
-            sealed = rotated(endpoint.sealed, secret, body.grace_seconds, self._now())
+            old, default = endpoint.sealed, self._bus.settings.webhook_secret
+            if default and not old.secrets:
+                old = replace(old, secrets=(Secret(default),))
+            sealed = rotated(old, secret, body.grace_seconds, self._now())
             return rows.update(transaction, endpoint, endpoint.config, check_sealed(sealed))
 
         return json_answer(_shown(self._webhooks.change(job), secret))
 
     def test(self, webhook_id: str) -> Response:
         """Send one event now, whatever the lane says; it counts nowhere."""
-        parameters.need_admin()
         endpoint = self._find(webhook_id)
         if endpoint.sealed is None:
             raise Malformed("The endpoint can't be read any more; give it its URL again first.", code="wrong_key")
@@ -193,12 +190,11 @@ class WebhookViews:
                 status=answer.status,
                 detail=answer.detail,
                 address=answer.address,
-                response=_text(answer.excerpt[:EXCERPT_BYTES]),
+                response=_text(endpoint.without_secrets(answer.excerpt)[:EXCERPT_BYTES]),
             )
         )
 
     def stats(self, webhook_id: str) -> Response:
-        parameters.need_admin()
         endpoint = self._find(webhook_id)
         found: deliveries.Stats = self._bus.read(lambda reader: deliveries.stats(reader, endpoint, self._now()))
         fields = {name: getattr(found, name) for name in _STATS}
@@ -209,7 +205,6 @@ class WebhookViews:
     # ---- the log
 
     def deliveries(self) -> Response:
-        parameters.need_admin()
         args, limit = request.args, parameters.limit(100)
         given = args.get("cursor", "")
         before = deliveries.parse_id(given) if given else None
@@ -222,41 +217,35 @@ class WebhookViews:
         return json_answer(answers.Deliveries([_delivery(each) for each in shown], cursor, len(found) > limit))
 
     def delivery(self, delivery_id: str) -> Response:
-        parameters.need_admin()
         number = deliveries.parse_id(delivery_id)
         found, attempts = self._bus.read(lambda reader: deliveries.find(reader, number))
         tried = [_attempt(attempt) for attempt in attempts]
         return json_answer(answers.OneDelivery(_delivery(found), msgspec.Raw(found.data), tried))
 
     def replay_one(self, delivery_id: str) -> Response:
-        parameters.need_admin()
         number = deliveries.parse_id(delivery_id)
         done = self._bus.write(lambda transaction: replays.replay_one(transaction, number, self._now()))
         self._webhooks.dispatcher.wake()
         return json_answer(answers.ReplayedOne(done))
 
     def replay(self) -> Response:
-        parameters.need_admin()
         body: answers.ReplayBody = read(_decode_replay, body_of(BODY_BYTES), "body")
         choice = self._choice(body.webhook, body.state, body.event, body.since, body.until)
+        matched = self._bus.read(lambda reader: replays.matching(reader, choice, self._now()))
         if body.dry_run:
-            matched = self._bus.read(lambda reader: replays.matching(reader, choice, self._now()))
             return json_answer(answers.Replay(None, "counted", matched, 0))
-        replay = self._bus.write(lambda transaction: replays.begin(transaction, choice, self._now()))
+        replay = self._bus.write(lambda transaction: replays.begin(transaction, choice, matched, self._now()))
         return json_answer(_replay(replay), 202)
 
     def replays(self) -> Response:
-        parameters.need_admin()
         limit = parameters.limit(100)
         found = self._bus.read(lambda reader: replays.latest(reader, limit))
         return json_answer(answers.Replays([_replay(replay) for replay in found]))
 
     def replay_state(self, replay_id: str) -> Response:
-        parameters.need_admin()
         return json_answer(_replay(self._bus.read(lambda reader: replays.find(reader, replay_id))))
 
     def replay_cancel(self, replay_id: str) -> Response:
-        parameters.need_admin()
         self._bus.write(lambda transaction: replays.cancel(transaction, replay_id))
         return self.replay_state(replay_id)
 
@@ -311,7 +300,7 @@ def _time(stamp_us: int) -> str:
 
 
 def _text(excerpt: bytes) -> str:
-    return excerpt.decode(errors="replace")
+    return masked(excerpt.decode(errors="replace"))
 
 
 def _shown(endpoint: Endpoint, secret: str | None = None) -> answers.Endpoint:
@@ -335,9 +324,14 @@ def _shown(endpoint: Endpoint, secret: str | None = None) -> answers.Endpoint:
         rate=[answers.RateBody(rate.count, rate.seconds) for rate in config.limits.rates],
         ordered=config.ordered,
         headers=sorted(sealed.headers),
-        secrets=["***" if known.until_us is None else f"*** until {_time(known.until_us)}" for known in sealed.secrets],
+        secrets=[_until("***", known) for known in sealed.secrets],
+        public_keys=[_until(signing.public_key_of(known.text), known) for known in sealed.key_pairs],
         secret=UNSET if secret is None else secret,
     )
+
+
+def _until(shown: str, known: Secret) -> str:
+    return shown if known.until_us is None else f"{shown} until {_time(known.until_us)}"
 
 
 def _delivery(delivery: deliveries.Delivery) -> answers.Delivery:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import logging
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,10 @@ from flask_sock import Sock
 
 from bus import __version__, frames
 from bus.connection import Connection, bound_unsent
-from bus.errors import BusError, Malformed, Unauthenticated, Unavailable
+from bus.errors import BusError, Malformed, RateLimited, Unauthenticated, Unavailable
+from bus.events import Audited
+from bus.identity import policy
+from bus.identity.policy import Action
 from bus.message import iso, now_us
 from bus.metrics import Stopwatch
 from bus.protocol import (
@@ -38,10 +42,13 @@ from bus.protocol import (
 )
 from bus.resume import Place
 from bus.topics import TopicSet, patterns_of
-from bus.transports.ws_verbs import VERBS, Verbs
+from bus.transports.edge import address
+from bus.transports.ws_verbs import VERBS, Verbs, caller_of
 
 if TYPE_CHECKING:
     from bus.bus import Bus
+    from bus.identity.caller import Caller
+    from bus.limits.limits import Seat
     from bus.message import Message
     from bus.receipts import Receipt
 
@@ -109,9 +116,12 @@ class WebSocketTransport:
         client = (request.view_args or {}).get("client_id", "")
         bus.names.check_client(client, "client_id")
         bus.auth.check_origin(request.headers.get("Origin"), request.host)
-        caller = bus.auth.caller(request.headers)
+        caller: Caller | None = g.caller
+        if caller is not None:
+            _check_caller(caller, client)
         if bus.draining:
             raise Unavailable("The server is about to stop; connect again in a moment.", retry_after_seconds=2)
+        bus.limits.check_room(caller, address())
         if len(bus.hub.connections) >= bus.max_connections:
             raise Unavailable(
                 "This process has all the connections it may have; try again later.", retry_after_seconds=30
@@ -120,16 +130,24 @@ class WebSocketTransport:
         if on_gap not in ("oldest", "latest"):
             raise Malformed("`on_gap` must be oldest or latest.", code="bad_field", field="on_gap")
         g.ws_topics = patterns_of(request.args.get("topics", ""))
+        if caller is not None:
+            _check_topics(caller, g.ws_topics)
         if request.headers.get("Upgrade", "").lower() == "websocket":
             _check_upgrade()
         g.ws_at_latest = on_gap == "latest"
         g.ws_since = request.args.get("since")
-        g.ws_authenticated = caller is not None
         if caller is not None:
             g.ws_place = bus.place(client, g.ws_since, at_gap_go_to_latest=g.ws_at_latest)
             bus.make_known(client)
+        g.ws_seat = bus.limits.seat(caller, address())
         # permessage-deflate is declined: it costs 139 KB a connection, and 20 KB can inflate to 20 MB.
         request.environ.pop("HTTP_SEC_WEBSOCKET_EXTENSIONS", None)
+
+    def give_up(self, _: BaseException | None) -> None:
+        """The request is over: if it became no connection, its seat is free."""
+        seat: Seat | None = g.pop("ws_seat", None)
+        if seat is not None:
+            seat.leave()
 
     def take_over(self, ws: Any, client_id: str) -> None:
         """The handshake is done: take the descriptor, and leave simple-websocket an object that sends nothing."""
@@ -137,11 +155,14 @@ class WebSocketTransport:
         bound_unsent(ws.sock)
         descriptor = ws.sock.detach()
         connection = Connection(descriptor, client_id, self._encoding, self._bus.hub, self._on_data)
+        connection.caller = g.caller
         connection.topics = TopicSet(g.ws_topics) if g.ws_topics else None
+        connection.seat, g.ws_seat = g.ws_seat, None
+        connection.allowance = g.allowance if g.caller is not None else self._bus.limits.of_stranger(address())
         if len(self._bus.hub.connections) > self._bus.max_connections:
             # More shook hands at once than there was room for.
             connection.close(1013, "This process has all the connections it may have; come back later.")
-        elif g.ws_authenticated:
+        elif g.caller is not None:
             self._welcome(connection, g.ws_place)
         else:
             connection.on_data = partial(self._first_frame, g.ws_since, g.ws_at_latest)
@@ -192,19 +213,38 @@ class WebSocketTransport:
             first = read(decode_frame, found[0][1], "frame")
             if first.type != "auth" or not first.token:
                 raise Unauthenticated("The first frame must be auth, with a token.")
-            self._bus.auth.check(first.token)
         except BusError:
             self._turn_away(connection)
             return
         connection.on_data = self._on_data
         connection.pause()  # until the store has said where it goes on
         rest = data[used:]
-        gevent.spawn(self._admit, connection, since, at_latest, found[1:], rest)
+        gevent.spawn(self._admit, connection, first.token, since, at_latest, found[1:], rest)
 
-    def _admit(self, connection: Connection, since: str | None, at_latest: bool, found: list[Any], rest: bytes) -> None:
+    def _admit(
+        self,
+        connection: Connection,
+        token: str,
+        since: str | None,
+        at_latest: bool,
+        found: list[Any],
+        rest: bytes,
+    ) -> None:
         try:
+            caller = self._bus.auth.check_anew(token)
+            _check_caller(caller, connection.client)
+            _check_topics(caller, connection.topics.patterns if connection.topics else ())
+            if connection.descriptor < 0:
+                return
+            connection.caller = caller
+            connection.allowance = self._bus.limits.of(caller, "")
+            if connection.seat is not None:
+                connection.seat.belongs_to(caller)
             place = self._bus.place(connection.client, since, at_gap_go_to_latest=at_latest)
             self._bus.make_known(connection.client)
+        except Unauthenticated:
+            self._turn_away(connection)
+            return
         except BusError as refusal:
             connection.close(refusal.close_code, refusal.sentence)
             return
@@ -218,7 +258,15 @@ class WebSocketTransport:
 
     def _turn_away(self, connection: Connection) -> None:
         self._bus.metrics.count("bus_auth_failures_total", "bad_credential")
+        with suppress(RateLimited):
+            if connection.allowance is not None:
+                connection.allowance.take()
+        self._tell_refused(connection, "auth", "bad_credential")
         connection.close(4401, "The first frame must be auth, with a valid token.")
+
+    def _tell_refused(self, connection: Connection, action: str, code: str) -> None:
+        actor = connection.caller.name if connection.caller is not None else "nobody"
+        self._bus.emit(Audited(action, actor, f"/ws/{connection.client}", "refused", detail={"code": code}))
 
     def _too_late(self, connection: Connection) -> None:
         if connection.room is None and connection.descriptor >= 0 and not connection.closing:
@@ -303,12 +351,17 @@ class WebSocketTransport:
         """Do what a frame asks for. `sent` hears what becomes of a send, receipt or not, in the place of `_sent`."""
         ref = None
         try:
+            if connection.allowance is not None:
+                connection.allowance.take()
             plain = plain_frame(text)
             if plain is not None:
                 ref = plain.ref
                 draft = plain_draft(plain, connection.client, plain.msg_type, names=self._bus.names, stamp_us=stamp_us)
                 if draft is not None:
                     self.handed_over += 1
+                    caller = connection.caller
+                    if caller is None or not caller.admin:
+                        policy.authorise(caller_of(connection), draft.message)
                     heard = partial(sent or self._sent, connection, ref)
                     self._bus.publish(draft, heard, receipt=ref is not None or sent is not None)
                     return
@@ -322,11 +375,14 @@ class WebSocketTransport:
             if refusal.code == "bad_utf8":
                 raise frames.FrameError(1007, "A text frame must be UTF-8.") from None
             self._bus.counters.add("errors")
+            if refusal.status == 403:
+                self._tell_refused(connection, "frame", refusal.code)
             connection.reply(error_frame(refusal, ref if ref is not None else _ref_of(text)))
 
     def _send(self, connection: Connection, frame: Frame, stamp_us: int, sent: Sent | None) -> None:
         bus = self._bus
         draft = draft_of(frame, connection.client, frame.msg_type, names=bus.names, stamp_us=stamp_us)
+        policy.authorise(caller_of(connection), draft.message, frame.on_behalf_of)
         self.handed_over += 1
         heard = partial(sent or self._sent, connection, frame.ref)
         bus.publish(draft, heard, receipt=frame.ref is not None or sent is not None)
@@ -373,6 +429,16 @@ def _ref_of(text: bytes) -> str | int | None:
         return None
 
 
+def _check_caller(caller: Caller, client: str) -> None:
+    """Whether the caller may be this client, and read what it gets. Raises Forbidden."""
+    policy.need(caller, Action.READ, client)
+
+
+def _check_topics(caller: Caller, patterns: Iterable[str]) -> None:
+    for pattern in patterns:
+        policy.need(caller, Action.SUBSCRIBE, pattern)
+
+
 def _check_upgrade() -> None:
     """What simple-websocket would answer badly. Raises Malformed."""
     if request.headers.get("Sec-WebSocket-Version") != "13":
@@ -391,5 +457,6 @@ def register(app: Flask, bus: Bus) -> None:
     sock = Sock()
     sock.route("/ws/<client_id>", bp=blueprint)(transport.take_over)
     blueprint.before_request(transport.refuse_early)
+    blueprint.teardown_request(transport.give_up)
     app.register_blueprint(blueprint)
     app.extensions["ws"] = transport

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,9 @@ import gevent
 from bus.connection import Connection
 from bus.delivery.requests import new_correlation
 from bus.errors import BusError, Malformed, Unavailable
+from bus.identity import policy
+from bus.identity.caller import Caller
+from bus.identity.policy import Action
 from bus.message import now_us
 from bus.protocol import (
     DEFAULT_REQUEST_WAIT,
@@ -78,6 +81,7 @@ class Verbs:
             raise Malformed(f"`max_in_flight` must be 1 to {MAX_IN_FLIGHT}.", code="bad_field", field="max_in_flight")
         taking = connection.consumer.queues if connection.consumer else {}
         if frame.type == "subscribe":
+            _check_rights(connection, patterns, frame.queues or ())
             if len(taking.keys() | set(owners)) > MAX_QUEUES:
                 raise _too_many_queues()
             bus.audience.subscribe(connection, patterns)
@@ -101,6 +105,7 @@ class Verbs:
             frame.correlation_id = new_correlation(frame.idempotency_key)
         wait = wait_of(frame.wait, DEFAULT_REQUEST_WAIT)
         draft = draft_of(frame, connection.client, frame.msg_type, names=self._bus.names, stamp_us=now_us())
+        policy.authorise(caller_of(connection), draft.message, frame.on_behalf_of)
         if self._asking >= MAX_ASKING:
             raise Unavailable("Too many requests of this process wait already; try again.", retry_after_seconds=2)
         self._asking += 1
@@ -117,6 +122,20 @@ class Verbs:
             connection.reply(b'{"type":"reply",%b%b' % (ref, answer.text(self._bus.epochs)[1:]))
         finally:
             self._asking -= 1
+
+
+def caller_of(connection: Connection) -> Caller:
+    """Whose credential opened a connection that has been admitted."""
+    assert connection.caller is not None
+    return connection.caller
+
+
+def _check_rights(connection: Connection, patterns: Iterable[str], queues: Iterable[str]) -> None:
+    caller = caller_of(connection)
+    for pattern in patterns:
+        policy.need(caller, Action.SUBSCRIBE, pattern)
+    for queue in queues:
+        policy.need(caller, Action.CLAIM, queue)
 
 
 def _too_many_queues() -> Malformed:

@@ -89,12 +89,16 @@ class Measures:
         metrics.count("bus_webhook_attempts_total", kind, class_)
         if total_ms is not None:
             metrics.observe("bus_webhook_attempt_duration_seconds", total_ms / 1000, kind)
-        if result.blocked is not None:
-            metrics.count("bus_webhook_blocked_targets_total", result.blocked)
+        if result.refused is not None:
+            self.refused(result.refused)
         if result.verdict.result == "done":
             now_us = self._now_us()
             for item in result.claim.items:
                 metrics.observe("bus_webhook_delivery_lag_seconds", max(now_us - item.occurred_us, 0) / 1e6, kind)
+
+    def refused(self, reason: str) -> None:
+        """A target was refused, for a reason of bus.guard.REASONS."""
+        self._metrics.count("bus_webhook_blocked_targets_total", reason)
 
     # ---- asked of the store
 
