@@ -296,15 +296,19 @@ def _check(settings: Settings) -> None:
         raise StartRefused("API_KEY is shorter than 16 characters and could be guessed; use a longer one.")
     if settings.secret_key is not None and len(settings.secret_key) < 16:
         raise StartRefused("SECRET_KEY is shorter than 16 characters and could be guessed; use a longer one.")
-    if settings.webhook_signature_secret is not None and len(settings.webhook_signature_secret) < 8:
+    if settings.metrics_port == settings.message_bus_port:
         raise StartRefused(
-            "WEBHOOK_SIGNATURE_SECRET is shorter than 8 characters and could be guessed; use a longer one."
+            "METRICS_PORT is the main port, where /metrics is in any case; name another one, or leave it unset."
         )
     _check_webhooks(settings)
     check_bind(settings, [settings.message_bus_host])
 
 
 def _check_webhooks(settings: Settings) -> None:
+    if settings.webhook_signature_secret is not None and len(settings.webhook_signature_secret) < 8:
+        raise StartRefused(
+            "WEBHOOK_SIGNATURE_SECRET is shorter than 8 characters and could be guessed; use a longer one."
+        )
     try:
         signing.key_of(settings.webhook_secret or "unset")
     except Malformed as refusal:

@@ -127,6 +127,11 @@ def test_a_database_that_is_not_served_is_refused(url: str, cure: str) -> None:
     assert cure in sentence
 
 
+def test_the_main_port_is_no_port_of_the_metrics_own() -> None:
+    assert "name another one" in refusal({"METRICS_PORT": "5001"})
+    assert read(METRICS_PORT="5002").metrics_port == 5002
+
+
 def test_keys_that_can_be_guessed_or_contradict_are_refused_and_never_shown() -> None:
     short = refusal({"API_KEY": "guess-me"})
     assert "API_KEY" in short
