@@ -24,7 +24,7 @@ class Admission:
         self.lookers: list[Accept] = []
 
     def look_at(self, message: Message) -> Message:
-        """The message that everybody agreed to, for who hands it to the store himself. Raises the BusError of who did not."""
+        """The message that all agreed to, for who hands it to the store himself. Raises the BusError of who did not."""
         try:
             for accept in self.lookers:
                 message = accept(message) or message

@@ -5,13 +5,17 @@ from __future__ import annotations
 import http.client
 import json
 import re
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from bus.settings import ROOT
 from bus.testing import HOST, Answer, BusServer
 from tests.calls import call, inbox, payloads
 from tests.ingress_calls import FORM, JSON, SCHEMES, SECRET, events, fresh_body, headers_for, integrate, logged, post
@@ -388,6 +392,23 @@ def test_the_default_secret_holds_where_an_integration_has_none(fresh_server: An
     own = server.call("POST", "/api/integrations", {"scheme": "github", "to": "desk", "secret": SECRET}, key).body
     assert post(server, own).status == 202
     assert refused(post(server, own, secret="the default secret"))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("WEBHOOK_SIGNATURE_SECRET", "a-guess"),
+        ("WEBHOOK_SIGNATURE_SECRET", "whsec_no base64"),
+        ("ALLOWED_WEBHOOK_IPS", "10.0.0.1/8"),
+        ("ALLOWED_WEBHOOK_IPS", "vendor.example.com"),
+    ],
+)
+def test_a_setting_that_can_not_hold_stops_the_start(tmp_path: Path, name: str, value: str) -> None:
+    environment = {"PATH": "", "DATA_DIR": str(tmp_path), name: value}
+    command = [sys.executable, "-c", "import server_ws"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+    assert (done.returncode != 0, f"StartRefused: {name}" in done.stderr) == (True, True)
+    assert value not in done.stderr.partition("StartRefused")[2]
 
 
 def test_secrets_are_in_no_file_and_no_log(fresh_server: Any) -> None:
