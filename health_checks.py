@@ -318,7 +318,7 @@ def example() -> None:
     Thread(target=server.serve_forever, daemon=True).start()
     for path in ("/health/live", "/health/ready", "/health/startup", "/health/status"):
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{server.server_port}{path}", timeout=10) as answer:
+            with urllib.request.urlopen(f"http://127.0.0.1:{server.server_port}{path}", timeout=10) as answer:  # nosec B310
                 print(answer.status, path, json.dumps(json.load(answer), indent=2))
         except urllib.error.HTTPError as refused:
             print(refused.code, path, refused.read().decode())

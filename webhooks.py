@@ -251,10 +251,11 @@ class _Sink(BaseHTTPRequestHandler):
     """A receiver: checks the signature, and hands over what came."""
 
     came: SimpleQueue[tuple[str, str]]
+    shared = "secret123"
 
     def do_POST(self) -> None:
         raw = self.rfile.read(int(self.headers["Content-Length"]))
-        good = signing.verify_signature(raw, self.headers["X-Webhook-Signature"], "secret123")
+        good = signing.verify_signature(raw, self.headers["X-Webhook-Signature"], self.shared)
         self.came.put((raw.decode(), "right" if good else "none, or wrong"))
         self.send_response(204)
         self.end_headers()
@@ -271,7 +272,7 @@ def example() -> None:
     url = f"http://127.0.0.1:{sink.server_port}"
     manager = WebhookManager(outbound=Outbound(Guard([ip_network("127.0.0.0/8")])))
     messages = {WebhookEvent.MESSAGE_SENT, WebhookEvent.MESSAGE_RECEIVED}
-    manager.register(WebhookEndpoint(f"{url}/messages", messages, secret="secret123"))
+    manager.register(WebhookEndpoint(f"{url}/messages", messages, secret=_Sink.shared))
     manager.register(
         WebhookEndpoint(f"{url}/errors", {WebhookEvent.ERROR_OCCURRED}, headers={"Authorization": "token"})
     )

@@ -33,6 +33,7 @@ from bus.health.vitals import Vitals
 from bus.heartbeat import Heartbeat
 from bus.hub import Hub
 from bus.known import Known
+from bus.limits.limits import Limits
 from bus.message import REDRIVEN, REQUIRES_ACK, Kind, Message, Names, audience_of, now_us, text_of
 from bus.metric_files import forget
 from bus.metrics import Metrics
@@ -96,7 +97,8 @@ class Bus:
         self._gathered: list[Pending | Group | Job] = []
         self._paused: list[Connection] = []
         self.delivery = Delivery(self.read, self.write, self.clock, lambda: self.epochs, self.online)
-        self.workers: list[Background] = [*self.vitals.workers(self.read), *self.delivery.workers()]
+        self.limits = Limits(settings, self)
+        self.workers: list[Background] = [*self.vitals.workers(self.read), *self.delivery.workers(), self.limits]
         self.make_known = Known(self.read, self.write).make
         self.started_us = self.ephemeral_sent = 0
 

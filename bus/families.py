@@ -179,7 +179,6 @@ HTTP = (
     counter(
         "bus_rate_limited_total",
         "Callers told to come back later.",
-        by="rate limits",
         scope=("address", "key", "connections", "other"),
     ),
 )

@@ -10,6 +10,7 @@ import click
 
 from bus import __version__
 from bus.cli.archive import archive
+from bus.cli.audit import audit
 from bus.cli.backup import backup, restore_
 from bus.cli.claim import claim
 from bus.cli.dead_letters import dead_letters
@@ -63,6 +64,7 @@ for command in (
     backup,
     restore_,
     archive,
+    audit,
 ):
     cli.add_command(command)
 

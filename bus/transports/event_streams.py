@@ -21,7 +21,7 @@ from flask import Response
 
 from bus import event_stream
 from bus.connection import Connection, bound_unsent
-from bus.errors import BusError, Malformed, Unavailable
+from bus.errors import BusError, Malformed, RateLimited, Unavailable
 from bus.event_stream import ALL, EventStreamEncoding, Wanted
 from bus.identity import policy
 from bus.message import EVENT, Kind, Message, check_depth, excluding, is_cursor, iso, now_us
@@ -93,6 +93,7 @@ class Opening(msgspec.Struct):
     last_event_id: str | None = None
     at_gap_go_to_latest: bool = False
     caller: Caller | None = None
+    address: str = ""
 
 
 class EventStreams:
@@ -109,7 +110,7 @@ class EventStreams:
     # ---- opening
 
     def open(self, opening: Opening, beat_seconds: float) -> tuple[Take, Place]:
-        """Find where a stream begins. What is returned takes its socket. Raises Unavailable."""
+        """Find where a stream begins. What is returned takes its socket. Raises Unavailable, RateLimited."""
         bus = self._bus
         if bus.draining:
             raise Unavailable("The server is about to stop; connect again in a moment.", retry_after_seconds=2)
@@ -117,6 +118,7 @@ class EventStreams:
             raise Unavailable(
                 "This process has all the connections it may have; try again later.", retry_after_seconds=30
             )
+        bus.limits.check_room(opening.caller, opening.address)
         place = self._place(opening)
         if opening.client is not None:
             bus.make_known(opening.client)
@@ -142,6 +144,11 @@ class EventStreams:
         encoding = self._encoding(opening.wanted, opening.client is not None, beat_seconds)
         connection = Connection(descriptor, client, encoding, bus.hub, _ignore)
         connection.caller = opening.caller
+        try:
+            connection.seat = bus.limits.seat(opening.caller, opening.address)
+        except RateLimited:  # more came at once than there was room for
+            connection.lose()
+            return
         connection.topics = TopicSet(opening.topics) if opening.topics else None
         cursor = bus.epochs.cursor(place.seq)
         hello = {"client_id": client, "timestamp": iso(now_us()).decode(), "cursor": cursor}

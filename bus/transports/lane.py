@@ -36,6 +36,7 @@ from bus.transports.sends import Sends
 if TYPE_CHECKING:
     from bus.bus import Bus
     from bus.identity.caller import Caller
+    from bus.limits.limits import Allowance
 
 log = logging.getLogger("bus.lane")
 
@@ -101,6 +102,14 @@ class Lane:
         except BusError:
             return None
         return caller
+
+    def allowance(self, caller: Caller, peer: Any, head: Head) -> Allowance | None:
+        """What the caller's requests take from; `peer` is its socket's address. None: from nothing."""
+        limits = self.bus.limits
+        if caller.credential:
+            return limits.of(caller, "")  # whatever its address is
+        address = limits.peers.address(peer[0] if isinstance(peer, tuple) else "", head.get("X-Forwarded-For"))
+        return limits.of(caller, address)
 
     def date(self) -> bytes:
         """The present second, as the header has it."""

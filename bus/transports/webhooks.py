@@ -14,6 +14,7 @@ from msgspec import UNSET, UnsetType
 from msgspec.structs import replace
 
 from bus.errors import Malformed, Unavailable
+from bus.masking import masked
 from bus.message import iso, parse_time
 from bus.protocol import read
 from bus.storage import Transaction
@@ -189,7 +190,7 @@ class WebhookViews:
                 status=answer.status,
                 detail=answer.detail,
                 address=answer.address,
-                response=_text(answer.excerpt[:EXCERPT_BYTES]),
+                response=_text(endpoint.without_secrets(answer.excerpt)[:EXCERPT_BYTES]),
             )
         )
 
@@ -299,7 +300,7 @@ def _time(stamp_us: int) -> str:
 
 
 def _text(excerpt: bytes) -> str:
-    return excerpt.decode(errors="replace")
+    return masked(excerpt.decode(errors="replace"))
 
 
 def _shown(endpoint: Endpoint, secret: str | None = None) -> answers.Endpoint:

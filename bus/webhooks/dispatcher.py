@@ -190,7 +190,7 @@ class Dispatcher:
             return Result(claim, Verdict("unfit", "dead"), unsent(refusal.sentence))
         answer = self.call(endpoint, request)
         verdict = judge(answer, endpoint.config.kind, time.time())
-        return Result(claim, verdict, row_of(answer, len(request.body)), answer.refused)
+        return Result(claim, verdict, row_of(answer, len(request.body), endpoint), answer.refused)
 
     def call(self, endpoint: Endpoint, request: Request) -> Answer:
         """Send a request to an endpoint; waits for the answer."""
@@ -203,7 +203,7 @@ class Dispatcher:
         )
 
 
-def row_of(answer: Answer, size: int) -> tuple[Any, ...]:
+def row_of(answer: Answer, size: int, endpoint: Endpoint) -> tuple[Any, ...]:
     """An answer as the log keeps it."""
     return (
         answer.status,
@@ -215,7 +215,7 @@ def row_of(answer: Answer, size: int) -> tuple[Any, ...]:
         answer.ttfb_ms,
         answer.total_ms,
         size,
-        answer.excerpt[:EXCERPT_BYTES],
+        endpoint.without_secrets(answer.excerpt)[:EXCERPT_BYTES],
     )
 
 

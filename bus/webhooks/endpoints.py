@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from bus.errors import Malformed, NotFound
+from bus.masking import MASK, masked
 from bus.message import Names
 from bus.storage import Reader, Transaction
 from bus.topics import check_pattern as check_topic
@@ -42,6 +43,9 @@ EVENTS = (
 DEFAULT_RETRIES = 9
 DEFAULT_TIMEOUT_SECONDS, MIN_TIMEOUT_SECONDS, MAX_TIMEOUT_SECONDS = 15.0, 1.0, 30.0
 MAX_ENDPOINTS = 10_000
+SHORTEST_MASKED = 6
+"""Characters of a secret or a header's value that is taken out of what receivers answer; what is shorter hides nothing."""
+
 MAX_FILTERS = 100
 MAX_STEPS = 50
 MAX_STEP_SECONDS = 7 * 86400.0
@@ -178,16 +182,25 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def shown_url(self) -> str:
-        """The URL as listings show it: of a chat, no more than its host, since the rest is the credential."""
+        """The URL as listings show it: without tokens; of a chat no more than its host, as the rest is the credential."""
         if self.sealed is None:
             return ""
-        return self.sealed.url if self.config.kind == "http" else self.masked_url
+        return masked(self.sealed.url) if self.config.kind == "http" else self.masked_url
 
     @property
     def masked_url(self) -> str:
         """The URL as others than operators may see it: the rest may be a credential."""
         parts = urlsplit("" if self.sealed is None else self.sealed.url)
         return f"{parts.scheme}://{parts.netloc}/…"
+
+    def without_secrets(self, answer: bytes) -> bytes:
+        """What the receiver said, as logs keep it: receivers that have trouble tend to show what they were sent."""
+        sealed = self.sealed or Sealed("")
+        in_url = re.split(r"[&=]", urlsplit(sealed.url).query)
+        for secret in (*(known.text for known in sealed.secrets), *sealed.headers.values(), *in_url):
+            if len(secret) >= SHORTEST_MASKED:
+                answer = answer.replace(secret.encode(), MASK.encode())
+        return answer
 
     @property
     def awake(self) -> bool:

@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import os
 import secrets
+import stat
 import tempfile
 from pathlib import Path
 
@@ -42,10 +43,16 @@ class Vault:
             )
         try:
             key = _key_in(path)
+            mode = stat.S_IMODE(path.stat().st_mode)
         except OSError as error:
             raise StartRefused(
                 f"The key file {path} can't be read or made ({error.strerror}); mend its owner and mode, or set SECRET_KEY."
             ) from None
+        if mode & 0o077:
+            raise StartRefused(
+                f"The key file {path} can be read by other users (mode {mode:o}); say chmod 600 {path}, and"
+                " rotate the secrets of the endpoints if somebody else was on this machine."
+            )
         if len(key) != KEY_BYTES:
             raise StartRefused(f"The key file {path} is damaged; restore it from a copy, or set SECRET_KEY.")
         return cls(key)

@@ -223,6 +223,22 @@ def test_garbage_that_is_signed_is_400(server: BusServer, body: bytes, code: str
     assert inbox(server, "garbage")["count"] == 0
 
 
+def test_a_body_is_no_deeper_than_any_message_whatever_a_template_takes_of_it(server: BusServer) -> None:
+    made = integrate(server, template={"$": "/x"})
+    assert post(server, made, b'{"x": 1, "deep": %b%b}' % (b"[" * 31, b"]" * 31)).status == 202
+    check(post(server, made, b'{"x": 1, "deep": %b%b}' % (b"[" * 32, b"]" * 32)), 400, "too_deep", "body")
+
+
+def test_a_proxy_that_is_trusted_says_whose_address_it_is(fresh_server: Any) -> None:
+    server = fresh_server(env={"TRUSTED_PROXIES": "127.0.0.1", "ALLOWED_WEBHOOK_IPS": "192.0.2.0/24"})
+    made = integrate(server)
+    for forwarded, status in (("192.0.2.7", 202), ("192.0.2.7, 198.51.100.1", 403), ("198.51.100.1, 192.0.2.7", 202)):
+        body = fresh_body()
+        headers = {**headers_for(made, body), "X-Forwarded-For": forwarded}
+        assert server.call("POST", made["path"], raw=body, headers=headers).status == status
+    assert events(server, made, outcome="accepted")[0]["address"] == "192.0.2.7"
+
+
 def test_a_template_that_makes_too_much_is_413(server: BusServer) -> None:
     made = integrate(server, template=[{"$": "/x"}] * 100)
     check(post(server, made, b'{"x": "%b"}' % (b"x" * 20_000)), 413, "too_large")
@@ -398,7 +414,7 @@ def test_the_default_secret_holds_where_an_integration_has_none(fresh_server: An
     ("name", "value"),
     [
         ("WEBHOOK_SIGNATURE_SECRET", "a-guess"),
-        ("WEBHOOK_SIGNATURE_SECRET", "whsec_no base64"),
+        ("WEBHOOK_SIGNATURE_SECRET", "whsec_this is no base64"),
         ("ALLOWED_WEBHOOK_IPS", "10.0.0.1/8"),
         ("ALLOWED_WEBHOOK_IPS", "vendor.example.com"),
     ],

@@ -445,11 +445,17 @@ def test_details_are_told_on_demand_and_one_by_one(each_server: BusServer) -> No
 
 
 def test_a_token_closes_the_door(fresh_server: Callable[..., BusServer]) -> None:
-    server = fresh_server(env={"METRICS_TOKEN": "s3cret"})
-    for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "s3cret"}, {"X-API-Key": "s3cret"}):
+    token = "s3cret-of-a-scraper"
+    server = fresh_server(env={"METRICS_TOKEN": token})
+    for headers in (
+        {},
+        {"Authorization": "Bearer wrong"},
+        {"Authorization": token},
+        {"X-API-Key": token},
+    ):
         for path in ("/metrics", "/metrics?format=json", "/metrics/detailed?family=client"):
             assert server.call("GET", path, headers=headers).status == 401
-    good = {"Authorization": "Bearer s3cret"}
+    good = {"Authorization": f"Bearer {token}"}
     assert server.call("GET", "/metrics", headers=good).status == 200
     assert server.call("GET", "/metrics/detailed?family=client", headers=good).status == 200
 
