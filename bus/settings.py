@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, get_args, get_type_hints
@@ -21,6 +22,12 @@ from bus.errors import StartRefused
 ROOT = Path(__file__).resolve().parent.parent
 
 Port = Annotated[int, Meta(ge=1, le=65535)]
+
+SHARED_ALGORITHMS = ("HS256", "HS384", "HS512")
+SIGNING_ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
+"""What JWTs may be signed with, by a secret that the bus knows, too, and by a key of which it knows the public half."""
+
+_ORIGIN = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s/?#@\\*]+/?")
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
@@ -94,8 +101,36 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
         ),
     ] = None
     api_key: Annotated[str | None, Meta(description="One admin key for the small case; turns auth on.")] = None
+    jwt_secret: Annotated[
+        str | None,
+        Meta(description="The secret that JWTs are signed with (HS256, …), at least 32 bytes; turns auth on."),
+    ] = None
+    jwt_jwks_url: Annotated[
+        str | None,
+        Meta(
+            description="The issuer's JSON Web Key Set: an https URL, or a file. In the place of JWT_SECRET; turns auth on."
+        ),
+    ] = None
+    jwt_algorithms: Annotated[
+        str,
+        Meta(
+            description="Algorithms, comma-separated, that JWTs may be signed with. Unset: HS256 with JWT_SECRET, else"
+            " RS256,ES256."
+        ),
+    ] = ""
+    jwt_issuer: Annotated[str | None, Meta(description="What a JWT's `iss` must be. Needed for JWTs.")] = None
+    jwt_audience: Annotated[
+        str | None, Meta(description="What must be among a JWT's `aud`: the name of this bus. Needed for JWTs.")
+    ] = None
+    jwt_allow_admin: Annotated[
+        bool, Meta(description="Let JWTs whose claim `bus` names the scope admin administer. Else they are refused.")
+    ] = False
     allowed_origins: Annotated[
-        str, Meta(description="Further Origins, comma-separated, whose pages may open sockets. Own host always may.")
+        str,
+        Meta(
+            description="Further origins (https://app.example), comma-separated, whose pages may call and open sockets."
+            " The bus's own scheme, host and port always may."
+        ),
     ] = ""
     allowed_hosts: Annotated[
         str,
@@ -194,7 +229,17 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     @property
     def auth_on(self) -> bool:
         """True when callers need a credential."""
-        return self.enable_auth if self.enable_auth is not None else self.api_key is not None
+        return self.enable_auth if self.enable_auth is not None else self.api_key is not None or self.jwt_on
+
+    @property
+    def jwt_on(self) -> bool:
+        """True when JWTs are accepted."""
+        return self.jwt_secret is not None or self.jwt_jwks_url is not None
+
+    def jwt_algorithm_names(self) -> tuple[str, ...]:
+        """JWT_ALGORITHMS, or what goes with where the keys come from."""
+        usual = ("HS256",) if self.jwt_secret is not None else ("RS256", "ES256")
+        return tuple(split(self.jwt_algorithms)) or usual
 
     @property
     def json_logs(self) -> bool:
@@ -276,12 +321,56 @@ def _check(settings: Settings) -> None:
         raise StartRefused("DATABASE_URL must name a file: messages that were acknowledged have to last.")
     if settings.enable_auth is False and settings.api_key:
         raise StartRefused("ENABLE_AUTH=false and API_KEY contradict one another; remove one of them.")
+    if settings.enable_auth is False and settings.jwt_on:
+        raise StartRefused(
+            "ENABLE_AUTH=false and JWT_SECRET or JWT_JWKS_URL contradict one another; remove one of them."
+        )
     if settings.api_key is not None and len(settings.api_key) < 16:
         raise StartRefused("API_KEY is shorter than 16 characters and could be guessed; use a longer one.")
     if settings.secret_key is not None and len(settings.secret_key) < 16:
         raise StartRefused("SECRET_KEY is shorter than 16 characters and could be guessed; use a longer one.")
+    _check_jwt(settings)
+    _check_origins(settings)
     _check_targets(settings)
     check_bind(settings, [settings.message_bus_host])
+
+
+def _check_jwt(settings: Settings) -> None:
+    given = (settings.jwt_algorithms, settings.jwt_issuer, settings.jwt_audience)
+    if not settings.jwt_on:
+        if any(given) or settings.jwt_allow_admin:
+            raise StartRefused(
+                "JWTs need a key to be checked with: set JWT_SECRET or JWT_JWKS_URL, or no JWT_… at all."
+            )
+        return
+    if settings.jwt_secret is not None and settings.jwt_jwks_url is not None:
+        raise StartRefused("JWT_SECRET and JWT_JWKS_URL contradict one another; remove one of them.")
+    if not settings.jwt_issuer or not settings.jwt_audience:
+        raise StartRefused("JWTs need JWT_ISSUER and JWT_AUDIENCE: one for another service must not open this bus.")
+    shared = settings.jwt_secret is not None
+    known = SHARED_ALGORITHMS if shared else SIGNING_ALGORITHMS
+    for name in settings.jwt_algorithm_names():
+        if name not in known:
+            source = "JWT_SECRET" if shared else "JWT_JWKS_URL"
+            raise StartRefused(f"JWT_ALGORITHMS names {name}; with {source} it may hold {', '.join(known)}.")
+        if settings.jwt_secret is not None and len(settings.jwt_secret.encode()) < int(name[2:]) // 8:
+            raise StartRefused(
+                f"JWT_SECRET is shorter than the {int(name[2:]) // 8} bytes that {name} needs; use a longer one."
+            )
+    where = settings.jwt_jwks_url or "https://"
+    if "://" in where and not where.startswith(("https://", "file:///")):
+        raise StartRefused(
+            "JWT_JWKS_URL must be an https:// URL or a file; keys that came over http:// could be anyone's."
+        )
+
+
+def _check_origins(settings: Settings) -> None:
+    for origin in split(settings.allowed_origins):
+        if not _ORIGIN.fullmatch(origin):
+            raise StartRefused(
+                f"ALLOWED_ORIGINS holds {origin!r}, which is no origin like https://app.example:8443: a scheme, a host, a"
+                " port if it is not the scheme's own, no path and no *."
+            )
 
 
 def _check_targets(settings: Settings) -> None:

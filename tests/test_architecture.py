@@ -23,7 +23,7 @@ FLOORS: dict[int, list[str]] = {
     1: [
         "bus.metrics", "bus.metric_files", "bus.exposition", "bus.window",
         "bus.logs", "bus.launch", "bus.clock", "bus.threads", "bus.counters", "bus.topics", "bus.backplane*", "bus.worker",
-        "bus.dispatch", "bus.companions", "bus.addresses", "bus.guard", "bus.resolver",
+        "bus.dispatch", "bus.companions", "bus.key_file", "bus.addresses", "bus.guard", "bus.resolver",
         "bus.wire", "bus.outbound", "bus.storage*", "bus.identity*", "bus.auth", "bus.cursors",
         "bus.resume", "bus.tail", "bus.waiters", "bus.event_stream", "bus.local_streams", "bus.connection", "bus.room",
         "bus.audience", "bus.recent", "bus.chunks", "bus.pace", "bus.written",

@@ -27,6 +27,7 @@ from bus.identity import policy
 from bus.identity.caller import Caller, Right
 from bus.logs import request_id
 from bus.protocol import encode, error_body
+from bus.transports.pages import Pages, check_query
 
 if TYPE_CHECKING:
     from bus.bus import Bus
@@ -141,11 +142,12 @@ class Edge:
     def __init__(self, app: Flask, bus: Bus) -> None:
         self._app = app
         self._bus = bus
+        self._pages = Pages(bus.auth)
         self._rights: dict[tuple[str, str], Right] = {}  # by method and rule; read at the first request
         self.on_answer: Callable[[int], None] | None = None  # hears the status of each, within its request
 
-    def before(self) -> None:
-        """Give the request its id, then refuse it if it may not come in."""
+    def before(self) -> Response | None:
+        """Give the request its id, then refuse it if it may not come in. Answers only what a browser asks in advance."""
         g.request_id = id_of_request(request.headers.get("X-Request-ID"))
         request_id.set(g.request_id)
         g.caller = None
@@ -157,20 +159,24 @@ class Edge:
                 " project's folder, so that gunicorn.conf.py is read.",
                 code="not_running",
             )
+        if self._pages.asks_in_advance():
+            return self._pages.answer_in_advance()
         g.right = right = self._right()
         if right in (Right.OPEN, Right.SIGNED):
-            return
+            return None
         bus.auth.check_host(request.host)
-        if request.method not in ("GET", "HEAD", "OPTIONS"):
-            bus.auth.check_origin(request.headers.get("Origin"), request.host)
-        g.caller = bus.auth.caller_anew(request.headers)
-        if request.blueprint == "ws":  # a socket may bring its credential in its first frame
-            return
+        self._pages.check_origin()
+        if bus.auth.on:
+            check_query(request.query_string)
+        g.caller = bus.auth.caller_anew(request.headers) or self._pages.caller_by_cookie()
+        if request.blueprint == "ws":  # a socket may bring a ticket, or its credential in its first frame
+            return None
         if g.caller is None:
             raise Unauthenticated("A key is needed; send it as X-API-Key or as Authorization: Bearer.")
         policy.need_right(g.caller, right)
         if request.blueprint in ("rest", "delivery"):
             bus.counters.add("rest_requests")
+        return None
 
     def _right(self) -> Right:
         """What the route asks for: what its Operation says; else, unless its path is open, an administrator."""
@@ -188,6 +194,7 @@ class Edge:
     def after(self, response: Response) -> Response:
         """Put the id and the headers of safety on the answer; have what was administered known."""
         response.headers["X-Request-ID"] = g.get("request_id", "")
+        self._pages.let_read(response)
         for name, value in FIXED_HEADERS.items():
             response.headers.setdefault(name, value)
         if self.on_answer is not None:
