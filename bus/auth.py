@@ -12,13 +12,14 @@ import hmac
 import logging
 import sys
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import SplitResult, urlsplit
 
 import gevent
 
 from bus.errors import Forbidden, Unauthenticated, Unavailable
-from bus.events import Audited
+from bus.events import Audited, Event
 from bus.identity import keys, references, revocations, sessions, tickets, tokens
 from bus.identity.caller import ADMIN, ANYBODY, Caller, Grant
 from bus.identity.origins import Origins
@@ -29,10 +30,12 @@ from bus.identity.tokens import Tokens
 from bus.key_file import key_of
 from bus.settings import Settings, is_loopback
 from bus.storage import Reader, Transaction
-from bus.worker import Worker
+from bus.worker import Background, Worker
 
 if TYPE_CHECKING:
-    from bus.bus import Bus
+    from bus.backplane import Backplane
+    from bus.clock import Clock
+    from bus.hub import Hub
 
 log = logging.getLogger("bus.auth")
 
@@ -47,6 +50,26 @@ class Headers(Protocol):
     """Where a request's headers are looked up, whatever their case."""
 
     def get(self, name: str, /) -> str | None: ...
+
+
+class Host(Protocol):
+    """What of the bus is needed."""
+
+    @property
+    def backplane(self) -> Backplane: ...
+
+    @property
+    def hub(self) -> Hub: ...
+
+    clock: Clock
+
+    def read(self, job: Callable[[Reader], Any]) -> Any: ...
+
+    def write(self, job: Callable[[Transaction], Any]) -> Any: ...
+
+    def emit(self, event: Event) -> None: ...
+
+    def add_worker(self, worker: Background) -> None: ...
 
 
 class Auth:
@@ -70,12 +93,14 @@ class Auth:
         self._keyring = keys.Keyring([], -1)
         self._used: dict[str, int] = {}
         self._ticks = 0
-        self._bus: Bus | None = None
+        self._bus: Host | None = None
 
     # ---- life
 
-    def start(self, bus: Bus) -> None:
-        """Learn the keys, or make the first one and print it, once. The store must be open. Raises StartRefused."""
+    def start(self, bus: Host) -> None:
+        """Learn the keys, or make the first one and print it, once. The store must be open, and workers not yet started.
+
+        Raises StartRefused."""
         self._bus = bus
         if not self.on:
             return
@@ -83,23 +108,17 @@ class Auth:
         self._sessions = Sessions(key_of(self._settings.secret_key, path, "sessions"))
         if self.tokens is not None and self.tokens.key_set is not None:
             self.tokens.key_set.start()
+            bus.add_worker(self.tokens.key_set.worker())
         self.refresh()
         if not self._digest and not self._keyring:
             self._make_first_key(bus)
         bus.backplane.hear("keys", self._noted)
+        bus.add_worker(Worker("credentials", self._tick, interval_seconds=LOOK_SECONDS))
 
     def _noted(self, _slot: int, _note: list[Any]) -> None:
         gevent.spawn(self.look)
 
-    def workers(self) -> list[Worker]:
-        """What has to run for it."""
-        if not self.on:
-            return []
-        key_set = self.tokens.key_set if self.tokens is not None else None
-        looker = Worker("credentials", self._tick, interval_seconds=LOOK_SECONDS)
-        return [looker, key_set.worker()] if key_set is not None else [looker]
-
-    def _make_first_key(self, bus: Bus) -> None:
+    def _make_first_key(self, bus: Host) -> None:
         made = keys.make(self.environment, "made at the first start", Grant(scopes=("admin",)), _now_us(), None)
 
         def job(transaction: Transaction) -> tuple[bool, str]:

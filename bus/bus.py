@@ -95,11 +95,7 @@ class Bus:
         self._gathered: list[Pending | Group | Job] = []
         self._paused: list[Connection] = []
         self.delivery = Delivery(self.read, self.write, self.clock, lambda: self.epochs, self.online)
-        self.workers: list[Background] = [
-            *self.vitals.workers(self.read),
-            *self.delivery.workers(),
-            *self.auth.workers(),
-        ]
+        self.workers: list[Background] = [*self.vitals.workers(self.read), *self.delivery.workers()]
         self.make_known = Known(self.read, self.write).make
         self.started_us = self.ephemeral_sent = 0
 

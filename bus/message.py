@@ -66,7 +66,7 @@ class Terms(msgspec.Struct, gc=False, frozen=True):
     """What a sender asks for beyond plain delivery; it goes with the message into the store, and no further.
 
     Durations are in microseconds: `delay_us` is counted from the send, `ttl_us` from the moment the message enters the
-    log. `deliver_us` is a time of day, in microseconds since 1970.
+    log. `deliver_us` is a time of day, in microseconds since 1970. `may_lengthen`: the ttl may go beyond its type's policy.
     """
 
     priority: int = NORMAL
@@ -76,6 +76,7 @@ class Terms(msgspec.Struct, gc=False, frozen=True):
     deliver_us: int | None = None
     correlation_id: str | None = None
     thread_id: str | None = None
+    may_lengthen: bool = True
 
 
 class Message(msgspec.Struct, gc=False):

@@ -220,6 +220,9 @@ def _explain(error: msgspec.ValidationError, what: str) -> Malformed:
     text = str(error)
     problem, _, path = text.partition(" - at `")
     field = path.rstrip("`").removeprefix("$").lstrip(".").split(".")[0].split("[")[0]
+    if "unknown field" in problem:
+        unknown = problem.split("`")[1]
+        return Malformed(f"`{unknown}` is no field of this.", code="unknown_field", field=unknown)
     if not field and "missing required field" in problem:
         missing = problem.split("`")[1]
         return Malformed(f"`{missing}` is missing.", code="missing_field", field=missing)

@@ -14,6 +14,7 @@ from bus.cli.backup import backup, restore_
 from bus.cli.claim import claim
 from bus.cli.dead_letters import dead_letters
 from bus.cli.health import health
+from bus.cli.keys import auth, keys
 from bus.cli.look import clients, log, queues, status, thread
 from bus.cli.process import Ended
 from bus.cli.profile import profile
@@ -54,6 +55,8 @@ for command in (
     replay,
     replays,
     webhooks,
+    keys,
+    auth,
     profile,
     backup,
     restore_,

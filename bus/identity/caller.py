@@ -73,8 +73,8 @@ class Grant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
             raise _bad("rate_per_minute", "must be 1 to 10000000, or absent")
         if not self.scopes:
             raise _bad("scopes", f"must name at least one of {', '.join(SCOPES)}")
-        if not self.clients and not {"admin", "read-all", "presence"} & set(self.scopes):
-            raise _bad("clients", "must name whom the credential may act as, unless its scopes need no name")
+        if not self.clients and {"send", "read"} & set(self.scopes) and "admin" not in self.scopes:
+            raise _bad("clients", "must name whom the credential may act as; to send and to read need a name")
         return self
 
 

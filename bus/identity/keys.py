@@ -145,7 +145,7 @@ def rotate(transaction: Transaction, key_id: str, successor: Key, grace_us: int,
     """Keep a successor, and have the key end after a grace: both are valid until then. Raises NotFound, Malformed."""
     key = find(transaction.execute, key_id)
     if key.state(now_us) != "active":
-        raise Malformed("This key has ended; make a new one.", code="key_ended", field="key_id")
+        raise Malformed("This key has ended; make a new one.", code="key_ended")
     if key.successor is not None:
         raise Malformed(f"This key was rotated to {key.successor} already; rotate that one.", code="key_rotated")
     insert(transaction, successor)

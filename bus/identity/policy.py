@@ -42,7 +42,6 @@ _SCOPES = {
     Action.READ_ALL: "read-all",
     Action.ADMINISTER: "admin",
 }
-_CODES = {Action.ACT: "not_your_name", Action.READ: "not_your_name", Action.ADMINISTER: "needs_admin"}
 
 
 class Decision(msgspec.Struct, frozen=True):
@@ -88,8 +87,12 @@ def need(caller: Caller, action: Action, target: str = "") -> None:
     if caller.admin:
         return
     decision = decide(caller, action, target)
-    if not decision.allowed:
-        raise Forbidden(f"This is not allowed: {_lower(decision.why)}", code=_CODES.get(action, "not_allowed"))
+    if decision.allowed:
+        return
+    sentence = f"This is not allowed: {_lower(decision.why)}"
+    if action in (Action.ACT, Action.READ):
+        raise Forbidden(sentence, code="not_your_name")
+    raise Forbidden(sentence, code="not_allowed")
 
 
 def need_right(caller: Caller, right: Right) -> None:
@@ -111,6 +114,8 @@ def authorise(caller: Caller, message: Message, on_behalf_of: str | None = None)
             need(caller, Action.SEND, address)
     if on_behalf_of is not None:
         need(caller, Action.ON_BEHALF, on_behalf_of)
+    if message.terms is not None and message.terms.ttl_us is not None:
+        message.terms = msgspec.structs.replace(message.terms, may_lengthen=False)
     if caller.is_bound:
         message.extras += VERIFIED
 

@@ -278,7 +278,7 @@ class _Work:
             if not message.flags & OWN_ID:
                 message.own_id = ""  # it is due already: its seq names it
             if terms.ttl_us is not None:
-                message.expires_us = self.ledger.now + terms.ttl_us
+                message.expires_us = self.ledger.now + self._ttl_us(message, terms.ttl_us, terms.may_lengthen)
         item.outcome = STORED
         if not self._inboxes.make_room(item, self):
             item.outcome = None
@@ -305,6 +305,11 @@ class _Work:
         if value is SEQ:
             return message.seq
         return text_of(message, self._writer._epochs) if value is TEXT else value
+
+    def _ttl_us(self, message: Message, asked_us: int, may_lengthen: bool) -> int:
+        """What a sender gets of the life that it asked for: without the right, no more than its type's policy gives."""
+        most_us = None if may_lengthen else self._writer.lifetimes.of(message).ttl_us
+        return asked_us if most_us is None else min(asked_us, most_us)
 
     def _give_life(self, message: Message, lifetime: Lifetime) -> None:
         """Stamp a message whose type has a policy. What its sender asked for wins, but not over one that keeps for ever."""

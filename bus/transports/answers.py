@@ -9,8 +9,9 @@ import msgspec
 from bus.protocol import Send
 from bus.resume import Gap
 
-SEND_BODY = Annotated[Send, msgspec.Meta(extra_json_schema={"required": ["from", "to"]})]
-"""A send over REST. The struct asks for neither: a missing field is refused later, with a code of its own."""
+SEND_BODY = Annotated[Send, msgspec.Meta(extra_json_schema={"required": ["to"]})]
+"""A send over REST. The struct asks for nothing: a missing field is refused later, with a code of its own. `from` may be
+left out by a credential that stands for one client."""
 
 
 class Fate(msgspec.Struct):
@@ -82,6 +83,8 @@ class MessageBody(msgspec.Struct):
     redriven: bool | msgspec.UnsetType = msgspec.UNSET
     restored: bool | msgspec.UnsetType = msgspec.UNSET
     exclude: list[str] | msgspec.UnsetType = msgspec.UNSET
+    verified: bool | msgspec.UnsetType = msgspec.UNSET
+    on_behalf_of: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class Messages(msgspec.Struct):

@@ -286,4 +286,6 @@ def _operations(views: KeyViews) -> list[Operation]:
 
 def register(app: Flask, bus: Bus) -> None:
     """Serve keys, under /api and /api/v1."""
-    serve(app, Blueprint("keys", __name__), _operations(KeyViews(bus)))
+    views = KeyViews(bus)
+    serve(app, Blueprint("keys", __name__), _operations(views))
+    app.extensions["keys"] = views

@@ -26,6 +26,8 @@ from gunicorn.http.body import LengthReader
 from gunicorn.util import http_date
 
 from bus.errors import BusError
+from bus.identity import policy
+from bus.identity.caller import Right
 from bus.transports.heads import Head, Heads
 from bus.transports.lane_connection import LaneConnection
 from bus.transports.sends import Sends
@@ -86,11 +88,14 @@ class Lane:
     # ---- what a connection asks
 
     def caller(self, head: Head) -> Caller | None:
-        """Who calls, if the bus runs and the credential is good; else Flask tells what is wrong."""
+        """Who calls, if the bus runs and the credential is good for a send; else Flask tells what is wrong."""
         try:
-            return self.bus.auth.caller(head) if self.bus.running else None
+            caller = self.bus.auth.caller(head) if self.bus.running else None
+            if caller is not None:
+                policy.need_right(caller, Right.SEND)
         except BusError:
             return None
+        return caller
 
     def date(self) -> bytes:
         """The present second, as the header has it."""

@@ -20,6 +20,7 @@ EXTENSIONS = (
     "bus.transports.edge",
     "bus.transports.rest",
     "bus.transports.delivery",
+    "bus.transports.keys",
     "bus.transports.ws",
     "bus.transports.openapi",
     "bus.transports.lane",
