@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import TYPE_CHECKING, Literal
 
@@ -14,7 +15,6 @@ from bus.identity import tokens
 from bus.identity.caller import Right
 from bus.identity.origins import origin_of
 from bus.identity.policy import Action, need
-from bus.identity.sessions import LIFE_SECONDS
 from bus.identity.tickets import LIFE_SECONDS as TICKET_SECONDS
 from bus.message import iso
 from bus.protocol import read
@@ -99,7 +99,7 @@ class SessionViews:
             raise Forbidden("A session can't be made from a session; log in with the key.", code="needs_credential")
         cookie, session = self._bus.auth.begin_session(me)
         response = json_answer(SessionMade(me.name, iso(session.expires_us).decode()))
-        self._set_cookie(response, cookie, min(LIFE_SECONDS, max(0, (session.expires_us - _now_us()) // 1_000_000)))
+        self._set_cookie(response, cookie, math.ceil((session.expires_us - _now_us()) / 1e6))
         self._tell("session.created", session=session.id)
         return response
 
