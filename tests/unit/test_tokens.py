@@ -1,8 +1,9 @@
-"""JWTs, sessions, origins and their settings, by values alone: whatever comes is refused in a sentence, and never crashes."""
+"""JWTs, sessions, origins and their settings, by values alone: what is wrong is refused in a sentence."""
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from bus.errors import BusError, Forbidden, Malformed, StartRefused, Unauthenticated
+from bus.errors import Forbidden, Malformed, StartRefused, Unauthenticated
 from bus.identity.caller import Caller, Grant
 from bus.identity.key_sets import MAX_KEYS, BadKeySet, KeySet
 from bus.identity.origins import Origins
@@ -88,27 +89,35 @@ def part(value: bytes) -> str:
 
 
 DEEP = part(b"[" * 5000)
+HEADERS = [
+    b'{"alg":"HS256","x":' + b"[" * 2000,
+    b'{"alg":["HS256"]}',
+    b'{"alg":{}}',
+    b'{"alg":null,"kid":null}',
+    b"[]",
+    b"1",
+]
 
 
 @given(st.one_of(st.text(), st.lists(st.binary(max_size=60).map(part), min_size=3, max_size=3).map(".".join)))
 @example(f"{DEEP}.{DEEP}.")
-@example(f"{part(b'{"alg":"HS256","x":' + b'[' * 2000)}.e30.e30")
 @example("a" * 9000)
 @example("\ud800..")
-@example(f"{part(b'{"alg":["HS256"]}')}.e30.")
-@example(f"{part(b'{"alg":{}}')}.e30.")
-@example(f"{part(b'{"alg":null,"kid":null}')}.e30.")
 def test_garbage_is_refused_in_a_sentence(text: str) -> None:
     with pytest.raises(Unauthenticated, match=r"^The JWT is not accepted: .*\.$"):
         of_secret().check(text.encode("utf-8", "replace").decode())
 
 
+@pytest.mark.parametrize("header", HEADERS, ids=repr)
+def test_a_header_that_is_none_is_refused_in_a_sentence(header: bytes) -> None:
+    with pytest.raises(Unauthenticated, match=r"^The JWT is not accepted: .*\.$"):
+        of_secret().check(f"{part(header)}.e30.e30")
+
+
 @given(st.text())
-def test_what_a_token_is_revoked_by_can_be_told_or_is_refused(text: str) -> None:
-    try:
-        assert id_of_token(text).startswith("jwt")
-    except BusError as refusal:
-        assert refusal.status == 401
+def test_what_is_no_token_can_not_be_revoked(text: str) -> None:
+    with pytest.raises(Unauthenticated):
+        id_of_token(text)
 
 
 # ---- key sets
@@ -147,13 +156,15 @@ def test_private_halves_are_left_where_they_are() -> None:
         {"kty": ["RSA"]},
         {"kty": "EC", "crv": "P-256", "x": "AA", "y": "AA"},
         {},
-        jwk("x", use="enc"),
-        jwk("x", alg="RSA-OAEP"),
-        jwk("x", alg="HS256"),
+        {"use": "enc"},
+        {"alg": "RSA-OAEP"},
+        {"alg": "HS256"},
     ],
     ids=str,
 )
 def test_what_is_no_key_for_signatures_is_passed_over(key: dict[str, Any]) -> None:
+    if key and "kty" not in key:
+        key = jwk("x", **key)
     assert KeySet.read(json.dumps({"keys": [key, jwk("good")]}).encode(), ALGORITHMS).find("good", "RS256")
     with pytest.raises(BadKeySet, match="holds no key"):
         KeySet.read(json.dumps({"keys": [key]}).encode(), ALGORITHMS)
@@ -192,7 +203,7 @@ def test_a_session_lives_no_longer_than_its_credential_and_keeps_the_grants_of_a
 
 
 def test_grants_that_no_cookie_can_hold_are_told() -> None:
-    many = Grant(clients=tuple(f"{number * 7919 % 10_007:x}-client" for number in range(1000)))
+    many = Grant(clients=tuple(hashlib.sha256(bytes([at])).hexdigest() for at in range(200)))
     with pytest.raises(Malformed, match="too long for a cookie"):
         Sessions(b"k" * 32).begin(refer(Caller("jwt:x", many), ""), 0)
 
