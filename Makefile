@@ -9,9 +9,10 @@ TOOLS := $(VENV)/.tools-installed
 PIP := $(PY) -m pip --disable-pip-version-check --quiet install --require-hashes
 PYTEST := $(PY) -m pytest
 ROUNDS ?= 300
+REQUIREMENTS := requirements.txt requirements-tracing.txt requirements-dev.txt
 .DEFAULT_GOAL := help
 
-.PHONY: help setup run test test-all conformance check format docs bench crash-test lock clean
+.PHONY: help setup run test test-all conformance check audit format docs bench crash-test lock clean
 
 help: ## Say what there is to make
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' Makefile | awk -F'|' '{ printf "%-16s %s\n", $$1, $$2 }'
@@ -31,10 +32,16 @@ test-all: test ## Run every test, the slow ones and those that need other progra
 conformance: $(TOOLS) ## See whether the bus at URL, asked with KEY, keeps the protocol; without URL, one that is started
 	BUS_URL='$(URL)' BUS_KEY='$(KEY)' $(PYTEST) tests/conformance
 
-check: $(TOOLS) ## Lint, formatting, types
+check: $(TOOLS) ## Lint, formatting, types, risky code
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+	$(PY) -m bandit --quiet --configfile pyproject.toml --recursive .
+
+audit: $(TOOLS) ## Ask PyPI for known vulnerabilities of what is installed
+	$(PY) -m pip_audit --strict --disable-pip --require-hashes --progress-spinner off $(REQUIREMENTS:%=-r %) || { \
+	  echo "Either something is vulnerable, or PyPI's advisories can't be asked from here: the lines above say which."; \
+	  exit 1; }
 
 format: $(TOOLS) ## Format the code and mend what the linter can
 	$(PY) -m ruff check --fix .

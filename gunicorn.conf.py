@@ -15,7 +15,7 @@ from gunicorn.glogging import Logger
 
 from bus import logs
 from bus.errors import StartRefused
-from bus.settings import check_bind, load
+from bus.settings import check_bind, doubts, load
 
 try:
     _settings = load()
@@ -31,9 +31,12 @@ keepalive = 15  # seconds of idling, and for the header of a request: gunicorn h
 timeout = 60
 graceful_timeout = max(30, math.ceil(_settings.drain_notice_seconds + _settings.drain_spread_seconds) + 20)
 control_socket_disable = True  # one in the user's home would be shared by every server of the user
-worker_tmp_dir = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # a busy disk must not look like a hung worker
+# In memory: a busy disk must not look like a hung worker.
+worker_tmp_dir = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # nosec B108
 max_requests = 0
 preload_app = False
+_believed = os.environ.get("FORWARDED_ALLOW_IPS") or "127.0.0.1,::1"
+forwarded_allow_ips = ",".join([_believed, *map(str, _settings.proxies())])  # whose X-Forwarded-Proto is believed
 accesslog = None
 loglevel = _settings.log_level.lower()
 
@@ -50,7 +53,8 @@ class logger_class(Logger):
 
 
 def on_starting(server):
-    """Refuse, before anything is forked, what would not be safe or could not work."""
+    """Refuse, before anything is forked, what would not be safe or could not work; write for this user alone."""
+    os.umask(0o077)
     addresses = [str(address[0]) if isinstance(address, tuple) else "unix:" for address in server.cfg.address]
     try:
         check_bind(_settings, addresses)
@@ -62,6 +66,8 @@ def on_starting(server):
             raise StartRefused("--preload would load the app before the fork, where it can't work; leave it out.")
     except StartRefused as refusal:
         sys.exit(f"The server does not start: {refusal}")
+    for sentence in doubts():
+        server.log.warning("%s", sentence)
     _halt_once(server)
 
 
@@ -87,7 +93,14 @@ def post_fork(server, worker):
 
 def post_worker_init(worker):
     """Start the bus in the worker, and see that it ends well."""
+    from gevent import get_hub  # not before the worker has patched
+
+    from bus.transports.patience import PatientSocket
+
+    logs.log_what_nobody_catches(get_hub())
     bus = worker.wsgi.extensions["bus"]
+    handle = worker.handle
+    worker.handle = lambda listener, client, address: handle(listener, PatientSocket.of(client), address)
     try:
         bus.start()
     except StartRefused as refusal:

@@ -18,6 +18,7 @@ import shutil
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ from flask import Blueprint, Flask, Response, request
 from msgspec import UNSET, UnsetType
 
 from bus import __version__
+from bus.auth import Headers
 from bus.events import BusStarted
 from bus.health import report
 from bus.health.checks import Board, HealthCheck, Outcome, worst
@@ -120,9 +122,9 @@ class HealthCheckManager:
 
     # ---- answers
 
-    def sight(self) -> Sight:
-        """What the present request's caller may see."""
-        return self._sight if self._bus is None else self._bus.sight()
+    def sight(self, headers: Headers) -> Sight:
+        """What the caller of a request with these headers may see."""
+        return self._sight if self._bus is None else self._bus.sight(headers)
 
     def probe(self, kind: str, sight: Sight) -> Probe:
         """The answer to a probe."""
@@ -235,20 +237,41 @@ class Views:
         return self._probe(STARTUP)
 
     def status(self) -> Response:
-        return _answer(self._manager.status(self._manager.sight()))
+        return _answer(self._manager.status(self._manager.sight(request.headers)))
 
     def info(self) -> Response:
-        answer = _answer(self._manager.info(self._manager.sight()))
+        answer = _answer(self._manager.info(self._manager.sight(request.headers)))
         answer.status_code = 200
         return answer
 
     def _probe(self, kind: str) -> Response:
-        return _answer(self._manager.probe(kind, self._manager.sight()))
+        return _answer(self._manager.probe(kind, self._manager.sight(request.headers)))
+
+    def quick(self) -> dict[str, Callable[[Headers], tuple[int, bytes]]]:
+        """The probes as plain functions, by their paths: the same answers without Flask."""
+
+        def live(_: Headers) -> tuple[int, bytes]:
+            return _told(self._manager.probe(LIVENESS, Sight.STATUS))
+
+        def of(kind: str) -> Callable[[Headers], tuple[int, bytes]]:
+            return lambda headers: _told(self._manager.probe(kind, self._manager.sight(headers)))
+
+        kinds = {"live": LIVENESS, "ready": READINESS, "startup": STARTUP}
+        probes = {f"/health/{name}": of(kind) for name, kind in kinds.items()}
+        return probes | {"/health": live, "/ready": probes["/health/ready"]}
+
+
+def _told(body: Probe) -> tuple[int, bytes]:
+    return _code(body), encode(body)
+
+
+def _code(body: Probe | Status | Info) -> int:
+    return 503 if body.status == "unhealthy" else 200
 
 
 def _answer(body: Probe | Status | Info) -> Response:
     """503 when it is unhealthy; in the form that the caller prefers."""
-    status = 503 if body.status == "unhealthy" else 200
+    status = _code(body)
     headers = {"Cache-Control": "no-store"}
     if request.accept_mimetypes.best_match(["application/json", report.MEDIA]) == report.MEDIA:
         return Response(encode(report.health_json(body)), status, headers, content_type=report.MEDIA)
@@ -295,7 +318,7 @@ def example() -> None:
     Thread(target=server.serve_forever, daemon=True).start()
     for path in ("/health/live", "/health/ready", "/health/startup", "/health/status"):
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{server.server_port}{path}", timeout=10) as answer:
+            with urllib.request.urlopen(f"http://127.0.0.1:{server.server_port}{path}", timeout=10) as answer:  # nosec B310
                 print(answer.status, path, json.dumps(json.load(answer), indent=2))
         except urllib.error.HTTPError as refused:
             print(refused.code, path, refused.read().decode())
@@ -317,6 +340,7 @@ def register(app: Flask, bus: Bus) -> None:
         bus.add_worker(worker)
     views = Views(manager)
     app.config.setdefault("OPERATIONS", []).extend(_operations(views))
+    app.config.setdefault("PROBES", {}).update(views.quick())
     plain = "rest.health" in app.view_functions
     if plain:
         app.view_functions["rest.health"] = views.plain

@@ -37,6 +37,8 @@ EXTENSIONS = (
     "message_ttl",
     "extensions.log_cap",
     "extensions.tracing",
+    "extensions.inbound_webhooks",
+    "extensions.audit",
 )
 """What ships, in order of registration. Each module's last function is `register(app, bus)`."""
 

@@ -35,7 +35,7 @@ from bus.message import Names, iso
 from bus.protocol import encode, error_body, read
 from bus.topics import patterns_of
 from bus.transports import answers, parameters
-from bus.transports.edge import body_of, json_answer, present_caller
+from bus.transports.edge import address, body_of, json_answer, present_caller
 from bus.transports.event_streams import (
     STRANGER,
     EventStreams,
@@ -308,6 +308,7 @@ class Views:
             request.headers.get("Last-Event-ID") or args.get("last_event_id") or args.get("lastEventId") or None,
             parameters.at_latest(),
             present_caller(),
+            address(),
         )
         if opening.caller is not None:
             if opening.client is not None:
@@ -458,7 +459,7 @@ def example() -> None:
     server = make_server("127.0.0.1", 0, app, threaded=True)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     url = f"http://127.0.0.1:{server.server_port}/stream/events?client_id=client-123"
-    with urllib.request.urlopen(url, timeout=10) as stream:
+    with urllib.request.urlopen(url, timeout=10) as stream:  # nosec B310
         while b"connected" not in (line := stream.readline()):
             print(line.decode(), end="")
         manager.broadcast("notification", {"type": "info", "message": "System maintenance in 10 minutes"})

@@ -70,10 +70,10 @@ class WebhookEvent(StrEnum):
 class WebhookEndpoint:
     """Who is told of which events.
 
-    `events`: names, `message.*`, or `*`. `secret` signs (bus.webhooks.signing says how); None sends unsigned. `headers` are
-    sent along. `enabled=False` gets nothing. `max_retries` counts the attempts behind the first, each later than the one
-    before: 5 s, 5 min, 30 min, 2 h … `timeout`: seconds for one attempt, all in all, 1 to 30. `kind`: http, slack or
-    discord; None goes by the URL.
+    `events`: names, `message.*`, or `*`. `secret` signs (bus.webhooks.signing says how); None: WEBHOOK_SECRET does, if it is
+    set. `headers` are sent along. `enabled=False` gets nothing. `max_retries` counts the attempts behind the first, each
+    later than the one before: 5 s, 5 min, 30 min, 2 h … `timeout`: seconds for one attempt, all in all, 1 to 30. `kind`:
+    http, slack or discord; None goes by the URL.
     """
 
     url: str
@@ -95,10 +95,12 @@ class WebhookManager:
     """
 
     def __init__(self, max_queue_size: int = 1000, *, outbound: Outbound | None = None) -> None:
-        """`outbound` calls the receivers; None: one that obeys the settings WEBHOOK_…, read at the first use."""
+        """`outbound` calls the receivers; None: one that obeys the settings WEBHOOK_…. These are read at the first use."""
         if max_queue_size < 1:
             raise ValueError("max_queue_size must be at least 1")
-        self._outlet: Outlet = Local(max_queue_size, default_outbound if outbound is None else lambda: outbound)
+        self._outlet: Outlet = Local(
+            max_queue_size, default_outbound if outbound is None else lambda: outbound, default_secret
+        )
 
     def deliver_through(self, outlet: Outlet) -> None:
         """Have another outlet deliver from now on."""
@@ -180,6 +182,11 @@ def default_outbound() -> Outbound:
     return outbound_of(load(), now_us)
 
 
+def default_secret() -> str | None:
+    """What signs for endpoints without a secret of their own: the setting WEBHOOK_SECRET."""
+    return load().webhook_secret
+
+
 def outbound_of(settings: Settings, clock_us: Callable[[], int]) -> Outbound:
     """The one that these settings allow. `clock_us` tells when a call began."""
     guard = Guard(settings.targets(), https_only=settings.webhook_https_only, extra_ports=settings.target_ports())
@@ -244,10 +251,11 @@ class _Sink(BaseHTTPRequestHandler):
     """A receiver: checks the signature, and hands over what came."""
 
     came: SimpleQueue[tuple[str, str]]
+    shared = "secret123"
 
     def do_POST(self) -> None:
         raw = self.rfile.read(int(self.headers["Content-Length"]))
-        good = signing.verify_signature(raw, self.headers["X-Webhook-Signature"], "secret123")
+        good = signing.verify_signature(raw, self.headers["X-Webhook-Signature"], self.shared)
         self.came.put((raw.decode(), "right" if good else "none, or wrong"))
         self.send_response(204)
         self.end_headers()
@@ -264,7 +272,7 @@ def example() -> None:
     url = f"http://127.0.0.1:{sink.server_port}"
     manager = WebhookManager(outbound=Outbound(Guard([ip_network("127.0.0.0/8")])))
     messages = {WebhookEvent.MESSAGE_SENT, WebhookEvent.MESSAGE_RECEIVED}
-    manager.register(WebhookEndpoint(f"{url}/messages", messages, secret="secret123"))
+    manager.register(WebhookEndpoint(f"{url}/messages", messages, secret=_Sink.shared))
     manager.register(
         WebhookEndpoint(f"{url}/errors", {WebhookEvent.ERROR_OCCURRED}, headers={"Authorization": "token"})
     )

@@ -14,6 +14,7 @@ from typing import Any
 
 from gevent.event import AsyncResult
 
+from bus.admission import Admission
 from bus.audience import Audience
 from bus.auth import Auth
 from bus.backplane import Presence
@@ -24,7 +25,7 @@ from bus.connection import Connection
 from bus.counters import Counters, clear
 from bus.cursors import Cursors
 from bus.delivery.delivery import Delivery
-from bus.dispatch import Dispatcher
+from bus.dispatch import Dispatcher, When, always
 from bus.drain import Drain
 from bus.errors import BusError, Malformed, StartRefused, Unavailable
 from bus.events import BusStarted, BusStopping, ClientConnected, ClientDisconnected, Event, MessageRefused, MessageSent
@@ -32,6 +33,7 @@ from bus.health.vitals import Vitals
 from bus.heartbeat import Heartbeat
 from bus.hub import Hub
 from bus.known import Known
+from bus.limits.limits import Limits
 from bus.message import REDRIVEN, REQUIRES_ACK, Kind, Message, Names, audience_of, now_us, text_of
 from bus.metric_files import forget
 from bus.metrics import Metrics
@@ -90,12 +92,13 @@ class Bus:
         self.drain = Drain(lambda: self.hub, settings)
         self.running = self.leaving = self.draining = False
         self._migrations: list[tuple[str, Path]] = [("core", MIGRATIONS)]
-        self._before_publish: list[Callable[[Message], Message | None]] = []
+        self.admission = Admission()
         self._dispatcher = Dispatcher()
         self._gathered: list[Pending | Group | Job] = []
         self._paused: list[Connection] = []
         self.delivery = Delivery(self.read, self.write, self.clock, lambda: self.epochs, self.online)
-        self.workers: list[Background] = [*self.vitals.workers(self.read), *self.delivery.workers()]
+        self.limits = Limits(settings, self)
+        self.workers: list[Background] = [*self.vitals.workers(self.read), *self.delivery.workers(), self.limits]
         self.make_known = Known(self.read, self.write).make
         self.started_us = self.ephemeral_sent = 0
 
@@ -107,18 +110,18 @@ class Bus:
         It may return another message (to stamp it) or None (as it is), or raise a BusError to refuse it. It runs on
         the event loop and may neither block nor switch. An exception that is no BusError refuses the message too.
         """
-        self._before_publish.append(accept)
+        self.admission.add(accept)
 
-    def on(self, kind: type[Event], handler: Callable[[Any], None], *, wait: bool = False) -> None:
+    def on(self, kind: type[Event], handler: Callable[[Any], None], *, wait: bool = False, when: When = always) -> None:
         """Have `handler(event)` hear events of a type, or all for `Event`; with `wait`, in a greenlet that may block."""
-        self._dispatcher.on(kind, handler, wait=wait)
+        self._dispatcher.on(kind, handler, wait=wait, when=when)
 
     def emit(self, event: Event) -> None:
         """Announce an event. Event loop only."""
         self._dispatcher.emit(event)
 
     def is_heard(self, kind: type[Event]) -> bool:
-        """True when anybody hears events of this type."""
+        """True when anybody hears events of this type now: a handler counts while its `when()` is true."""
         return self._dispatcher.wants(kind)
 
     def add_worker(self, worker: Background) -> None:
@@ -312,16 +315,11 @@ class Bus:
 
     def _accept(self, draft: Draft, settled: Settled, *, receipt: bool = True) -> Pending | None:
         message = draft.message
-        for accept in self._before_publish:
-            try:
-                message = accept(message) or message
-            except BusError as refusal:
-                self._refuse(message, refusal, settled)
-                return None
-            except Exception:
-                log.exception("An extension could not look at a message", extra={"action": "before_publish"})
-                self._refuse(message, Unavailable("The message could not be checked; nothing was stored."), settled)
-                return None
+        try:
+            message = self.admission.look_at(message)
+        except BusError as refusal:
+            self._refuse(message, refusal, settled)
+            return None
         if draft.ephemeral:
             self._publish_ephemeral(message, settled if receipt else None)
             return None

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from bus.delivery.takers import Consumer
     from bus.hub import Hub
     from bus.identity.caller import Caller
+    from bus.limits.limits import Allowance, Seat
     from bus.message import Message
     from bus.room import Room
     from bus.topics import TopicSet
@@ -97,6 +98,7 @@ class Connection:
 
     __slots__ = (
         "__weakref__",
+        "allowance",
         "caller",
         "client",
         "close_code",
@@ -130,6 +132,7 @@ class Connection:
         "read_watcher",
         "replies",
         "room",
+        "seat",
         "taken",
         "topics",
         "unsure",
@@ -138,6 +141,8 @@ class Connection:
 
     room: Room | None
     caller: Caller | None
+    allowance: Allowance | None
+    seat: Seat | None
 
     def __init__(
         self, descriptor: int, client: str, encoding: Encoding, hub: Hub, on_data: Callable[..., None]
@@ -148,7 +153,8 @@ class Connection:
         self.encoding = encoding
         self.hub = hub
         self.on_data = on_data
-        self.room = self.caller = None  # the caller: whose credential opened it, once one has
+        # Whose credential opened it, once one has; what its frames take from, and its share in caps on connections, if any.
+        self.room = self.caller = self.allowance = self.seat = None
         self.topics: TopicSet | None = None  # what it subscribed to; set before it joins, then by the audience
         self.fragments: bytearray | None = None  # a message that comes in several frames, as far as it is there
         self.consumer: Consumer | None = None  # its share in queues, once it asked for one
@@ -391,6 +397,8 @@ class Connection:
         self.held = None
         self.partial = self.fragments = None
         self.replies = None
+        if self.seat is not None:
+            self.seat.leave()
         self.hub.lost(self)
 
 

@@ -20,7 +20,7 @@ COUNTERS = (
     "stream_events",
     "stream_broadcasts",
 )
-GAUGES = ("active_connections",)
+GAUGES = ("active_connections", "streams_of_expiry")
 NAMES = COUNTERS + GAUGES
 MAX_SLOTS = 64
 _WIDTH = 32  # integers a row, so that a counter can be added without moving the others

@@ -24,6 +24,14 @@ MUTE_SECONDS = 60.0
 MAX_QUEUED = 1000
 
 
+When = Callable[[], bool]
+
+
+def always() -> bool:
+    """When most handlers want events."""
+    return True
+
+
 class Guarded:
     """A callable of an extension, behind its breaker. `failed` and `dropped` are counts."""
 
@@ -63,12 +71,14 @@ class Dispatcher:
 
     def __init__(self) -> None:
         self._handlers: dict[type[Event], list[Callable[[Event], Any]]] = {}
+        self._wanted: dict[type[Event], list[When]] = {}
         self._queues: list[tuple[Queue[Event | None], Guarded]] = []
         self._greenlets: list[gevent.Greenlet[..., None]] = []
 
-    def on(self, kind: type[Event], handler: Callable[[Any], None], *, wait: bool) -> None:
-        """Have `handler` called for events of `kind`; Event itself means all."""
+    def on(self, kind: type[Event], handler: Callable[[Any], None], *, wait: bool, when: When = always) -> None:
+        """Have `handler` called for events of `kind`; Event itself means all. It counts as hearing them while `when()`."""
         guarded = Guarded(handler)
+        self._wanted.setdefault(kind, []).append(when)
         if not wait:
             self._handlers.setdefault(kind, []).append(guarded)
             return
@@ -85,7 +95,7 @@ class Dispatcher:
 
     def wants(self, kind: type[Event]) -> bool:
         """True when anybody hears events of this kind: the hot path builds none for nobody."""
-        return kind in self._handlers or Event in self._handlers
+        return any(when() for heard in (kind, Event) for when in self._wanted.get(heard, ()))
 
     def emit(self, event: Event) -> None:
         """Call every handler of the event's type and of Event."""

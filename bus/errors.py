@@ -7,10 +7,12 @@
     ├── Forbidden          403  a valid credential that may not do this
     ├── NotFound           404
     ├── Conflict           409  it can't be done as things are
+    ├── TooSlow            408  a body did not come in time
     ├── TooLarge           413
     ├── UnsupportedMedia   415
     ├── KeyReused          422  an idempotency key came back with another body
     ├── InboxFull          429
+    ├── RateLimited        429  asked too often, or too many connections
     ├── NotBuilt           501  this version does not have it
     ├── Unavailable        503  nothing was stored because the bus can't, for now
     └── DiskFull           507
@@ -20,6 +22,8 @@ path or a secret: it is shown to strangers.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 
 class BusError(Exception):
@@ -56,9 +60,15 @@ class Malformed(BusError):
 
 
 class ForbiddenTarget(BusError):
+    """`reason` is one of a few words, to be counted by: bus.guard.REASONS."""
+
     code = "forbidden_target"
     status = 400
     close_code = 1008
+
+    def __init__(self, sentence: str, reason: str) -> None:
+        super().__init__(sentence, field="url")
+        self.reason = reason
 
 
 class Unauthenticated(BusError):
@@ -85,6 +95,12 @@ class Conflict(BusError):
     close_code = 1008
 
 
+class TooSlow(BusError):
+    code = "too_slow"
+    status = 408
+    close_code = 1008
+
+
 class TooLarge(BusError):
     code = "too_large"
     status = 413
@@ -107,6 +123,26 @@ class InboxFull(BusError):
     code = "inbox_full"
     status = 429
     close_code = 1013
+
+
+class RateLimited(BusError):
+    """`headers` tell of the limit, where there is one of requests."""
+
+    code = "rate_limited"
+    status = 429
+    close_code = 1013
+
+    def __init__(
+        self,
+        sentence: str,
+        *,
+        code: str | None = None,
+        field: str | None = None,
+        retry_after_seconds: float | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(sentence, code=code, field=field, retry_after_seconds=retry_after_seconds)
+        self.headers = headers or {}
 
 
 class NotBuilt(BusError):

@@ -5,14 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 
-from prometheus_client.exposition import choose_encoder
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 from prometheus_client.metrics_core import Metric
+from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 from bus.metrics import Block, Number, Pairs
 
+OPENMETRICS = "application/openmetrics-text"
+
 _number: Callable[[float], str] = floatToGoString
+_classic: Callable[[Collector], bytes] = generate_latest
+_openmetrics: Callable[[Collector], bytes] = openmetrics.generate_latest
 
 
 class Exposition(Collector):
@@ -26,9 +31,10 @@ class Exposition(Collector):
         return map(_family, self._blocks)
 
     def text(self, accept: str = "") -> tuple[bytes, str]:
-        """The text and its Content-Type, as an Accept header asks for: OpenMetrics, or else the classic format."""
-        encode, content_type = choose_encoder(accept)
-        return encode(self), content_type
+        """The text and its Content-Type, as an Accept header asks for: OpenMetrics 1, or else the classic format."""
+        if _names_openmetrics(accept):
+            return _openmetrics(self), openmetrics.CONTENT_TYPE_LATEST
+        return _classic(self), CONTENT_TYPE_PLAIN_0_0_4
 
 
 def quantile(counts: list[Number], bounds: tuple[float, ...], q: float) -> float | None:
@@ -47,6 +53,17 @@ def quantile(counts: list[Number], bounds: tuple[float, ...], q: float) -> float
         seen += count
         below = bound
     return below
+
+
+def _names_openmetrics(accept: str) -> bool:
+    """Whether OpenMetrics is asked for: in version 1, or in none that is named. prometheus_client's own reading of the
+    header raises TypeError for a version that is no number (0.26)."""
+    for each in accept.split(","):
+        kind, *parameters = (part.strip().lower() for part in each.split(";"))
+        versions = [part.removeprefix("version=") for part in parameters if part.startswith("version=")]
+        if kind == OPENMETRICS and all(version.partition(".")[0] == "1" for version in versions):
+            return True
+    return False
 
 
 def _family(block: Block) -> Metric:

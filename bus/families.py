@@ -179,7 +179,6 @@ HTTP = (
     counter(
         "bus_rate_limited_total",
         "Callers told to come back later.",
-        by="rate limits",
         scope=("address", "key", "connections", "other"),
     ),
 )
@@ -248,23 +247,42 @@ WEBHOOKS = (
     gauge("bus_webhook_pending", "Deliveries that wait.", across="once", by="webhooks"),
     gauge(
         "bus_webhook_oldest_pending_seconds",
-        "Age of the oldest waiting delivery to an endpoint that is well.",
+        "How long the one that is due longest, to an endpoint that is well, has waited for its turn.",
         across="once",
         by="webhooks",
     ),
     gauge("bus_webhook_breaker_open", "Endpoints whose breaker is open.", across="once", by="webhooks"),
     gauge(
         "bus_webhook_endpoints",
-        "Registered endpoints.",
+        "Registered endpoints; flagged: those of the enabled ones that somebody has to look at.",
         across="once",
         by="webhooks",
         state=("enabled", "paused", "disabled", "flagged"),
     ),
     counter(
         "bus_webhook_blocked_targets_total",
-        "Requests to targets that are not allowed.",
+        "Targets that were refused, when they were named or called.",
         by="webhooks",
-        reason=("private", "loopback", "link_local", "scheme", "port", "redirect", "other"),
+        reason=("loopback", "private", "link_local", "reserved", "scheme", "port", "url", "other"),
+    ),
+    counter(
+        "bus_ingress_webhooks_total",
+        "Webhooks that came in, by what came of them.",
+        by="inbound_webhooks",
+        outcome=(
+            *(
+                "accepted",
+                "duplicate",
+                "ping",
+                "challenge",
+                "replayed",
+                "bad_signature",
+                "stale",
+                "no_secret",
+                "unknown",
+            ),
+            *("address_not_allowed", "rate_limited", "paused", "other"),
+        ),
     ),
 )
 
@@ -278,15 +296,15 @@ HEALTH = (
     ),
     gauge(
         "bus_canary_latency_seconds",
-        "How long the bus's own trial took, the last time.",
-        across="max",
+        "How long a worker's own trial took, the last time.",
+        across="worker",
         by="health_checks",
         path=("store",),
     ),
     gauge(
         "bus_canary_last_success_timestamp_seconds",
-        "When the bus's own trial last succeeded, in seconds since 1970.",
-        across="max",
+        "When a worker's own trial last succeeded, in seconds since 1970.",
+        across="worker",
         by="health_checks",
         path=("store",),
     ),

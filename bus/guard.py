@@ -14,11 +14,14 @@ from urllib.parse import quote
 
 from msgspec import Struct
 
-from bus.addresses import LOOPBACK, Network, contains, host_name, parse, refusal
+from bus.addresses import LOOPBACK, Address, Network, contains, host_name, parse, refusal
 from bus.errors import ForbiddenTarget
 
 PORTS = frozenset({80, 443, 8080, 8443})
 DEFAULT_PORTS = {"http": 80, "https": 443}
+REASONS = ("loopback", "private", "link_local", "reserved", "scheme", "port", "url")
+"""What a refusal is counted by; `url`: it can't be read, or holds what it may not."""
+
 MAX_URL_CHARACTERS = 2048
 
 _URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?P<authority>[^/?#]*)(?P<path>[^?#]*)(?P<query>\?[^#]*)?")
@@ -72,9 +75,9 @@ class Guard:
         parts = _URL.match(url)
         scheme = parts["scheme"].lower() if parts else ""
         if parts is None or scheme not in DEFAULT_PORTS:
-            raise refused("The URL must begin with https:// or http://.")
+            raise ForbiddenTarget("The URL must begin with https:// or http://.", "scheme")
         if self._https_only and scheme != "https":
-            raise refused("Only https:// may be called here (WEBHOOK_HTTPS_ONLY).")
+            raise ForbiddenTarget("Only https:// may be called here (WEBHOOK_HTTPS_ONLY).", "scheme")
         host, port, literal = read_authority(parts["authority"])
         target = Target(
             scheme=scheme,
@@ -102,9 +105,10 @@ class Guard:
             return str(address)
         found = refusal(address)
         if found is not None:
-            raise refused(
+            raise ForbiddenTarget(
                 f"The host has the address {address}, in {found[0]} ({found[1]}), which may not be called;"
-                " WEBHOOK_ALLOWED_TARGETS allows it."
+                " WEBHOOK_ALLOWED_TARGETS allows it.",
+                reason_of(address, found[1]),
             )
         if port not in self._ports:
             raise self._wrong_port(port)
@@ -118,7 +122,9 @@ class Guard:
 
     def _wrong_port(self, port: int) -> ForbiddenTarget:
         ports = ", ".join(map(str, sorted(self._ports)))
-        return refused(f"Port {port} may not be called, only {ports}; WEBHOOK_ALLOWED_PORTS adds to them.")
+        return ForbiddenTarget(
+            f"Port {port} may not be called, only {ports}; WEBHOOK_ALLOWED_PORTS adds to them.", "port"
+        )
 
 
 VISIBLE = "".join(map(chr, range(0x21, 0x7F)))
@@ -148,5 +154,21 @@ def read_authority(authority: str) -> tuple[str, int | None, bool]:
     return host, port, host.rpartition(".")[2].isdigit()
 
 
+def reason_of(address: Address, what: str) -> str:
+    """The word for an address that is in a network of this kind (bus.addresses): loopback, private, link_local, reserved."""
+    if str(address) in LOOPBACK:
+        return "loopback"
+    return _BY_KIND.get(what.partition(",")[0], "reserved")
+
+
+_BY_KIND = {
+    "loopback": "loopback",
+    "private": "private",
+    "shared by carriers": "private",
+    "link-local": "link_local",
+    "the metadata of a cloud": "link_local",
+}
+
+
 def refused(sentence: str) -> ForbiddenTarget:
-    return ForbiddenTarget(sentence, field="url")
+    return ForbiddenTarget(sentence, "url")

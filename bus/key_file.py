@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import os
 import secrets
+import stat
 import tempfile
 from pathlib import Path
 
@@ -21,10 +22,16 @@ def key_of(secret_key: str | None, path: Path, purpose: str) -> bytes:
         return hashlib.scrypt(secret_key.encode(), salt=salt, n=2**14, r=8, p=1, dklen=KEY_BYTES)
     try:
         key = _key_in(path)
+        mode = stat.S_IMODE(path.stat().st_mode)
     except OSError as error:
         raise StartRefused(
             f"The key file {path} can't be read or made ({error.strerror}); mend its owner and mode, or set SECRET_KEY."
         ) from None
+    if mode & 0o077:
+        raise StartRefused(
+            f"The key file {path} can be read by other users (mode {mode:o}); say chmod 600 {path}, and change what it keeps"
+            " or signs if somebody else was on this machine."
+        )
     if len(key) != KEY_BYTES:
         raise StartRefused(f"The key file {path} is damaged; restore it from a copy, or set SECRET_KEY.")
     return key

@@ -19,4 +19,4 @@ def main() -> NoReturn:
     config = str(ROOT / "gunicorn.conf.py")
     arguments = ["-m", "gunicorn", "-c", config, "--chdir", str(ROOT), "server_ws:app"]
     os.chdir(ROOT)  # -m looks for modules there
-    os.execv(sys.executable, [sys.executable, *arguments])
+    os.execv(sys.executable, [sys.executable, *arguments])  # nosec B606

@@ -83,6 +83,7 @@ class Metrics:
     def __init__(self, families: Iterable[Family] = FAMILIES) -> None:
         self._families: dict[str, _Series] = {}
         self._looks: dict[str, Look] = {}
+        self._preparations: list[Callable[[], None]] = []
         for family in families:
             self.declare(family)
 
@@ -121,6 +122,11 @@ class Metrics:
         series = self._families[name]
         series.reads[series.key(labels)] = call
 
+    def prepare(self, call: Callable[[], None]) -> None:
+        """Have `call()` run before a scrape asks for what one worker says for all: one look at the store serves several
+        figures. It may wait. When it raises, that is logged."""
+        self._preparations.append(call)
+
     def detail(self, family: str, look: Look) -> None:
         """Have `/metrics/detailed?family=…` tell what `look` finds. Raises ValueError when the name is taken."""
         if family in self._looks:
@@ -142,6 +148,11 @@ class Metrics:
 
         `failed(name, error)` hears of callables that raised.
         """
+        for prepare in self._preparations if once else ():
+            try:
+                prepare()
+            except Exception as error:  # noqa: BLE001  # a module's own fault: told, and its series are left out
+                failed(f"what {prepare.__module__} looks at", error)
         found = [series for series in self._families.values() if (series.family.across == "once") is once]
         return [series.block(failed) for series in found]
 

@@ -23,6 +23,7 @@ from itertools import islice
 
 import h11
 from msgspec import Struct
+from msgspec.structs import replace
 
 from bus import __version__
 from bus.errors import ForbiddenTarget
@@ -56,7 +57,8 @@ class Answer(Struct, frozen=True, kw_only=True):
     our own fault. `detail` is a sentence for people, without secrets. `headers` has names in lower case, repeated ones
     joined by a comma, and at most 64. `excerpt` is the body as it came, at most 16 KB. `address` is the one that took
     the connection, or the first that was tried. Times are milliseconds of each stage, None where it was not finished;
-    `ttfb_ms` is from then to the head of the answer; `started_us` is by the clock that `Outbound` was given.
+    `ttfb_ms` is from then to the head of the answer; `started_us` is by the clock that `Outbound` was given. `refused`
+    says of a forbidden_target why, in a word of bus.guard.REASONS.
     """
 
     status: int | None
@@ -71,6 +73,7 @@ class Answer(Struct, frozen=True, kw_only=True):
     tls_ms: float | None
     ttfb_ms: float | None
     total_ms: float
+    refused: str | None = None
 
 
 class Failed(Exception):
@@ -124,7 +127,7 @@ class Outbound:
         except Failed as failure:
             return call.answer(failure.error, failure.detail)
         except ForbiddenTarget as refusal:
-            return call.answer(refusal.code, refusal.sentence)
+            return replace(call.answer(refusal.code, refusal.sentence), refused=refusal.reason)
         except TimeoutError:
             return call.answer("timeout", f"No end within {timeout_seconds:g} s: {call.stage}.")
         return call.answer(None, "")

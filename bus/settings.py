@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ipaddress
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, get_args, get_type_hints
@@ -17,17 +16,16 @@ import msgspec
 from dotenv import dotenv_values
 from msgspec import Meta
 
-from bus.errors import StartRefused
+from bus.contradictions import check_jwt
+from bus.errors import Malformed, StartRefused
+from bus.webhooks import signing
 
 ROOT = Path(__file__).resolve().parent.parent
 
+SHORTEST_SECRET = 16
+"""Characters of a key, token or secret among the settings."""
+
 Port = Annotated[int, Meta(ge=1, le=65535)]
-
-SHARED_ALGORITHMS = ("HS256", "HS384", "HS512")
-SIGNING_ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
-"""What JWTs may be signed with, by a secret that the bus knows, too, and by a key of which it knows the public half."""
-
-_ORIGIN = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s/?#@\\*]+/?")
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
@@ -136,6 +134,43 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
         str,
         Meta(description="Further Host names, comma-separated, that are answered while auth is off (DNS rebinding)."),
     ] = ""
+    rate_limit_requests_per_minute: Annotated[
+        Annotated[int, Meta(ge=1, le=1_000_000_000)] | None,
+        Meta(
+            description="Requests of one caller in any minute, over all workers; beyond, 429. A frame is a request, and a"
+            " batch as many as its messages. A caller is a credential, or an address while auth is off. Unset: no limit."
+        ),
+    ] = None
+    rate_limit_requests_per_hour: Annotated[
+        Annotated[int, Meta(ge=1, le=1_000_000_000)] | None,
+        Meta(description="The same in any hour. Both may be set. A key with a rate of its own has that instead."),
+    ] = None
+    rate_limit_unauthenticated_per_minute: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=1_000_000_000,
+            description="With auth on: requests without a valid credential from one address in any minute; beyond, 429.",
+        ),
+    ] = 60
+    max_connections_per_address: Annotated[
+        Annotated[int, Meta(ge=1)] | None,
+        Meta(
+            description="Open WebSockets and streams of one address, over all workers; beyond, 429. Unset: 1,000 with auth"
+            " on, no cap with auth off."
+        ),
+    ] = None
+    max_connections_per_key: Annotated[
+        Annotated[int, Meta(ge=1)] | None,
+        Meta(description="The same of one credential. Unset: no cap."),
+    ] = None
+    trusted_proxies: Annotated[
+        str,
+        Meta(
+            description="Networks (CIDR), comma-separated, of proxies whose X-Forwarded-For tells who calls. Unset: the"
+            " socket's peer is who calls, whatever a header says."
+        ),
+    ] = ""
     secret_key: Annotated[
         str | None,
         Meta(
@@ -147,6 +182,17 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
         str | None,
         Meta(description="Signs webhooks of endpoints that have no secret of their own; else each is given one."),
     ] = None
+    webhook_signature_secret: Annotated[
+        str | None,
+        Meta(description="Checks webhooks that come in for integrations that have no secret of their own."),
+    ] = None
+    allowed_webhook_ips: Annotated[
+        str,
+        Meta(
+            description="Addresses and networks (CIDR), comma-separated, that may send webhooks to integrations that do not"
+            " say so themselves. Unset: any; the signature counts. Example: 192.168.1.0/24,10.0.0.1."
+        ),
+    ] = ""
     webhook_allowed_targets: Annotated[
         str,
         Meta(
@@ -260,6 +306,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
         """WEBHOOK_ALLOWED_TARGETS as networks. Raises ValueError for what is none."""
         return tuple(ipaddress.ip_network(item) for item in split(self.webhook_allowed_targets))
 
+    def proxies(self) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]:
+        """TRUSTED_PROXIES as networks. Raises ValueError for what is none."""
+        return tuple(ipaddress.ip_network(item) for item in split(self.trusted_proxies))
+
+    def webhook_callers(self) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]:
+        """ALLOWED_WEBHOOK_IPS as networks. Raises ValueError for what is none."""
+        return tuple(ipaddress.ip_network(item) for item in split(self.allowed_webhook_ips))
+
     def target_ports(self) -> frozenset[int]:
         """WEBHOOK_ALLOWED_PORTS as numbers. Raises ValueError for what is none."""
         return frozenset(msgspec.convert(split(self.webhook_allowed_ports), list[Port], strict=False))
@@ -300,10 +354,26 @@ def load(environ: Mapping[str, str] | None = None, env_file: Path | None = ROOT 
     return settings
 
 
+def doubts(env_file: Path = ROOT / ".env") -> list[str]:
+    """What is unsafe, and does not stop a start; a sentence each."""
+    try:
+        mode = env_file.stat().st_mode
+    except OSError:
+        return []
+    secrets = [name for name, value in dotenv_values(env_file, interpolate=False).items() if value and _is_secret(name)]
+    if not secrets or not mode & 0o004:
+        return []
+    return [f"Other users of this machine can read {', '.join(secrets)} in {env_file}; say chmod 600 {env_file}."]
+
+
+def _is_secret(name: str) -> bool:
+    return any(word in name for word in ("KEY", "SECRET", "TOKEN"))
+
+
 def _explain(error: msgspec.ValidationError, values: Mapping[str, str]) -> StartRefused:
     problem, _, path = str(error).partition(" - at `$.")
     name = path.rstrip("`")
-    shown = "(hidden)" if "KEY" in name or "SECRET" in name else repr(values.get(name))
+    shown = "(hidden)" if _is_secret(name) else repr(values.get(name))
     problem = problem.replace("`", "").replace(" | null", "").removesuffix(", got str")
     if problem.startswith("Invalid enum value"):
         problem = f"it must be one of {', '.join(get_args(get_type_hints(Settings)[name.lower()]))}"
@@ -321,69 +391,80 @@ def _check(settings: Settings) -> None:
         raise StartRefused("DATABASE_URL must name a file: messages that were acknowledged have to last.")
     if settings.enable_auth is False and settings.api_key:
         raise StartRefused("ENABLE_AUTH=false and API_KEY contradict one another; remove one of them.")
-    if settings.enable_auth is False and settings.jwt_on:
+    check_jwt(settings)
+    for name in ("api_key", "secret_key", "webhook_secret", "metrics_token"):
+        if len(getattr(settings, name) or "x" * SHORTEST_SECRET) < SHORTEST_SECRET:
+            raise StartRefused(
+                f"{name.upper()} is shorter than {SHORTEST_SECRET} characters and could be guessed; use a longer one."
+            )
+    if settings.metrics_port == settings.message_bus_port:
         raise StartRefused(
-            "ENABLE_AUTH=false and JWT_SECRET or JWT_JWKS_URL contradict one another; remove one of them."
+            "METRICS_PORT is the main port, where /metrics is in any case; name another one, or leave it unset."
         )
-    if settings.api_key is not None and len(settings.api_key) < 16:
-        raise StartRefused("API_KEY is shorter than 16 characters and could be guessed; use a longer one.")
-    if settings.secret_key is not None and len(settings.secret_key) < 16:
-        raise StartRefused("SECRET_KEY is shorter than 16 characters and could be guessed; use a longer one.")
-    _check_jwt(settings)
-    _check_origins(settings)
-    _check_targets(settings)
+    if settings.webhook_signature_secret is not None and len(settings.webhook_signature_secret) < 8:
+        raise StartRefused(
+            "WEBHOOK_SIGNATURE_SECRET is shorter than 8 characters and could be guessed; use a longer one."
+        )
+    _check_pages(settings)
+    _check_webhooks(settings)
+    _check_proxies(settings)
     check_bind(settings, [settings.message_bus_host])
 
 
-def _check_jwt(settings: Settings) -> None:
-    given = (settings.jwt_algorithms, settings.jwt_issuer, settings.jwt_audience)
-    if not settings.jwt_on:
-        if any(given) or settings.jwt_allow_admin:
+def _check_pages(settings: Settings) -> None:
+    """Origins and hosts are compared whole: what looks like a pattern would let in nobody, or was meant to let in all."""
+    for origin in settings.origins():
+        scheme, _, host = origin.partition("://")
+        is_page = scheme in ("http", "https") or scheme.endswith("-extension")
+        if not is_page or not host or set(host) & set("/*?#@, "):
             raise StartRefused(
-                "JWTs need a key to be checked with: set JWT_SECRET or JWT_JWKS_URL, or no JWT_… at all."
+                f"ALLOWED_ORIGINS has {origin!r}, which is no origin; list each as https://app.example.com, with its port if"
+                " it has one. There is no pattern for all: a page of any site could then act as whoever looks at it."
             )
-        return
-    if settings.jwt_secret is not None and settings.jwt_jwks_url is not None:
-        raise StartRefused("JWT_SECRET and JWT_JWKS_URL contradict one another; remove one of them.")
-    if not settings.jwt_issuer or not settings.jwt_audience:
-        raise StartRefused("JWTs need JWT_ISSUER and JWT_AUDIENCE: one for another service must not open this bus.")
-    shared = settings.jwt_secret is not None
-    known = SHARED_ALGORITHMS if shared else SIGNING_ALGORITHMS
-    for name in settings.jwt_algorithm_names():
-        if name not in known:
-            source = "JWT_SECRET" if shared else "JWT_JWKS_URL"
-            raise StartRefused(f"JWT_ALGORITHMS names {name}; with {source} it may hold {', '.join(known)}.")
-        if settings.jwt_secret is not None and len(settings.jwt_secret.encode()) < int(name[2:]) // 8:
+    for host in settings.hosts():
+        if set(host) & set("/*?#@, "):
             raise StartRefused(
-                f"JWT_SECRET is shorter than the {int(name[2:]) // 8} bytes that {name} needs; use a longer one."
-            )
-    where = settings.jwt_jwks_url or "https://"
-    if "://" in where and not where.startswith(("https://", "file:///")):
-        raise StartRefused(
-            "JWT_JWKS_URL must be an https:// URL or a file; keys that came over http:// could be anyone's."
-        )
-
-
-def _check_origins(settings: Settings) -> None:
-    for origin in split(settings.allowed_origins):
-        if not _ORIGIN.fullmatch(origin):
-            raise StartRefused(
-                f"ALLOWED_ORIGINS holds {origin!r}, which is no origin like https://app.example:8443: a scheme, a host, a"
-                " port if it is not the scheme's own, no path and no *."
+                f"ALLOWED_HOSTS has {host!r}, which is no host name; list each one whole, without a pattern."
             )
 
 
-def _check_targets(settings: Settings) -> None:
+def _check_webhooks(settings: Settings) -> None:
     try:
-        settings.targets()
+        signing.key_of(settings.webhook_secret or "unset")
+    except Malformed as refusal:
+        raise StartRefused(f"WEBHOOK_SECRET can't sign. {refusal.sentence}") from None
+    try:
+        targets = settings.targets()
     except ValueError:
         raise StartRefused(
             "WEBHOOK_ALLOWED_TARGETS must list networks like 127.0.0.0/8 or fd00::/8, with no bit set after the prefix."
+        ) from None
+    if any(network.prefixlen == 0 for network in targets):
+        raise StartRefused(
+            "WEBHOOK_ALLOWED_TARGETS names every address, also those of your cloud's credentials; name the networks of your"
+            " receivers. Public addresses need no entry."
+        )
+    try:
+        settings.webhook_callers()
+    except ValueError:
+        raise StartRefused(
+            "ALLOWED_WEBHOOK_IPS must list addresses or networks like 192.168.1.0/24, with no bit set after the prefix."
         ) from None
     try:
         settings.target_ports()
     except ValueError:
         raise StartRefused("WEBHOOK_ALLOWED_PORTS must list ports from 1 to 65535, separated by commas.") from None
+
+
+def _check_proxies(settings: Settings) -> None:
+    try:
+        networks = settings.proxies()
+    except ValueError:
+        raise StartRefused(
+            "TRUSTED_PROXIES must list networks like 127.0.0.1/32 or 10.1.0.0/16, with no bit set after the prefix."
+        ) from None
+    if any(not network.prefixlen for network in networks):
+        raise StartRefused("TRUSTED_PROXIES trusts the whole world, so any header would do; list your proxies alone.")
 
 
 def check_bind(settings: Settings, addresses: list[str]) -> None:

@@ -299,6 +299,7 @@ class BusServer:
             MESSAGE_BUS_HOST=HOST,
             MESSAGE_BUS_PORT=str(self.port),
             PYTHONUNBUFFERED="1",
+            RATE_LIMIT_UNAUTHENTICATED_PER_MINUTE="1000000",
             WEB_CONCURRENCY=str(self.workers),
         )
         environment.update(self.env)

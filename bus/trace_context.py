@@ -16,8 +16,15 @@ NAMES = ("traceparent", "tracestate")
 MAX_STATE_CHARACTERS = 512
 """What W3C Trace Context asks everybody to pass on, at least."""
 
+_STATE = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?")
 _PARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}\Z")
 _IN_EXTRAS = re.compile(rb'"traceparent":"([0-9a-f-]{55})"')
+
+
+class _Headed(msgspec.Struct):
+    """What of a message's JSON text names its trace."""
+
+    headers: dict[str, str] = {}
 
 
 def trace_of(header: Callable[[str], str | None]) -> dict[str, str]:
@@ -29,7 +36,8 @@ def trace_of(header: Callable[[str], str | None]) -> dict[str, str]:
     if parent is None or not _PARENT.match(parent):
         return {}
     state = header("tracestate")
-    return {"traceparent": parent} | ({"tracestate": state} if state and len(state) <= MAX_STATE_CHARACTERS else {})
+    good = state is not None and len(state) <= MAX_STATE_CHARACTERS and _STATE.fullmatch(state)
+    return {"traceparent": parent} | ({"tracestate": state} if state and good else {})
 
 
 def joined(headers: dict[str, str] | None, trace: dict[str, str]) -> dict[str, str] | None:
@@ -43,6 +51,20 @@ def parent_in(extras: bytes) -> str | None:
     """The `traceparent` among a message's `extras`."""
     found = _IN_EXTRAS.search(extras)
     return found[1].decode() if found and _PARENT.match(found[1].decode()) else None
+
+
+def trace_in(text: bytes) -> dict[str, str]:
+    """The trace that a message belongs to, by its JSON text; what is no message has none.
+
+    Whatever the sender wrote there, what comes of it can stand in the headers of a request.
+    """
+    if b'"traceparent"' not in text:
+        return {}
+    try:
+        headers = msgspec.json.decode(text, type=_Headed).headers
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return {}
+    return trace_of(headers.get)
 
 
 def without_trace(extras: bytes) -> bytes:

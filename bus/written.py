@@ -32,6 +32,8 @@ class Written:
         self.held: Callable[[int], None] | None = None
         self.next_look = math.inf
         self._ages: dict[str, Histogram] = {}
+        self._seen = ""  # the transport whose age was told last
+        self._others = 0  # what had gone to connections of others by then
 
     def start(self, ages: dict[str, Histogram], held: Callable[[int], None]) -> None:
         """Observe ages, in seconds, by transport, and tell what is held."""
@@ -47,6 +49,12 @@ class Written:
         self.messages[encoding.name] += messages if encoding.takes_messages else data.count(BLANK_LINE)
 
     def look(self, encoding: Encoding, due: Sequence[Message]) -> None:
-        """Some of `due` was written just now."""
-        self.next_look = time.monotonic() + SAMPLE_SECONDS
-        self._ages[encoding.name].observe(max(0, now_us() - due[0].stamp_us) / 1e6)
+        """Some of `due` was written just now. Where several transports are written to, they have their turns: else what
+        always comes behind another's write would never be seen."""
+        now, name = time.monotonic(), encoding.name
+        others = sum(self.messages.values()) - self.messages[name] - self.messages["http"]
+        if name == self._seen and others > self._others and now < self.next_look + SAMPLE_SECONDS:
+            return
+        self._seen, self._others = name, others
+        self.next_look = now + SAMPLE_SECONDS
+        self._ages[name].observe(max(0, now_us() - due[0].stamp_us) / 1e6)

@@ -8,6 +8,8 @@
 // not what was signed. `handle` is called once for each event; if it throws, the bus comes again later.
 
 const PREFIX = "whsec_";
+const PUBLIC_PREFIX = "whpk_";
+const SCHEMES = { "v1,": "HMAC", "v1a,": "Ed25519" };
 const HEADERS = ["webhook-id", "webhook-timestamp", "webhook-signature"];
 const MAX_SIGNATURES = 20;
 const encoder = new TextEncoder();
@@ -44,10 +46,10 @@ export class SeenIds {
 export class WebhookReceiver {
   #keys;
 
-  /** `secrets`: any of them is good. Throws for a secret that can't be one, here and nowhere else. */
+  /** `secrets`: any of them is good; public keys (whpk_…) stand among them. Throws for one that can't be, here and nowhere else. */
   constructor(secrets, { toleranceSeconds = 300, seen = new SeenIds(), now = () => Date.now() / 1000 } = {}) {
     if (secrets.length === 0) throw new TypeError("Give the secret of the endpoint.");
-    const import_ = (bytes) => crypto.subtle.importKey("raw", bytes, { name: "HMAC", hash: "SHA-256" }, false, ["verify"]);
+    const import_ = ([name, bytes]) => crypto.subtle.importKey("raw", bytes, { name, hash: "SHA-256" }, false, ["verify"]);
     this.#keys = Promise.all(secrets.map(keyOf).map(import_));
     this.toleranceSeconds = toleranceSeconds;
     this.seen = seen;
@@ -71,9 +73,13 @@ export class WebhookReceiver {
     signed.set(raw, head.length);
     let ok = false;
     for (const signature of signatures.split(" ").slice(0, MAX_SIGNATURES)) {
-      const digest = signature.startsWith("v1,") ? fromBase64(signature.slice(3)) : null;
-      if (digest === null) continue;
-      for (const key of await this.#keys) ok = (await crypto.subtle.verify("HMAC", key, digest, signed)) || ok;
+      const scheme = signature.slice(0, signature.indexOf(",") + 1);
+      const name = Object.hasOwn(SCHEMES, scheme) ? SCHEMES[scheme] : null;
+      const proof = name === null ? null : fromBase64(signature.slice(scheme.length));
+      if (proof === null) continue;
+      for (const key of await this.#keys) {
+        if (key.algorithm.name === name) ok = (await crypto.subtle.verify(name, key, proof, signed)) || ok;
+      }
     }
     return ok ? { ok, id, timestamp: Number(stamp), payload: parsed(raw) } : { ok, reason: "bad_signature" };
   }
@@ -95,14 +101,20 @@ export class WebhookReceiver {
   }
 }
 
+/** The algorithm and the bytes of a key. */
 function keyOf(secret) {
   if (typeof secret !== "string" || secret === "") throw new TypeError("A secret is a text that is not empty.");
-  if (!secret.startsWith(PREFIX)) return encoder.encode(secret);
+  if (secret.startsWith(PUBLIC_PREFIX)) {
+    const key = fromBase64(secret.slice(PUBLIC_PREFIX.length));
+    if (key === null || key.length !== 32) throw new TypeError("Behind whpk_ stands the base64 of 32 bytes.");
+    return ["Ed25519", key];
+  }
+  if (!secret.startsWith(PREFIX)) return ["HMAC", encoder.encode(secret)];
   const key = fromBase64(secret.slice(PREFIX.length));
   if (key === null || key.length < 24 || key.length > 64) {
     throw new TypeError("Behind whsec_ stands the base64 of 24 to 64 bytes.");
   }
-  return key;
+  return ["HMAC", key];
 }
 
 /** Canonical base64 only, so that one digest has one text. */

@@ -201,7 +201,11 @@ def main() -> None:
         raise SystemExit("There is no `prometheus` on PATH (Debian: apt-get install prometheus).")
     folder = ROOT / "docs" / "images"
     folder.mkdir(exist_ok=True)
-    with BusServer(workers=4) as server, Prometheus(program, server.port) as prometheus, Traffic(server):
+    with (
+        BusServer(workers=4, env=Traffic.ENV) as server,
+        Prometheus(program, server.port) as prometheus,
+        Traffic(server),
+    ):
         threading.Event().wait(seconds)
         end = time.time()
         drawer = Drawer(prometheus, end - seconds + 10, end)

@@ -26,7 +26,7 @@ def wait_for(url: str, server_pid: int | None = None) -> str | None:
     deadline = time.monotonic() + WAIT_SECONDS
     while time.monotonic() < deadline:
         try:
-            with urllib.request.urlopen(f"{url}/health", timeout=1):
+            with urllib.request.urlopen(f"{url}/health", timeout=1):  # nosec B310
                 return None
         except (OSError, urllib.error.URLError):
             if server_pid is not None and not _lives(server_pid):

@@ -43,8 +43,8 @@ class LogCap:
             if swept is not None:
                 self._bus.courier.tell_swept(swept)
             evicted += taken
+            self._bus.metrics.count("bus_log_evicted_total", by=taken)
         if evicted:
-            self._bus.metrics.count("bus_log_evicted_total", by=evicted)
             log.info(
                 "The log reached its cap; the oldest messages went", extra={"action": "evicted", "messages": evicted}
             )

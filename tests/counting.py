@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import msgspec
 from flask import Flask
 
 from bus.events import MessageSent
@@ -31,6 +32,9 @@ def register(app: Flask, bus: Bus) -> None:
         metrics.count("test_parcels_total", event.message.type)
         metrics.observe("test_parcel_bytes", len(event.message.payload))
         collector.counter("own_parcels", "By the collector.").inc(labels={"to": event.message.address})
+        collector.counter("own_words", 'Of payloads: "quoted", \\ and\nlines.').inc(
+            labels={"said": msgspec.json.decode(event.message.payload)}
+        )
         collector.gauge("own_level").inc()
         collector.histogram("own_bytes", [10, 100]).observe(len(event.message.payload))
         collector.summary("own_times").observe(1)

@@ -90,5 +90,8 @@ def post(body: bytes | None = None, *, path: str = "/api/send", announced: int |
     return "\r\n".join([*lines, "", ""]).encode("latin-1") + body
 
 
-def get(path: str = "/health") -> bytes:
-    return f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
+def get(path: str = "/api/status", **headers: str) -> bytes:
+    """A GET as bytes; of this path, Flask's."""
+    fields = {"Host": "localhost", **{name.replace("_", "-"): value for name, value in headers.items()}}
+    lines = [f"GET {path} HTTP/1.1", *(f"{name}: {value}" for name, value in fields.items())]
+    return "\r\n".join([*lines, "", ""]).encode("latin-1")

@@ -1,6 +1,10 @@
 """A real Prometheus that scrapes a real bus under a small load, and what the dashboards would ask it.
 
-with BusServer(workers=4) as server, Prometheus("prometheus", server.port) as prometheus, Traffic(server):
+with (
+    BusServer(workers=4, env=Traffic.ENV) as server,
+    Prometheus("prometheus", server.port) as prometheus,
+    Traffic(server),
+):
     prometheus.ask("sum(bus_connections)")
 """
 
@@ -20,17 +24,23 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 from bus.client import Calls, Client
 from bus.client import Message as Received
 from bus.testing import HOST, LOG_TAIL_CHARACTERS, BusServer, ServerFailed, eventually, free_port
+from tests.rawws import RawWebSocket
+from tests.sinks import Sink, Visit, answer
 
 ROOT = Path(__file__).resolve().parent.parent
 RULES = ROOT / "deploy" / "prometheus"
 DASHBOARDS = ROOT / "deploy" / "grafana" / "dashboards"
 JOB = "message-bus"
 
+JOB_TYPE = "job"
+"""What webhooks are about."""
+
+TAKES, REFUSES = answer(200), answer(500)
 PAUSE_SECONDS = 0.02
 """Between two messages of each part of the traffic."""
 
@@ -175,15 +185,21 @@ def filled_in(expression: str, window: str) -> str:
 class Traffic:
     """A little of everything, about 100 messages a second, until the end of `with`.
 
-    Sends by WebSocket and HTTP, ephemeral ones, reads, a stream, comings and goings, a queue some of whose items are
-    rejected or given back, and requests that are refused.
+    Sends by WebSocket and HTTP, ephemeral ones, reads, a stream, comings and goings, a socket that is not read, a queue
+    some of whose items are rejected or given back, webhooks some of whose requests fail, messages that expire and are
+    archived, and requests that are refused. `ENV` is what a server needs for that.
     """
+
+    ENV: ClassVar = {"WEBHOOK_ALLOWED_TARGETS": "127.0.0.0/8"}
 
     def __init__(self, server: BusServer) -> None:
         self._server = server
         self._over = threading.Event()
         self._failed: list[Exception] = []
-        parts = (self._talk, self._post, self._queue, self._listen, self._come_and_go, self._err)
+        parts = (
+            *(self._talk, self._post, self._queue, self._listen, self._come_and_go, self._err),
+            *(self._call_back, self._expire, self._fall_behind),
+        )
         self._threads = [threading.Thread(target=self._kept, args=(part,), daemon=True) for part in parts]
 
     def __enter__(self) -> Self:
@@ -231,7 +247,9 @@ class Traffic:
     def _queue(self) -> None:
         worker = Calls("worker", self._server.url)
         for beat in self._beats(0.05):
-            self._server.call("POST", "/api/send", {"from": "poster", "to": "queue:work", "payload": beat})
+            self._server.call(
+                "POST", "/api/send", {"from": "poster", "to": "queue:work", "type": JOB_TYPE, "payload": beat}
+            )
             for item in worker.claim("work", limit=10):
                 if beat % 10 == 3:
                     item.reject("no use")
@@ -253,9 +271,42 @@ class Traffic:
                 pass
 
     def _err(self) -> None:
-        for _ in self._beats(0.2):
+        for beat in self._beats(0.2):
             self._server.call("POST", "/api/send", {"from": "poster"})
+            once = {"from": "poster", "to": "hearer", "idempotency_key": "once"}
+            self._server.call("POST", "/api/send", {**once, "payload": beat})
             self._server.call("GET", "/no/such/path")
+            self._server.call("GET", "/stream/events?client_id=all")
+
+    def _call_back(self) -> None:
+        with Sink(_moody) as sink, Sink() as chat:
+            for url, kind in ((sink.url, "http"), (chat.url, "slack")):
+                endpoint = {"url": url, "kind": kind, "events": ["message.sent"], "types": [JOB_TYPE]}
+                made = self._server.call("POST", "/api/webhooks", endpoint)
+                assert made.status == 200, made
+            self._over.wait()
+
+    def _expire(self) -> None:
+        policy = {"ttl_seconds": 2, "archive_before_delete": True}
+        assert self._server.call("PUT", "/api/ttl/policies/brief", policy).status == 200
+        for beat in self._beats(0.1):
+            self._server.call("POST", "/api/send", {"from": "poster", "to": "hearer", "type": "brief"})
+            if beat % 20 == 0:
+                self._server.call("POST", "/api/ttl/sweep")
+
+    def _fall_behind(self) -> None:
+        """Be closed for it, and come again."""
+        flood = {"messages": [{"from": "poster", "to": "sluggard", "payload": "x" * 10_000}] * 400}
+        for _ in self._beats(20):
+            with RawWebSocket(self._server.port, "/ws/sluggard?since=latest", receive_buffer_bytes=4096) as socket:
+                socket.read_json()
+                self._server.call("POST", "/api/send/batch", flood)
+                self._over.wait(5)
+
+
+def _moody(visit: Visit) -> bool | None:
+    """Take five of six."""
+    return (REFUSES if len(visit.sink.hits) % 6 == 0 else TAKES)(visit)
 
 
 def _nothing(_: Received) -> None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import re
+import time
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
+import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
-from bus.testing import BusServer
+from bus.testing import BusServer, eventually
 
 Labels = frozenset[tuple[str, str]]
 OPENMETRICS = {"Accept": "application/openmetrics-text; version=1.0.0"}
@@ -80,3 +84,36 @@ def assert_nothing_fell(before: Scraped, after: Scraped) -> None:
     late = after.rising()
     for key, value in before.rising().items():
         assert late[key] >= value - 1e-9 * abs(value), f"{key} fell from {value} to {late[key]}."
+
+
+def moved(server: BusServer, act: Callable[[], object], expected: dict[str, float]) -> None:
+    """Check that an act moves these series by these amounts: written as PromQL has them, `x` or `x{label="value"}`."""
+    before = settled(server)
+    act()
+
+    def changes() -> dict[str, float]:
+        after = scrape(server)
+        return {text: _read(after, text) - _read(before, text) for text in expected}
+
+    # What other workers count shows a second later.
+    with contextlib.suppress(TimeoutError):
+        eventually(lambda: changes() == pytest.approx(expected))
+    assert changes() == pytest.approx(expected)
+
+
+def _read(found: Scraped, text: str) -> float:
+    metric, _, labels = text.rstrip("}").partition("{")
+    return found.value(metric, **dict(re.findall(r'(\w+)="([^"]*)"', labels)))
+
+
+def settled(server: BusServer) -> Scraped:
+    """A scrape that knows all that any worker has counted until now."""
+    folder = server.data_dir / "bus.db.workers"
+    now = time.time()
+
+    def all_told() -> bool:
+        samples = list(folder.glob("metrics-*.msgpack"))
+        return len(samples) == server.workers and all(sample.stat().st_mtime > now for sample in samples)
+
+    eventually(all_told, within_seconds=30, what="a new sample of every worker")
+    return scrape(server)

@@ -13,7 +13,7 @@ from flask import Flask, Response, request, request_finished
 
 from bus.bus import Bus
 from bus.errors import Unavailable
-from bus.transports import lane_connection
+from bus.transports import patience
 from bus.transports.edge import json_answer
 from bus.transports.sends import Single
 
@@ -56,6 +56,5 @@ def register(app: Flask, bus: Bus) -> None:
     app.add_url_rule("/seams/overload", view_func=seams.overload, methods=["PUT", "DELETE"])
     bus.check_load = seams.check_load  # type: ignore[method-assign]
     Single.answer = answer  # type: ignore[method-assign]
-    lane_connection.BODY_SECONDS = DEADLINE_SECONDS
-    lane_connection.SLOWEST_BYTES_A_SECOND = 1024**3
-    lane_connection.ANSWER_SECONDS = DEADLINE_SECONDS
+    patience.MOMENT_SECONDS = DEADLINE_SECONDS
+    patience.SLOWEST_BYTES_A_SECOND = 1024**3

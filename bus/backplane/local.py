@@ -405,7 +405,7 @@ class _Incoming(_End):
         os.set_blocking(descriptor, False)
         self.descriptor = descriptor
         self.slot = -1
-        self.token = ""
+        self.token = ""  # nosec B105
         self._hear = hear
         self._hung_up = hung_up
         self._buffer = bytearray()

@@ -10,10 +10,12 @@ import click
 
 from bus import __version__
 from bus.cli.archive import archive
+from bus.cli.audit import audit
 from bus.cli.backup import backup, restore_
 from bus.cli.claim import claim
 from bus.cli.dead_letters import dead_letters
 from bus.cli.health import health
+from bus.cli.integrations import integrations
 from bus.cli.keys import auth, keys
 from bus.cli.look import clients, log, queues, status, thread
 from bus.cli.process import Ended
@@ -55,12 +57,14 @@ for command in (
     replay,
     replays,
     webhooks,
+    integrations,
     keys,
     auth,
     profile,
     backup,
     restore_,
     archive,
+    audit,
 ):
     cli.add_command(command)
 

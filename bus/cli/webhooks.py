@@ -58,6 +58,7 @@ def list_(*, as_json: bool, url: str, api_key: str | None) -> None:
 @click.option("--topic", "topics", multiple=True, help="Only messages to topics that match this pattern.")
 @click.option("--type", "types", multiple=True, help="Only messages of this type.")
 @click.option("--ordered", type=click.Choice(["endpoint", "to", "from"]), help="Strictly one after another.")
+@click.option("--ed25519", is_flag=True, help="Have a key pair sign, too; receivers get its public key.")
 @click.option("--description", default="", help="What it is for.")
 @with_connection
 def add(*, target: str, url: str, api_key: str | None, **given: Any) -> None:

@@ -15,7 +15,9 @@ from bus.errors import (
     Malformed,
     NotBuilt,
     NotFound,
+    RateLimited,
     TooLarge,
+    TooSlow,
     Unauthenticated,
     Unavailable,
     UnsupportedMedia,
@@ -72,15 +74,21 @@ _TREE: tuple[type[BusError], ...] = (
     Forbidden,
     NotFound,
     Conflict,
+    TooSlow,
     TooLarge,
     UnsupportedMedia,
     KeyReused,
+    RateLimited,
     InboxFull,
     NotBuilt,
     Unavailable,
     DiskFull,
 )
-_BY_CODE: dict[str, type[BusError]] = {**{kind.code: kind for kind in _TREE}, "queue_full": InboxFull}
+_BY_CODE: dict[str, type[BusError]] = {
+    **{kind.code: kind for kind in _TREE},
+    "queue_full": InboxFull,
+    "too_many_connections": RateLimited,
+}
 _BY_STATUS = {kind.status: kind for kind in _TREE}
 _BY_CLOSE_CODE = {4400: Malformed, 4401: Unauthenticated, 4403: Forbidden, 4404: NotFound}
 
@@ -117,6 +125,6 @@ def refusal_of_close(code: int, reason: str) -> BusError:
 
 def passes(error: BusError) -> bool:
     """True for a refusal that may be gone in a moment."""
-    if isinstance(error, Offline | Unavailable | InboxFull | DiskFull):
+    if isinstance(error, Offline | Unavailable | InboxFull | RateLimited | TooSlow | DiskFull):
         return True
     return error.code == "internal" or error.code.startswith("http_5")

@@ -11,7 +11,7 @@ import socket
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import msgspec
@@ -107,6 +107,18 @@ class Rest:
         except urllib.error.HTTPError as error:
             with error:
                 return error.code, error.read()
+        except (OSError, http.client.HTTPException) as error:
+            raise Offline(f"The bus at {self.address.base} can't be reached: {reason_of(error)}.") from error
+
+    def lines(self, path: str, query: Mapping[str, object]) -> Iterator[bytes]:
+        """GET `path`, and take its answer line by line as it comes. Raises as `get` does, also half-way."""
+        request = urllib.request.Request(self.address.http(path, query), headers=self._headers)
+        try:
+            with self._open(request, timeout=self._timeout_seconds) as answer:
+                yield from answer
+        except urllib.error.HTTPError as error:
+            with error:
+                raise _refusal_in(error) from None
         except (OSError, http.client.HTTPException) as error:
             raise Offline(f"The bus at {self.address.base} can't be reached: {reason_of(error)}.") from error
 

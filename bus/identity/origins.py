@@ -27,7 +27,7 @@ class Origins:
             return given
         raise Forbidden(
             "Pages of this Origin may not connect; serve the page from the bus's own scheme, host and port, or name it in"
-            " ALLOWED_ORIGINS. Behind a proxy with TLS, X-Forwarded-Proto must reach the bus from a proxy it trusts.",
+            " ALLOWED_ORIGINS. Behind a proxy with TLS, that must send X-Forwarded-Proto, and be named in TRUSTED_PROXIES.",
             code="origin_not_allowed",
         )
 

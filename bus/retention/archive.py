@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from bus.storage import Reader
 
 SUFFIX = ".jsonl.gz"
 DRAFT = ".draft"
+UNREADABLE = (FileNotFoundError, gzip.BadGzipFile, EOFError, zlib.error, msgspec.DecodeError)
+"""What `Folder.read` raises for a file that is gone, or damaged, or none of ours."""
 
 
 class Archived(msgspec.Struct, omit_defaults=True):
@@ -127,7 +130,7 @@ class Folder:
         return size
 
     def read(self, name: str) -> Iterator[Archived]:
-        """The lines of a file, in order. Raises FileNotFoundError."""
+        """The lines of a file, in order. Raises one of UNREADABLE."""
         with gzip.open(self.path / f"{name}{SUFFIX}", "rb") as file:
             for line in file:
                 yield _line(line)

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from bus.message import REQUIRES_ACK, Kind, Message, iso, parse_time
-from bus.retention.archive import Archived, Entry, Folder, entries, line_of, shown
+from bus.retention.archive import UNREADABLE, Archived, Entry, Folder, entries, line_of, shown
 from bus.retention.host import Host
 from bus.retention.policies import Policy
 from bus.storage import Reader, Transaction
@@ -137,11 +137,20 @@ class Archiver:
         """Finish what a crash has left half done."""
         pending, strays = self._host.read(self._look_for_pieces)
         for entry in pending:
-            rows = self._host.read(partial(self._rows_of, entry.file))
+            try:
+                rows = self._host.read(partial(self._rows_of, entry.file))
+            except UNREADABLE as error:
+                _complain(entry.file, error)
+                self._host.write(_forget(entry.file))  # what of it is in the log is archived anew
+                continue
             self._remove(rows, entry.reason, archived=True)
             self._host.write(_complete(entry.number))
         for name in strays:
-            stray = self._host.read(partial(self._judge, name))
+            try:
+                stray = self._host.read(partial(self._judge, name))
+            except UNREADABLE as error:
+                _complain(name, error)
+                continue
             if stray is not None:
                 self._host.write(_catalogue(stray))
                 log.warning(
@@ -188,6 +197,15 @@ class Archiver:
 
         for name in self._host.read(job):
             self._host.write(_forget(name))
+
+
+def _complain(name: str, error: Exception) -> None:
+    log.error(
+        "The archive's file %s can't be read (%s); it is left alone",
+        name,
+        type(error).__name__,
+        extra={"action": "archive_damaged"},
+    )
 
 
 class Written(msgspec.Struct):

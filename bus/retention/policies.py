@@ -86,7 +86,8 @@ def put(policy: Policy, *, to_stored: bool) -> Callable[[Transaction], None]:
             raise Conflict(f"There are {MAX_POLICIES} policies already; delete one.", code="too_many_policies")
         row = (policy.type, policy.name, policy.ttl_us, int(policy.archive), policy.origin, transaction.ledger.now)
         transaction.execute("INSERT OR REPLACE INTO policies VALUES (?, ?, ?, ?, ?, ?)", row)
-        _changed(transaction, to_stored=to_stored and policy.type not in RECORDS)
+        if policy.type not in RECORDS:
+            _changed(transaction, to_stored=to_stored)
 
     return job
 
@@ -105,6 +106,12 @@ def delete(type_: str, *, to_stored: bool) -> Callable[[Transaction], None]:
 
 
 def _changed(transaction: Transaction, *, to_stored: bool) -> None:
+    if not to_stored and transaction.execute("SELECT 1 FROM meta WHERE name = ?", (RESTAMP,)):
+        raise Conflict(
+            "Stored messages are being given a changed policy, and would get this one, too; ask again when `applying` is"
+            " false.",
+            code="applying_policies",
+        )
     transaction.execute("UPDATE log_head SET policies = policies + 1")
     if to_stored:
         transaction.execute("INSERT OR REPLACE INTO meta VALUES (?, 0)", (RESTAMP,))

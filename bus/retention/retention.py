@@ -5,26 +5,33 @@ Every process has one; what it changes stands in the store, so every other sees 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import gevent
 import msgspec
 from msgspec.structs import replace
 
-from bus.errors import BusError, Malformed, NotFound
+from bus.errors import BusError, Conflict, Malformed, NotFound
 from bus.message import OWN_EXPIRY, Message, now_us, parse_time, render
 from bus.retention import guard, policies
-from bus.retention.archive import Archived, Entry, Folder, entries, page, restored, shown
+from bus.retention.archive import UNREADABLE, Archived, Entry, Folder, entries, page, restored, shown
 from bus.retention.host import Host
 from bus.retention.policies import RESTAMP, SECOND_US, Policy
 from bus.storage import Outcome, Reader, Transaction
 from bus.storage.deliveries import Swept
 from bus.storage.rows import COLUMNS, message_of
 
+log = logging.getLogger("bus.retention")
+
 MAX_EXTENSION_SECONDS = policies.MAX_SECONDS
 PAGE_BYTES = 4 * 1024 * 1024
 SCANNED = 50_000
 """Messages that one look for what expires soon passes; its page is short then, and says that there is more."""
+
+TRIES, TRY_SECONDS = 50, 0.2
+"""How often, and after which pause, a change of policies asks again while another is applied."""
 
 FILES_A_PAGE = 20
 RESTORED_A_STEP = 200
@@ -82,11 +89,24 @@ class Retention:
 
     def put(self, policy: Policy, *, to_stored: bool = True) -> None:
         """Make or change a policy. What is its own to expire is not touched. Raises Conflict."""
-        self._host.write(policies.put(policy, to_stored=to_stored))
+        self._change(policies.put(policy, to_stored=to_stored))
 
     def delete(self, type_: str, *, to_stored: bool = True) -> None:
         """Give a type back to the default policy. Raises NotFound, Conflict."""
-        self._host.write(policies.delete(type_, to_stored=to_stored))
+        self._change(policies.delete(type_, to_stored=to_stored))
+
+    def _change(self, job: Callable[[Transaction], None]) -> None:
+        """One that leaves stored messages alone waits for one before it that does not."""
+        for _ in range(TRIES):
+            try:
+                self._host.write(job)
+                return
+            except Conflict as conflict:
+                if conflict.code != "applying_policies":
+                    raise
+                refusal = conflict
+            gevent.sleep(TRY_SECONDS)
+        raise refusal
 
     def suggest(self, policy: Policy) -> None:
         """What a setting, or an extension's code, says; an administrator's policy stays as it is."""
@@ -215,6 +235,13 @@ class Retention:
                     yield at, line
         except FileNotFoundError:  # its own time was over a moment ago
             return
+        except UNREADABLE as error:
+            log.error(
+                "The archive's file %s is damaged (%s); what is behind that is passed over",
+                entry.file,
+                type(error).__name__,
+                extra={"action": "archive_damaged"},
+            )
 
     def restore(self, wanted: Wanted, to: str | None, limit: int) -> tuple[int, int]:
         """Put up to `limit` archived messages into the log again, as new ones with their old ids; (found, restored).

@@ -2,7 +2,8 @@
 
 One process in the cluster does it. What a policy set falls due in the order of seq, so each lifetime has a place in the log
 behind which nothing of it has expired yet, and a sweep goes on from there: every message is looked at once a lifetime. What
-is its own to expire stands in an index. A crash loses the places only: they are found again from the beginning.
+outlives its policy (which was changed, and not for that; or a clock went back) has a place of its own, so that nothing waits
+for it. What is its own to expire stands in an index. A crash loses the places only: they are found again from the beginning.
 """
 
 from __future__ import annotations
@@ -51,6 +52,9 @@ EXPIRED_KEPT_DAYS = 30
 Row = tuple[int, str, int]
 """Seq, type, bytes of the payload."""
 
+Group = tuple[int | None, bool]
+"""A lifetime, in microseconds, and whether it ends in the archive; None is the default policy's."""
+
 _OWN = f"""
 SELECT seq, type, length(payload) FROM messages INDEXED BY messages_by_expiry
  WHERE flags & {OWN_EXPIRY} AND expires_at <= ?1 {{}} ORDER BY expires_at LIMIT ?2"""
@@ -62,7 +66,11 @@ _NEXT_SEQ = "SELECT seq FROM messages WHERE seq > ? ORDER BY seq LIMIT 1"
 
 
 class Sweeper:
-    """`tick` is the work of an exclusive worker, in its greenlet."""
+    """`tick` is the work of an exclusive worker, in its greenlet.
+
+    `_places`: up to which seq nothing of a group is left to expire. `_strays`: behind and up to which seq there is what
+    outlives its policy.
+    """
 
     def __init__(self, host: Host, interval_seconds: float, archive_seconds: float = ARCHIVE_SECONDS) -> None:
         """A sweep every `interval_seconds`, one with archive every `archive_seconds`; all, when an administrator asks."""
@@ -73,7 +81,8 @@ class Sweeper:
         self.guard = Guard(host.read, host.clock, host.wall, host.emit)
         self._archiver = Archiver(host, self._remove, self._hold)
         self._delivered = Delivered(host)
-        self._places: dict[tuple[int | None, bool], int] = {}
+        self._places: dict[Group, int] = {}
+        self._strays: dict[Group, tuple[int, int]] = {}
         self._policies: dict[str, Policy] = {}
         self._held: list[Row] = []
         self._rows = 100
@@ -119,11 +128,11 @@ class Sweeper:
                     self._sweep_group(key, types)
             self._archiver.flush(EXPIRED)
         except BaseException:
-            self._places.clear()  # what was gathered and is still there is found anew
+            self._begin_anew()  # what was gathered and is still there is found again
             self._archiver.drop()
             raise
         if self._archiver.failed:
-            self._places.clear()
+            self._begin_anew()
         self._archiver.expire(self._policies.get(ARCHIVE))
         oldest = self._host.clock() // DAY_US - EXPIRED_KEPT_DAYS
         self._host.write(lambda transaction: transaction.execute("DELETE FROM expired WHERE day < ?", (oldest,)))
@@ -144,7 +153,7 @@ class Sweeper:
         known = self._host.read(policies)
         if known != self._policies:
             self._policies = known
-            self._places.clear()
+            self._begin_anew()
 
     def _restamp(self) -> None:
         """Give stored messages what a changed policy says; others write between two batches."""
@@ -155,15 +164,19 @@ class Sweeper:
             began = time.monotonic()
             more, self._born = self._host.write(restamp.step(self._born))
             self._yield(time.monotonic() - began)
-        self._places.clear()
+        self._begin_anew()
 
     def _policy_of(self, row: Row) -> Policy:
         return self._policies.get(row[1]) or self._policies[DEFAULT]
 
-    def _groups(self) -> dict[tuple[int | None, bool], list[str]]:
+    def _begin_anew(self) -> None:
+        self._places.clear()
+        self._strays.clear()
+
+    def _groups(self) -> dict[Group, list[str]]:
         """The types of each lifetime, apart by whether they are archived. (None, …) is the default's: all but these."""
         own = [p for p in self._policies.values() if not p.type.startswith("$") and (p.ttl_us is not None or p.archive)]
-        groups: dict[tuple[int | None, bool], list[str]] = {}
+        groups: dict[Group, list[str]] = {}
         for policy in own:
             groups.setdefault((policy.ttl_us or 0, policy.archive), []).append(policy.type)
         groups[None, self._policies[DEFAULT].archive] = [policy.type for policy in own]
@@ -189,19 +202,33 @@ class Sweeper:
                 return
             self._take(rows, EXPIRED)
 
-    def _sweep_group(self, key: tuple[int | None, bool], types: Sequence[str]) -> None:
-        statement = _BY_POLICY.format("NOT IN" if key[0] is None else "IN")
+    def _sweep_group(self, group: Group, types: Sequence[str]) -> None:
+        statement = _BY_POLICY.format("NOT IN" if group[0] is None else "IN")
         listed = msgspec.json.encode(types).decode()
+        longest = (self._policies[DEFAULT].ttl_us if group[0] is None else group[0]) or 0
+
+        def look(place: int, last: int | None = None) -> Found:
+            now = self._host.clock()
+            until = now + longest if last is None else None
+            found: Found = self._host.read(lambda reader: _look(reader, (statement, listed), place, last, now, until))
+            self._take(found.due, EXPIRED)
+            return found
+
+        more = True
+        while more and group in self._strays:
+            place, last = self._strays[group]
+            found = look(place, last)
+            more = found.more
+            self._strays[group] = (found.place, last)
+            if found.place >= last:
+                del self._strays[group]
         more = True
         while more:
-            place, now = self._places.get(key, 0), self._host.clock()
-
-            def job(reader: Reader, place: int = place, now: int = now) -> tuple[list[Row], int, bool]:
-                return _look(reader, statement, listed, place, now)
-
-            rows, place, more = self._host.read(job)
-            self._take(rows, EXPIRED)
-            self._places[key] = place
+            found = look(self._places.get(group, 0))
+            self._places[group], more = found.place, found.more
+            if found.strays:
+                first = self._strays[group][0] if group in self._strays else found.strays[0] - 1
+                self._strays[group] = (first, found.strays[-1])
 
     # ---- removing
 
@@ -285,22 +312,40 @@ def _removal(seqs: Sequence[int], reason: str, *, archived: bool) -> Callable[[T
     return job
 
 
-def _look(reader: Reader, statement: str, listed: str, place: int, now: int) -> tuple[list[Row], int, bool]:
-    """What has expired of a group behind a place, in one window; the place it is then at, and whether there is more."""
+class Found(msgspec.Struct):
+    """What one look at a group found: what is due, the seqs of strays, the place that it got to, whether there is more."""
+
+    due: list[Row]
+    strays: list[int]
+    place: int
+    more: bool
+
+
+def _look(reader: Reader, query: tuple[str, str], place: int, last: int | None, now: int, until: int | None) -> Found:
+    """Look at a group behind a place, up to the seq `last` or the end, in one window: at what has expired by `now`.
+
+    It ends at the first that has not, but for strays: those that expire after `until`.
+    """
+    statement, listed = query
     (head,) = reader.execute("SELECT seq FROM log_head")[0]
+    head = head if last is None else min(last, head)
     first = reader.execute(_NEXT_SEQ, (place,))
-    if not first:
-        return [], head, False
+    if not first or first[0][0] > head:
+        return Found([], [], head, more=False)
     end = min(first[0][0] + WINDOW, head)
     rows = reader.execute(statement, (place, end, listed, BATCH))
-    due: list[Row] = []
+    found = Found([], [], end, more=end < head)
     for row in rows:
-        if row[3] > now:
-            return due, row[0] - 1, False
-        due.append(row[:3])
+        if row[3] <= now:
+            found.due.append(row[:3])
+        elif until is not None and row[3] > until:
+            found.strays.append(row[0])
+        else:
+            found.place, found.more = row[0] - 1, False
+            return found
     if len(rows) == BATCH:
-        return due, due[-1][0], True
-    return due, end, end < head
+        found.place, found.more = rows[-1][0], True
+    return found
 
 
 def _own(now: int, limit: int, narrow: str, types: Sequence[str]) -> tuple[str, tuple[Any, ...]]:

@@ -138,6 +138,7 @@ class SqliteStore:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.lock_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         _check_file_system(self.path.parent)
+        _keep_private(self.path)
         lock = self._writers_lock()
         try:
             with lock:
@@ -294,6 +295,15 @@ def _check_engine() -> None:
             f"SQLite {apsw.sqlite_lib_version()} can corrupt a log that several processes write; install the apsw wheel"
             f" of requirements.txt, which brings {'.'.join(map(str, OLDEST_ENGINE))} or newer."
         )
+
+
+def _keep_private(path: Path) -> None:
+    """Let nobody else read the log. SQLite gives its -wal and -shm files the mode of the file itself."""
+    with contextlib.suppress(FileExistsError):
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    for file in (path, Path(f"{path}-wal"), Path(f"{path}-shm")):
+        with contextlib.suppress(FileNotFoundError, PermissionError):  # of another owner, who lets us write
+            file.chmod(0o600)
 
 
 def _check_file_system(folder: Path) -> None:

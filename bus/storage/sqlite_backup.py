@@ -62,11 +62,13 @@ def back_up(database: Path, target: Path, *, replace: bool = False) -> Copy:
     """
     if not database.exists():
         raise NoCopy(f"There is no log at {database}; DATA_DIR or DATABASE_URL says where it is.")
-    if target.exists() and not replace:
-        raise NoCopy(f"{target} is there already; name another file, or say --force.")
     part = target.with_name(f"{target.name}.{os.getpid()}.part")
     try:
+        _check_target(database, target, replace=replace)
         os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+    except OSError as error:
+        raise NoCopy(f"{target} can't be written: {error.strerror}.") from None
+    try:
         with _reading(database, in_use=True) as connection:
             connection.execute("VACUUM INTO ?", (str(part),))
         copy = inspect(part)
@@ -79,11 +81,26 @@ def back_up(database: Path, target: Path, *, replace: bool = False) -> Copy:
         ) from None
     except (apsw.CorruptError, apsw.NotADBError) as error:
         raise StoreDamaged(f"{database} is damaged ({error}); nothing was written.") from None
+    except apsw.Error as error:
+        raise NoCopy(f"{database} can't be read ({error}); is this the bus's user?") from None
     except OSError as error:
         raise NoCopy(f"{target} can't be written: {error.strerror}.") from None
     finally:
         part.unlink(missing_ok=True)
     return msgspec.structs.replace(copy, path=target)
+
+
+def _check_target(database: Path, target: Path, *, replace: bool) -> None:
+    """Refuse what a copy must not take the place of. Raises NoCopy, OSError."""
+    if not target.exists():
+        return
+    own = [path for path in (database, Path(f"{database}-wal"), Path(f"{database}-shm")) if path.exists()]
+    if any(target.samefile(path) for path in own):
+        raise NoCopy(f"{target} is the log itself; name another file.")
+    if not target.is_file():
+        raise NoCopy(f"{target} is no file that a copy could replace; name another.")
+    if not replace:
+        raise NoCopy(f"{target} is there already; name another file, or say --force.")
 
 
 def back_up_into(database: Path, folder: Path, *, keep: int | None = None) -> tuple[Copy, list[Path]]:

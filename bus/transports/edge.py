@@ -6,39 +6,55 @@ refusal as JSON with a stable code and a sentence. Exceptions' texts stay in the
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import logging
 import random
 import re
 import select
+import socket
 import time
 import zlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from flask import Flask, Response, g, request
+from flask import Flask, Response, current_app, g, request
 from gevent.monkey import get_original
 from gunicorn.http.errors import ParseException
 from werkzeug.exceptions import ClientDisconnected, HTTPException
 from werkzeug.routing.exceptions import WebsocketMismatch
 
-from bus.errors import BusError, Malformed, TooLarge, Unauthenticated, Unavailable, UnsupportedMedia
+from bus.errors import (
+    BusError,
+    Malformed,
+    RateLimited,
+    TooLarge,
+    TooSlow,
+    Unauthenticated,
+    Unavailable,
+    UnsupportedMedia,
+)
 from bus.events import Audited
 from bus.identity import policy
 from bus.identity.caller import Caller, Right
+from bus.limits.limits import headers_of as rate_headers
 from bus.logs import request_id
 from bus.protocol import encode, error_body
-from bus.transports.pages import Pages, check_query
+from bus.transports.pages import Pages, check_query, ticket_of_request
+from bus.transports.patience import read_in_time
 
 if TYPE_CHECKING:
     from bus.bus import Bus
+    from bus.limits.limits import Allowance
 
 log = logging.getLogger("bus.http")
 
-FIXED_HEADERS = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
+FIXED_HEADERS = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store", "Referrer-Policy": "no-referrer"}
 """On every answer that does not say otherwise."""
 
 OPEN_PATHS = frozenset({"/health", "/ready", "/metrics", "/openapi.json", "/docs"})
 OPEN_PREFIXES = ("/health/", "/static/")
+EXEMPT_PATHS = frozenset({"/health", "/ready", "/metrics"})
 _SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}\Z")
 _CODES = {404: "not_found", 405: "method_not_allowed", 413: "too_large", 415: "unsupported_media_type"}
 _SENTENCES = {
@@ -53,20 +69,43 @@ def json_answer(body: object, status: int = 200) -> Response:
     return Response(text, status, content_type="application/json")
 
 
+def page_answer(text: str, *, style: str) -> Response:
+    """A page that may do nothing: no script, nothing from elsewhere, in nobody's frame; `style` is all of its style."""
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    response = Response(text, content_type="text/html; charset=utf-8")
+    response.headers["Content-Security-Policy"] = (
+        f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+    return response
+
+
 def is_open(path: str) -> bool:
     """True for the paths that need no key and no known Host: probes and scrapers come under other names."""
     return path in OPEN_PATHS or path.startswith(OPEN_PREFIXES)
 
 
-def body_of(max_bytes: int) -> bytes:
-    """The request's body, inflated if it says so, at most `max_bytes` long. Raises TooLarge, UnsupportedMedia, Malformed."""
-    if (request.mimetype or "") != "application/json":
+def is_exempt(path: str) -> bool:
+    """True for probes and scrapers, whose requests are not counted."""
+    return path in EXEMPT_PATHS or path.startswith("/health/")
+
+
+def body_of(max_bytes: int, *, as_it_came: bool = False) -> bytes:
+    """The request's body, inflated if it says so, at most `max_bytes` long; `as_it_came`: of any type.
+
+    Raises TooLarge, TooSlow, UnsupportedMedia, Malformed.
+    """
+    if not as_it_came and (request.mimetype or "") != "application/json":
         # A page of a stranger can't send this type without asking first, so it protects a bus on localhost, too.
         raise UnsupportedMedia("Send the body as JSON, with Content-Type: application/json.")
     if (request.content_length or 0) > max_bytes:
         raise _too_large(max_bytes)
+    sock = request.environ.get("gunicorn.socket")
     try:
-        raw = request.stream.read(max_bytes + 1)
+        raw = read_in_time(request.stream.read, max_bytes + 1) if sock else request.stream.read(max_bytes + 1)
+    except TooSlow:
+        assert sock is not None
+        sock.shutdown(socket.SHUT_RD)  # else gunicorn would go on to read it
+        raise
     except (OSError, ParseException):
         raise cut_short() from None
     if len(raw) > max_bytes:
@@ -74,7 +113,7 @@ def body_of(max_bytes: int) -> bytes:
     if len(raw) < (request.content_length or 0):
         raise cut_short()
     coding = request.headers.get("Content-Encoding", "identity").lower()
-    if coding == "identity":
+    if coding == "identity" or as_it_came:
         return raw
     if coding not in ("gzip", "deflate"):
         raise UnsupportedMedia("Content-Encoding must be gzip, deflate or identity.")
@@ -125,6 +164,8 @@ def headers_of(refusal: BusError) -> dict[str, str]:
     headers = {}
     if refusal.retry_after_seconds is not None:
         headers["Retry-After"] = str(int(refusal.retry_after_seconds))
+    if isinstance(refusal, RateLimited):
+        headers.update(refusal.headers)
     if refusal.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     return headers
@@ -150,7 +191,7 @@ class Edge:
         """Give the request its id, then refuse it if it may not come in. Answers only what a browser asks in advance."""
         g.request_id = id_of_request(request.headers.get("X-Request-ID"))
         request_id.set(g.request_id)
-        g.caller = None
+        g.caller = g.allowance = None
         g.began = time.perf_counter()
         bus = self._bus
         if not bus.running:
@@ -163,20 +204,69 @@ class Edge:
             return self._pages.answer_in_advance()
         g.right = right = self._right()
         if right in (Right.OPEN, Right.SIGNED):
+            if bus.limits.on and not is_exempt(request.path):
+                self._count_open(right)
             return None
         bus.auth.check_host(request.host)
         self._pages.check_origin()
         if bus.auth.on:
             check_query(request.query_string)
-        g.caller = bus.auth.caller_anew(request.headers) or self._pages.caller_by_cookie()
-        if request.blueprint == "ws":  # a socket may bring a ticket, or its credential in its first frame
+        g.caller = self._caller()
+        if g.caller is not None and bus.limits.on:
+            g.allowance = bus.limits.of(g.caller, address())
+            spend(1)
+        if request.blueprint == "ws":  # a socket may bring its credential in its first frame
             return None
         if g.caller is None:
+            self._count_stranger(1)
             raise Unauthenticated("A key is needed; send it as X-API-Key or as Authorization: Bearer.")
         policy.need_right(g.caller, right)
         if request.blueprint in ("rest", "delivery"):
             bus.counters.add("rest_requests")
         return None
+
+    def _caller(self) -> Caller | None:
+        """Who calls; None without a credential. A wrong one counts against its address before anything is looked up."""
+        auth = self._bus.auth
+        try:
+            found = auth.caller(request.headers) or self._pages.caller_by_cookie()
+        except (Unauthenticated, Unavailable):
+            self._count_stranger(1)
+            return auth.caller_anew(request.headers) or self._pages.caller_by_cookie()
+        if found is not None:
+            return found
+        self._count_stranger(0)
+        ticket = ticket_of_request()
+        if ticket is None:
+            return None
+        try:
+            return auth.use_ticket(ticket, (request.view_args or {})["client_id"], g.origin)
+        except Unauthenticated:
+            self._count_stranger(1)
+            raise
+
+    def _count_stranger(self, cost: int) -> None:
+        """Take from what may be asked from this address without a valid credential; 0 only looks. Raises RateLimited."""
+        allowance = self._bus.limits.of_stranger(address())
+        if allowance is not None:
+            allowance.take(cost)
+
+    def _count_open(self, right: Right) -> None:
+        """Count a request for which no credential is asked: its caller's, if it shows a good one all the same.
+
+        A signature is a credential, too, but the view checks it: what it refuses is counted then.
+        """
+        auth = self._bus.auth
+        if auth.on and right is Right.SIGNED:
+            self._count_stranger(0)
+            return
+        try:
+            found = auth.caller(request.headers)
+        except (Unauthenticated, Unavailable):
+            found = None
+        limits = self._bus.limits
+        g.allowance = limits.of(found, address()) if found is not None else limits.of_stranger(address())
+        spend(1)
 
     def _right(self) -> Right:
         """What the route asks for: what its Operation says; else, unless its path is open, an administrator."""
@@ -197,6 +287,8 @@ class Edge:
         self._pages.let_read(response)
         for name, value in FIXED_HEADERS.items():
             response.headers.setdefault(name, value)
+        if grants := g.get("grants"):
+            response.headers.update(rate_headers(grants))
         if self.on_answer is not None:
             self.on_answer(response.status_code)
         if g.get("right") is Right.ADMIN and request.method not in ("GET", "HEAD", "OPTIONS") and g.caller is not None:
@@ -206,13 +298,14 @@ class Edge:
     def _tell(self, action: str, target: str, outcome: str, **detail: str) -> None:
         """Have the audit hear of the present request."""
         actor = g.caller.name if g.get("caller") is not None else "nobody"
-        address = request.remote_addr or ""
-        self._bus.emit(Audited(action, actor, target, outcome, address, g.get("request_id", ""), detail))
+        self._bus.emit(Audited(action, actor, target, outcome, address(), g.get("request_id", ""), detail))
 
     def refused(self, error: BusError) -> Response:
         """A refusal as JSON."""
         if self._bus.running:
             self._bus.counters.add("errors")
+            if error.status == 401 and g.get("right") is Right.SIGNED:
+                error = self._counted(error)
             if error.status in (401, 403):
                 self._bus.metrics.count("bus_auth_failures_total", error.code)
                 g.right = None
@@ -220,6 +313,14 @@ class Edge:
         response = json_answer(error_body(error, g.get("request_id", "")), error.status)
         response.headers.update(headers_of(error))
         return response
+
+    def _counted(self, error: BusError) -> BusError:
+        """Count a signature that is wrong. What is to be answered: the refusal, or that there were too many."""
+        try:
+            self._count_stranger(1)
+        except RateLimited as too_many:
+            return too_many
+        return error
 
     def http_error(self, error: HTTPException) -> Response:
         """What Flask and Werkzeug refuse, in the same form."""
@@ -246,6 +347,24 @@ def caller() -> Caller:
     """Who the present request comes from."""
     assert g.caller is not None
     return g.caller  # type: ignore[no-any-return]
+
+
+def address() -> str:
+    """Whose address the present request comes from; see bus.limits.peers. Empty where there is no bus."""
+    found: str | None = g.get("address")
+    if found is None:
+        bus: Bus | None = current_app.extensions.get("bus")
+        peer = request.environ.get("REMOTE_ADDR") or ""
+        forwarded = request.headers.get("X-Forwarded-For")
+        found = g.address = bus.limits.peers.address(peer, forwarded) if bus is not None else ""
+    return found
+
+
+def spend(cost: int) -> None:
+    """Take from what the present caller may ask; an answer tells what is left. Raises RateLimited."""
+    allowance: Allowance | None = g.get("allowance")
+    if allowance is not None and cost:
+        g.grants = allowance.take(cost)
 
 
 def present_caller() -> Caller | None:

@@ -21,13 +21,14 @@ from flask import Response
 
 from bus import event_stream
 from bus.connection import Connection, bound_unsent
-from bus.errors import BusError, Malformed, Unavailable
+from bus.errors import BusError, Malformed, RateLimited, Unavailable
 from bus.event_stream import ALL, EventStreamEncoding, Wanted
 from bus.identity import policy
 from bus.message import EVENT, Kind, Message, check_depth, excluding, is_cursor, iso, now_us
 from bus.protocol import MAX_KEY_LENGTH, Draft, encode
 from bus.resume import Place
 from bus.topics import TopicSet
+from bus.transports.expiry_streams import ExpiryStreams
 
 if TYPE_CHECKING:
     from bus.backplane import Presence
@@ -92,6 +93,7 @@ class Opening(msgspec.Struct):
     last_event_id: str | None = None
     at_gap_go_to_latest: bool = False
     caller: Caller | None = None
+    address: str = ""
 
 
 class EventStreams:
@@ -103,11 +105,12 @@ class EventStreams:
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
         self._encodings: WeakValueDictionary[tuple[Wanted, bool, float], EventStreamEncoding] = WeakValueDictionary()
+        self._expiry = ExpiryStreams(bus)
 
     # ---- opening
 
     def open(self, opening: Opening, beat_seconds: float) -> tuple[Take, Place]:
-        """Find where a stream begins. What is returned takes its socket. Raises Unavailable."""
+        """Find where a stream begins. What is returned takes its socket. Raises Unavailable, RateLimited."""
         bus = self._bus
         if bus.draining:
             raise Unavailable("The server is about to stop; connect again in a moment.", retry_after_seconds=2)
@@ -115,6 +118,7 @@ class EventStreams:
             raise Unavailable(
                 "This process has all the connections it may have; try again later.", retry_after_seconds=30
             )
+        bus.limits.check_room(opening.caller, opening.address)
         place = self._place(opening)
         if opening.client is not None:
             bus.make_known(opening.client)
@@ -140,6 +144,11 @@ class EventStreams:
         encoding = self._encoding(opening.wanted, opening.client is not None, beat_seconds)
         connection = Connection(descriptor, client, encoding, bus.hub, _ignore)
         connection.caller = opening.caller
+        try:
+            connection.seat = bus.limits.seat(opening.caller, opening.address)
+        except RateLimited:  # more came at once than there was room for
+            connection.lose()
+            return
         connection.topics = TopicSet(opening.topics) if opening.topics else None
         cursor = bus.epochs.cursor(place.seq)
         hello = {"client_id": client, "timestamp": iso(now_us()).decode(), "cursor": cursor}
@@ -154,6 +163,7 @@ class EventStreams:
         bus.counters.add("streams_opened")
         bus.hub.join(connection, place.seq)
         bus.connection_opened(connection)
+        self._expiry.enter(connection, opening.wanted)
         bus.metrics.count("bus_resume_total", "ok" if place.gap is None else "gap")
 
     def _encoding(self, wanted: Wanted, named: bool, beat_seconds: float) -> EventStreamEncoding:

@@ -1,15 +1,15 @@
-"""Which requests the lane serves: the plain heads of sends, read with llhttp. All others are Flask's.
+"""Which requests the lane serves: the plain heads of sends and of probes, read with llhttp. All others are Flask's.
 
-A head is plain when nothing about it needs a decision: one of four request lines, each header once and none out of the
-ordinary, a JSON body of announced and lawful length, a Host of this machine, no page behind it. Whatever is not plain
-is no error here; Flask says what is wrong with it, if anything is. Clients send the same head again and again, so those
-without a value of their own in it are remembered.
+A head is plain when nothing about it needs a decision: one of a few request lines, each header once and none out of the
+ordinary, no page behind it; of a send a JSON body of announced and lawful length and a Host of this machine; of a probe no
+body, and no wish for another form than JSON. Whatever is not plain is no error here; Flask says what is wrong with it, if
+anything is. Clients send the same head again and again, so those without a value of their own in it are remembered.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
@@ -17,7 +17,7 @@ from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 from bus.errors import BusError
 
 if TYPE_CHECKING:
-    from bus.auth import Auth
+    from bus.auth import Auth, Headers
     from bus.identity.caller import Caller
     from bus.transports.sends import Asked, Header, Sends
 
@@ -52,15 +52,23 @@ Read = Callable[[bytes, "Header", "Caller"], "Asked"]
 """Reads a body, with what its head says, for who asks."""
 
 
+Probe = Callable[["Headers"], tuple[int, bytes]]
+"""Answers a probe from memory: the status, and the JSON text."""
+
+
 class Head:
-    """A plain head: how long its body is, how the body is read, and whether the connection goes on after it."""
+    """A plain head: how long its body is, how the body is read, and whether the connection goes on after it.
 
-    __slots__ = ("_fields", "keep_alive", "length", "path", "read")
+    `probe`: what answers a probe, which has no body to read.
+    """
 
-    def __init__(self, path: str, read: Read, fields: dict[str, str]) -> None:
+    __slots__ = ("_fields", "keep_alive", "length", "path", "probe", "read")
+
+    def __init__(self, path: str, fields: dict[str, str], read: Read | None, probe: Probe | None = None) -> None:
         self.path = path
         self.read = read
-        self.length = int(fields["content-length"])
+        self.probe = probe
+        self.length = int(fields.get("content-length", "0"))
         self.keep_alive = fields.get("connection", "").lower() != "close"
         self._fields = fields
 
@@ -72,8 +80,11 @@ class Head:
 class Heads:
     """Reads heads for one process. Event loop only. `_plain` remembers; it is emptied when full."""
 
-    def __init__(self, sends: Sends, auth: Auth, *, max_fields: int, max_bytes: int) -> None:
-        """`max_fields` and `max_bytes` are gunicorn's limits, of a head and of one header; 0 means its own."""
+    def __init__(
+        self, sends: Sends, auth: Auth, *, max_fields: int, max_bytes: int, probes: Mapping[str, Probe] | None = None
+    ) -> None:
+        """`max_fields` and `max_bytes` are gunicorn's limits, of a head and of one header; 0 means its own. `probes`: by
+        their paths."""
         self._auth = auth
         self._max_fields = max_fields
         self.max_bytes = min(max_bytes or MAX_HEAD_BYTES, MAX_HEAD_BYTES)
@@ -83,7 +94,9 @@ class Heads:
             "/send/batch": (sends.batch, sends.max_batch_bytes),
         }
         self._calls = {prefix + path: call for prefix in ("/api", "/api/v1") for path, call in calls.items()}
-        self._lines = tuple(f"POST {path} HTTP/1.1\r\n".encode() for path in self._calls)
+        self._probes = dict(probes or {})
+        asked = [("POST", path) for path in self._calls] + [("GET", path) for path in self._probes]
+        self._lines = tuple(f"{method} {path} HTTP/1.1\r\n".encode() for method, path in asked)
 
     def may_become(self, beginning: bytes) -> bool:
         """True when more could make a plain head of what is there of one."""
@@ -107,21 +120,26 @@ class Heads:
         fields = _fields_of(text, self._max_fields)
         if fields is None or not fields.keys().isdisjoint(_FOR_FLASK):
             return None
+        if fields.get("connection", "").lower() not in ("", "keep-alive", "close") or not _PLAIN_HOST.match(
+            fields.get("host", "")
+        ):
+            return None
         path = text.split(b" ", 2)[1].decode()
+        if probe := self._probes.get(path):
+            is_plain = "content-length" not in fields and fields.get("accept", "") in ("", "*/*", "application/json")
+            return Head(path, fields, None, probe) if is_plain else None
         read, longest = self._calls[path]
         if (
             fields.get("content-type", "").partition(";")[0].strip().lower() != "application/json"
             or not _PLAIN_LENGTH.match(fields.get("content-length", ""))
             or int(fields["content-length"]) > longest
-            or fields.get("connection", "").lower() not in ("", "keep-alive", "close")
-            or not _PLAIN_HOST.match(fields.get("host", ""))
         ):
             return None
         try:
             self._auth.check_host(fields["host"])
         except BusError:
             return None
-        return Head(path, read, fields)
+        return Head(path, fields, read)
 
 
 class _Collector:

@@ -11,9 +11,8 @@ from enum import IntEnum
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
-from flask import request
-
 from bus import __version__
+from bus.auth import Headers
 from bus.errors import BusError
 from bus.events import BusStarted, CanaryFlown
 from bus.health import canary, report
@@ -198,17 +197,17 @@ class BusHealth:
         told.schema = self._schema
         told.workers = self._workers()
 
-    def sight(self) -> Sight:
-        """With auth on, an administrator sees all, and other callers no exceptions' texts. With auth off, all but these are
-        shown to whoever comes by a foreign Host: kubelet does, and so does DNS rebinding."""
+    def sight(self, headers: Headers) -> Sight:
+        """What a caller may see. With auth on, an administrator sees all, and other callers no exceptions' texts. With auth
+        off, all but these are shown to whoever comes by a foreign Host: kubelet does, and so does DNS rebinding."""
         auth = self._bus.auth
         try:
             if auth.on:
-                caller = auth.caller_anew(request.headers)
+                caller = auth.caller(headers)
                 if caller is None:
                     return Sight.STATUS
                 return Sight.ERRORS if caller.admin else Sight.CHECKS
-            auth.check_host(request.host)
+            auth.check_host(headers.get("Host") or "")
         except BusError:
             return Sight.STATUS if auth.on else Sight.CHECKS
         return Sight.ERRORS

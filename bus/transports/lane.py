@@ -1,10 +1,11 @@
-"""The lane: sends over HTTP without a greenlet and without Flask, which alone would cost 250 µs a request.
+"""The lane: sends and probes over HTTP without a greenlet and without Flask, which alone would cost 250 µs a request.
 
 gunicorn's listeners are served by a `LaneServer`, whatever command started gunicorn. A connection's descriptor is watched
 by the event loop. If what comes begins with the plain head of a send (bus.transports.heads), head and body are read and
-published in callbacks, and the answer is written when the commit has settled (bus.transports.lane_connection). Anything
-else is given to gunicorn untouched, in a greenlet of its pool, as if the lane were not there; when it has answered, the
-connection comes back, and the next request is decided afresh.
+published in callbacks, and the answer is written when the commit has settled (bus.transports.lane_connection). The plain
+head of a probe is answered in its callback, by what stands for its path in `PROBES` of the app's configuration: it must
+look at memory only. Anything else is given to gunicorn untouched, in a greenlet of its pool, as if the lane were not there;
+when it has answered, the connection comes back, and the next request is decided afresh.
 
 What is refused for its head (too large, no credential, …) is refused by Flask, for there it costs no more than it did.
 What a body asks for, and its answer, is `bus.transports.sends`, for both.
@@ -27,7 +28,7 @@ from gunicorn.util import http_date
 
 from bus.errors import BusError
 from bus.identity import policy
-from bus.identity.caller import Right
+from bus.identity.caller import ANYBODY, Right
 from bus.transports.heads import Head, Heads
 from bus.transports.lane_connection import LaneConnection
 from bus.transports.sends import Sends
@@ -35,6 +36,7 @@ from bus.transports.sends import Sends
 if TYPE_CHECKING:
     from bus.bus import Bus
     from bus.identity.caller import Caller
+    from bus.limits.limits import Allowance
 
 log = logging.getLogger("bus.lane")
 
@@ -78,6 +80,7 @@ class Lane:
             self.bus.auth,
             max_fields=cfg.limit_request_fields,
             max_bytes=cfg.limit_request_field_size,
+            probes=self._app.config.get("PROBES"),
         )
         worker.server_class = partial(LaneServer, self)
         worker.handle_request = partial(self._handle_request, worker.handle_request)
@@ -88,14 +91,25 @@ class Lane:
     # ---- what a connection asks
 
     def caller(self, head: Head) -> Caller | None:
-        """Who calls, if the bus runs and the credential is good for a send; else Flask tells what is wrong."""
+        """Who calls, if the bus runs and the credential is good for a send, or none is needed; else Flask tells what is
+        wrong."""
+        if not self.bus.running or head.probe is not None:
+            return ANYBODY if self.bus.running else None
         try:
-            caller = self.bus.auth.caller(head) if self.bus.running else None
+            caller = self.bus.auth.caller(head)
             if caller is not None:
                 policy.need_right(caller, Right.SEND)
         except BusError:
             return None
         return caller
+
+    def allowance(self, caller: Caller, peer: Any, head: Head) -> Allowance | None:
+        """What the caller's requests take from; `peer` is its socket's address. None: from nothing."""
+        limits = self.bus.limits
+        if caller.credential:
+            return limits.of(caller, "")  # whatever its address is
+        address = limits.peers.address(peer[0] if isinstance(peer, tuple) else "", head.get("X-Forwarded-For"))
+        return limits.of(caller, address)
 
     def date(self) -> bytes:
         """The present second, as the header has it."""
@@ -199,14 +213,15 @@ class LaneServer(StreamServer):
             self.max_accept = 1  # as gunicorn has it: neighbours shall have some, too
 
     def do_handle(self, *args: Any) -> None:
-        """A client was accepted."""
-        self.take(*args)
+        """A client was accepted. Under load its request is there already, and need not wait for the loop's next turn."""
+        self.take(*args).look()
 
-    def take(self, client: Any, address: Any) -> None:
+    def take(self, client: Any, address: Any) -> LaneConnection:
         """Watch a connection until its next request. Its descriptor is taken out of `client`."""
         connection = LaneConnection(self._lane, self, client, address)
         self.places.taken += 1
         self._lane.connections.add(connection)
+        return connection
 
     def left(self, connection: LaneConnection) -> None:
         """A connection is the lane's no more."""

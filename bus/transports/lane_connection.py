@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -21,25 +21,23 @@ from werkzeug.http import HTTP_STATUS_CODES
 
 from bus.connection import bound_unsent
 from bus.errors import BusError
+from bus.events import Audited
+from bus.limits.limits import headers_of as rate_headers
 from bus.logs import request_id
 from bus.protocol import encode, error_body
+from bus.transports import patience
 from bus.transports.edge import FIXED_HEADERS, cut_short, headers_of, id_of_request, our_fault
 from bus.transports.heads import Head
 from bus.transports.sends import Asked
 
 if TYPE_CHECKING:
     from bus.identity.caller import Caller
+    from bus.limits.buckets import Grant
+    from bus.limits.limits import Allowance
     from bus.receipts import Receipt
     from bus.transports.lane import Lane, LaneServer
 
 READ_BYTES = 256 * 1024
-BODY_SECONDS = 30.0
-SLOWEST_BYTES_A_SECOND = 16 * 1024
-"""A body may take so long, and as much longer as it takes at this rate."""
-
-ANSWER_SECONDS = 30.0
-"""How long a client may take no byte of its answer before it is dropped."""
-
 LEAVING_SECONDS = 5.0
 """How long a client may take for a body or an answer once the server is about to stop."""
 
@@ -57,10 +55,12 @@ class LaneConnection:
 
     __slots__ = (
         "_address",
+        "_allowance",
         "_body",
         "_caller",
         "_deadline",
         "_ends",
+        "_grants",
         "_head",
         "_held",
         "_lane",
@@ -78,6 +78,8 @@ class LaneConnection:
         self._address = address
         self._head: Head | None = None  # of the request under way
         self._caller: Caller | None = None
+        self._allowance: Allowance | None = None  # what the request takes from
+        self._grants: Sequence[Grant] | None = None  # what it took
         self._body: bytearray | None = None  # as far as it has come, while some is missing
         self._held: memoryview | None = None  # what the kernel did not take of the answer
         self._ends = False  # nothing follows the answer
@@ -95,11 +97,12 @@ class LaneConnection:
         self._head = self._body = None
         self._deadline = time.monotonic() + self._lane.idle_seconds
         if not self._watcher.active:
-            self._watcher.start(self._readable)
+            self._watcher.start(self.look)
 
     # ---- reading
 
-    def _readable(self) -> None:
+    def look(self) -> None:
+        """Take what is there to read."""
         try:
             if self._head is None:
                 self._look()
@@ -134,13 +137,16 @@ class LaneConnection:
         whole = end + head.length
         data = self._sock.recv(min(whole, READ_BYTES))
         self._head, self._caller = head, caller
+        self._allowance = lane.allowance(caller, self._address, head) if lane.bus.limits.on else None
+        self._grants = None
         self._request_id = id_of_request(head.get("X-Request-ID"))
-        lane.bus.counters.add("rest_requests")
+        if head.read is not None:
+            lane.bus.counters.add("rest_requests")
         if len(data) == whole:
             self._serve(data[end:])
         else:
             self._body = bytearray(data[end:])
-            self._deadline = time.monotonic() + BODY_SECONDS + head.length / SLOWEST_BYTES_A_SECOND
+            self._deadline = time.monotonic() + patience.MOMENT_SECONDS + patience.seconds_for(len(self._body))
 
     def _look_again(self, peeked: bytes) -> None:
         """Wait for the rest of a head, or give it away: it is no send's, or nothing came, or the kernel can't wait."""
@@ -158,6 +164,7 @@ class LaneConnection:
         assert self._head is not None
         data = self._sock.recv(min(self._head.length - len(body), READ_BYTES))
         body += data
+        self._deadline += patience.seconds_for(len(data))
         if not data:
             self._refuse(cut_short(), ends=True)
         elif len(body) == self._head.length:
@@ -170,7 +177,7 @@ class LaneConnection:
             self._wake_for(1)
         sock = self._sock
         self._leave()
-        client = gevent.socket.socket(sock.family, sock.type, sock.proto, fileno=sock.detach())
+        client = patience.PatientSocket(sock.family, sock.type, sock.proto, fileno=sock.detach())
         self._server.give_to_gunicorn(client, self._address)
 
     # ---- serving
@@ -183,12 +190,27 @@ class LaneConnection:
         self._deadline = math.inf
         token = request_id.set(self._request_id)
         try:
+            if head.read is None:
+                self._answer_probe(head)
+                return
+            self._spend(1)
             asked = head.read(body, head.get, caller)
+            self._spend(asked.cost - 1)
             self._lane.sends.publish(asked, partial(self._settled, asked))
         except BusError as refusal:
             self._refuse(refusal)
         finally:
             request_id.reset(token)
+
+    def _answer_probe(self, head: Head) -> None:
+        assert head.probe is not None
+        status, text = head.probe(head)
+        self._answer(_status(status), text)
+
+    def _spend(self, cost: int) -> None:
+        """Take from what the caller may ask. Raises RateLimited."""
+        if self._allowance is not None and cost:
+            self._grants = self._allowance.take(cost)
 
     def _settled(self, asked: Asked, outcomes: Sequence[Receipt | BusError]) -> None:
         if self._sock is None or self._ends:  # it hung up, or was answered with an error of ours
@@ -198,15 +220,19 @@ class LaneConnection:
             if isinstance(answer, BusError):
                 self._refuse(answer)
             else:
-                self._answer(b"200 OK", answer)
+                more = "" if self._grants is None else _lines(rate_headers(self._grants))
+                self._answer(b"200 OK", answer, more.encode())
         except Exception as error:  # noqa: BLE001  # logged, and answered
             self._crashed(error)
 
     def _refuse(self, refusal: BusError, *, ends: bool = False) -> None:
         self._lane.bus.counters.add("errors")
-        more = "".join(f"{name}: {value}\r\n" for name, value in headers_of(refusal).items())
-        status = f"{refusal.status} {HTTP_STATUS_CODES[refusal.status].upper()}"
-        self._answer(status.encode(), encode(error_body(refusal, self._request_id)), more.encode(), ends=ends)
+        if refusal.status == 403 and self._head is not None and self._caller is not None:
+            detail, address = {"code": refusal.code}, str(self._address[0]) if self._address else ""
+            told = Audited("POST", self._caller.name, self._head.path, "refused", address, self._request_id, detail)
+            self._lane.bus.emit(told)
+        more = _lines(headers_of(refusal))
+        self._answer(_status(refusal.status), encode(error_body(refusal, self._request_id)), more.encode(), ends=ends)
 
     def _crashed(self, error: Exception) -> None:
         """Our own fault: whatever was asked is answered with it, and the connection ends."""
@@ -243,7 +269,7 @@ class LaneConnection:
             self._answered()
             return
         self._held = memoryview(answer)[sent:]
-        self._deadline = time.monotonic() + ANSWER_SECONDS
+        self._deadline = time.monotonic() + patience.MOMENT_SECONDS
         self._watcher.stop()
         self._watcher.close()
         self._watcher = gevent.get_hub().loop.io(self._sock.fileno(), _WRITE)
@@ -252,13 +278,14 @@ class LaneConnection:
     def _writable(self) -> None:
         assert self._held is not None
         try:
-            self._held = self._held[self._sock.send(self._held) :]
+            sent = self._sock.send(self._held)
         except BlockingIOError:
             return
         except OSError:
             self.close()
             return
-        self._deadline = time.monotonic() + ANSWER_SECONDS
+        self._held = self._held[sent:]
+        self._deadline += patience.seconds_for(sent)
         if not self._held:
             self._held = None
             self._watcher.stop()
@@ -282,7 +309,12 @@ class LaneConnection:
 
     def look_at_deadline(self, now: float) -> None:
         """End it if it was waited for in vain."""
-        if now > self._deadline:
+        if now <= self._deadline:
+            return
+        if self._body is not None:
+            self._body = None
+            self._refuse(patience.too_slow(), ends=True)
+        else:
             self.close()
 
     def _leave(self) -> None:
@@ -298,3 +330,11 @@ class LaneConnection:
         if sock is not None:
             self._leave()
             sock.close()
+
+
+def _status(code: int) -> bytes:
+    return f"{code} {HTTP_STATUS_CODES[code].upper()}".encode()
+
+
+def _lines(headers: Mapping[str, str]) -> str:
+    return "".join(f"{name}: {value}\r\n" for name, value in headers.items())

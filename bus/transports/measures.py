@@ -79,7 +79,7 @@ class Measures:
         self._opened = dict.fromkeys(PUSH, 0)  # connections that are open
         self._files = 0
         self._files_at = -FILES_SECONDS
-        self._stored = Stored(0, 0, 0, {}, {})
+        self._stored: Stored | None = None
         self._answered: Counter[tuple[str, int]] = Counter()  # by route and class of status
         self._timer: Any = None
         self._wall = time.time() - time.monotonic()
@@ -115,7 +115,16 @@ class Measures:
 
     def look_at_store(self) -> None:
         """Ask the store what the families that it fills are to say. Waits."""
-        self._stored = self._bus.read(_stored)
+        try:
+            self._stored = self._bus.read(_stored)
+        except Exception:
+            self._stored = None  # what is not known is left out
+            raise
+
+    def _of_store(self) -> Stored:
+        if self._stored is None:
+            raise LookupError("The store could not be read.")
+        return self._stored
 
     # ---- messages and connections
 
@@ -182,9 +191,10 @@ class Measures:
     def _watch_store(self) -> None:
         bus, metrics, read = self._bus, self._metrics, self._metrics.read
         path = bus.settings.database_path
-        read("bus_messages_published_total", lambda: self._stored.total)
-        read("bus_log_bytes", lambda: self._stored.kept_bytes)
-        read("bus_dead_letters", lambda: self._stored.dead_letters)
+        metrics.prepare(self.look_at_store)
+        read("bus_messages_published_total", lambda: self._of_store().total)
+        read("bus_log_bytes", lambda: self._of_store().kept_bytes)
+        read("bus_dead_letters", lambda: self._of_store().dead_letters)
         for owner in ("inbox", "queue"):
             read("bus_deliveries_waiting", partial(self._backlog, "waiting", owner), owner)
             read("bus_deliveries_leased", partial(self._backlog, "leased", owner), owner)
@@ -208,7 +218,7 @@ class Measures:
         bus.hub.tail.on_failed = partial(self._failed, "read")
 
     def _backlog(self, what: str, owner: str) -> int:
-        return int(getattr(self._stored, what)[owner])
+        return int(getattr(self._of_store(), what)[owner])
 
     def _failed(self, operation: str, error: BaseException) -> None:
         kind = type(error.__cause__ or error).__name__

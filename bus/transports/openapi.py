@@ -20,7 +20,7 @@ from bus.identity.caller import Right
 from bus.message import MAX_NAME_LENGTH
 from bus.profile import MAX_SECONDS
 from bus.protocol import MAX_WAIT_SECONDS
-from bus.transports.edge import json_answer
+from bus.transports.edge import json_answer, page_answer
 from bus.transports.parameters import MAX_LIMIT
 
 if TYPE_CHECKING:
@@ -125,7 +125,8 @@ def _operation(operation: Operation, path: str, by_type: dict[int, Any]) -> dict
     media = {operation.media: operation.answer, **operation.more}
     answer = {"description": "Done.", "content": {name: {"schema": by_type[id(t)]} for name, t in media.items()}}
     responses: dict[str, Any] = {str(status): answer for status in operation.statuses}
-    refused = {*operation.errors, 503, *((401, 403) if _is_keyed(operation) else ())}
+    refused = {*operation.errors, 503, *((401, 403, 429) if _is_keyed(operation) else ())}
+    refused |= {408} if operation.body is not None else set()
     for status in sorted(refused - set(operation.statuses)):
         responses[str(status)] = {"description": "Refused.", "content": error}
     described: dict[str, Any] = {
@@ -157,6 +158,12 @@ def _parameter(parameter: Parameter) -> dict[str, Any]:
     }
 
 
+STYLE = (
+    "body{font:16px/1.5 system-ui;margin:2rem auto;max-width:60rem;padding:0 1rem}"
+    "td{padding:.4rem .8rem .4rem 0;vertical-align:top;border-top:1px solid #ddd}code{white-space:nowrap}"
+)
+
+
 def page(document: dict[str, Any]) -> str:
     """The document as a page to read: no script, nothing from elsewhere."""
     rows = [
@@ -168,8 +175,7 @@ def page(document: dict[str, Any]) -> str:
     ]
     return (
         "<!doctype html><meta charset=utf-8><title>multi-agent-bridge API</title>"
-        "<style>body{font:16px/1.5 system-ui;margin:2rem auto;max-width:60rem;padding:0 1rem}"
-        "td{padding:.4rem .8rem .4rem 0;vertical-align:top;border-top:1px solid #ddd}code{white-space:nowrap}</style>"
+        f"<style>{STYLE}</style>"
         f"<h1>multi-agent-bridge {html.escape(__version__)}</h1><p>Every path under <code>/api/</code> exists under"
         ' <code>/api/v1/</code> too. The machine-readable form is <a href="/openapi.json">/openapi.json</a>.</p>'
         f"<table>{''.join(rows)}</table>"
@@ -199,9 +205,7 @@ def register(app: Flask, bus: Bus) -> None:
     blueprint.add_url_rule("/openapi.json", view_func=lambda: json_answer(describe(operations)), endpoint="document")
 
     def docs() -> Response:
-        response = Response(page(describe(operations)), content_type="text/html; charset=utf-8")
-        response.headers["Content-Security-Policy"] = "default-src 'none'; style-src 'unsafe-inline'"
-        return response
+        return page_answer(page(describe(operations)), style=STYLE)
 
     blueprint.add_url_rule("/docs", view_func=docs)
     app.register_blueprint(blueprint)

@@ -24,7 +24,7 @@ from bus.storage import ClientRow, Filter, Head, Page, Reader, Transaction
 from bus.storage.deliveries import Lease
 from bus.topics import TopicSet, check_pattern, patterns_of
 from bus.transports import answers, parameters
-from bus.transports.edge import body_of, caller, json_answer
+from bus.transports.edge import body_of, caller, json_answer, spend
 from bus.transports.openapi import Operation, Parameter, serve
 from bus.transports.sends import Asked, Sends
 
@@ -75,6 +75,7 @@ class Rest:
         return self._publish(self.sends.batch(body_of(self.sends.max_batch_bytes), request.headers.get, caller()))
 
     def _publish(self, asked: Asked) -> Response:
+        spend(asked.cost - 1)  # the request itself is counted already
         answer = self._answer_to(asked)
         if isinstance(answer, BusError):
             try:

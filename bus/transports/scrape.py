@@ -1,4 +1,4 @@
-"""`/metrics`: what all workers count, told by any of them; `/metrics/detailed`: figures about single clients and queues.
+"""`/metrics`: what all workers count, told by any of them; `/metrics/detailed`: figures about one client, queue or endpoint.
 
 Each worker leaves a sample once a second (bus.metric_files). A scrape joins them with what is true of the server as a whole,
 which is asked for at that moment, and writes it in the format that the caller accepts. With METRICS_PORT, one worker at a
@@ -18,9 +18,9 @@ from flask import Blueprint, Response, request
 from gevent.lock import BoundedSemaphore
 from gevent.pywsgi import WSGIServer
 
-from bus.errors import Malformed, NotFound, Unauthenticated
+from bus.errors import Malformed, NotFound, Unauthenticated, Unavailable
 from bus.events import BusStarted
-from bus.exposition import Exposition, quantile
+from bus.exposition import OPENMETRICS, Exposition, quantile
 from bus.families import ALIASES
 from bus.identity.caller import Right
 from bus.metric_files import MetricFiles
@@ -41,7 +41,6 @@ log = logging.getLogger("bus.metrics")
 INTERVAL_SECONDS = 1.0
 """How often a worker leaves a sample: what a kill can lose."""
 
-OPENMETRICS = "application/openmetrics-text"
 PATHS = ("/metrics", "/metrics/detailed")
 MAX_DETAILED = 1000
 """Clients, queues or endpoints of one answer."""
@@ -122,8 +121,9 @@ class Scrape:
         return self._bus.metrics.sample(self._failed) + self._collected()
 
     def _tick(self) -> None:
-        self._measures.look()
-        self._leave_sample()
+        if self._files is not None:  # the start may take longer than the first interval
+            self._measures.look()
+            self._leave_sample()
 
     def _end(self) -> None:
         self._measures.end()
@@ -147,12 +147,18 @@ class Scrape:
             log.error("A figure is left out: %s", family, exc_info=error, extra={"action": "metric_failed"})
 
     def _serve_own_port(self) -> None:
-        """Listen, if this worker does not yet: the one that did may have died."""
+        """Listen, if this worker does not yet: the one that did may have died, or another program may have had the port."""
         port = self._bus.settings.metrics_port
-        if self._own_server is None and port is not None:
+        if self._own_server is None and self._files is not None and port is not None:
             address = (self._bus.settings.message_bus_host, port)
-            self._own_server = WSGIServer(address, self._on_own_port, log=None, error_log=log)
-            self._own_server.start()
+            server = WSGIServer(address, self._on_own_port, log=None, error_log=log)
+            try:
+                server.start()
+            except OSError as error:
+                raise Unavailable(
+                    f"METRICS_PORT {port} can't be listened on ({error.strerror}); free it, or name another."
+                ) from None
+            self._own_server = server
             log.info("Metrics have a port of their own", extra={"action": "metrics_port", "port": port})
 
     def _on_own_port(self, environ: dict[str, Any], start_response: Any) -> Any:
@@ -197,7 +203,6 @@ class Scrape:
 
     def _all(self) -> list[Block]:
         """The account of all workers, and what one says for all."""
-        self._measures.look_at_store()
         return self._leave_sample().all() + self._bus.metrics.sample(self._failed, once=True)
 
     def _figures(self, blocks: dict[str, Block]) -> Figures:
@@ -217,16 +222,23 @@ class Scrape:
             quantile(times[:-1], bounds, 0.95),
             quantile(times[:-1], bounds, 0.99),
             None,
-            "draining" if self._bus.draining else "healthy",
+            self._status(blocks["bus_health_check_up"]),
             int(_total(blocks["bus_connections"])),
             int(_total(blocks["bus_http_requests_total"])),
             int(_total(blocks["bus_errors_total"])),
             Duration(count, requests[-1] * 1000, requests[-1] * 1000 / count if count else None, milliseconds),
         )
 
+    def _status(self, probes: Block) -> str:
+        """What the probes say; without health_checks, only whether the bus is about to stop."""
+        up = {probe: value[0] for ((_, probe),), value in probes.series.items()}
+        if self._bus.draining:
+            return "draining"
+        return "unhealthy" if up["live"] and not up["ready"] else "healthy"
+
     def _operations(self) -> list[Operation]:
         format_ = Parameter("format", "json: a summary in JSON; text (default): the format that Accept asks for")
-        family = Parameter("family", "client, queue, or what an extension has details of", required=True)
+        family = Parameter("family", "client, queue, webhook, or what an extension has details of", required=True)
         limit = Parameter("limit", f"0 to {parameters.MAX_LIMIT}; 100 if not given", "integer")
         return [
             Operation(

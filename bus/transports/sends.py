@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from bus.errors import BusError, Malformed, TooLarge
+from bus.events import Audited
 from bus.identity import policy
 from bus.message import iso, now_us
 from bus.metrics import Stopwatch
@@ -59,6 +60,7 @@ class Single:
     __slots__ = ("drafts",)
 
     atomic = False
+    cost = 1
 
     def __init__(self, draft: Draft) -> None:
         self.drafts: Sequence[Draft] = (draft,)
@@ -72,12 +74,13 @@ class Single:
 class Several:
     """A batch that was asked for. `items` holds, in order, a draft or what is wrong with it."""
 
-    __slots__ = ("atomic", "drafts", "items")
+    __slots__ = ("atomic", "cost", "drafts", "items")
 
     def __init__(self, items: Sequence[Draft | BusError], *, atomic: bool) -> None:
         self.items = items
         self.drafts: Sequence[Draft] = [item for item in items if isinstance(item, Draft)]
         self.atomic = atomic
+        self.cost = max(len(items), 1)
 
     def answer(self, outcomes: Sequence[Receipt | BusError], request_id: str) -> bytes | BusError:
         """As of `Single`."""
@@ -183,6 +186,9 @@ class Sends:
                 raise TooLarge(f"A message may have at most {self.max_bytes} bytes.")
             return self._draft(read(decode_send, text, "message"), stamp_us, trace, caller)
         except BusError as refusal:
+            if refusal.status == 403:  # the request as a whole is answered with 200
+                detail = {"code": refusal.code}
+                self._bus.emit(Audited("POST", caller.name, "/api/send/batch", "refused", detail=detail))
             return refusal
 
     def _draft_of_plain(self, send: PlainPost, stamp_us: int, caller: Caller) -> Draft:

@@ -37,12 +37,13 @@ class Filters(msgspec.Struct, kw_only=True):
 
 class CreateBody(Filters, kw_only=True):
     """`kind`: left out, it goes by the URL. `secret`: 24 to 64 bytes as whsec_ and base64, or a text; left out, one is
-    made, or WEBHOOK_SECRET signs."""
+    made, or WEBHOOK_SECRET signs. `ed25519`: a key pair signs beside it."""
 
     url: str
     events: list[str]
     kind: Literal["http", "slack", "discord"] | None = None
     secret: str | None = None
+    ed25519: bool = False
     enabled: bool = True
 
 
@@ -75,7 +76,8 @@ class Lane(msgspec.Struct):
 
 
 class Endpoint(msgspec.Struct):
-    """An endpoint. Secrets are masked; a chat's URL is shown as its host. `secret` is there once, when it was made."""
+    """An endpoint. Secrets are masked; a chat's URL is shown as its host. `secret` is there once, when it was made.
+    `public_keys`: of the key pairs that sign; of an old one, until when."""
 
     id: str
     url: str
@@ -96,6 +98,7 @@ class Endpoint(msgspec.Struct):
     ordered: str | None
     headers: list[str]
     secrets: list[str]
+    public_keys: list[str]
     secret: str | UnsetType = UNSET
 
 

@@ -14,6 +14,7 @@ from msgspec import UNSET, UnsetType
 from msgspec.structs import replace
 
 from bus.errors import Malformed, Unavailable
+from bus.masking import masked
 from bus.message import iso, parse_time
 from bus.protocol import read
 from bus.storage import Transaction
@@ -57,7 +58,6 @@ class WebhookViews:
     def __init__(self, bus: Bus, webhooks: Webhooks) -> None:
         self._bus = bus
         self._webhooks = webhooks
-        self._outbound = webhooks.outbound
         self._testing = 0
 
     # ---- endpoints
@@ -76,12 +76,15 @@ class WebhookViews:
         body: answers.CreateBody = read(_decode_create, body_of(BODY_BYTES), "body")
         kind = body.kind or kind_of(body.url)
         config = default_config(_config(Config(events=tuple(body.events), kind=kind), body)).check()
+        if body.ed25519 and kind != "http":
+            raise Malformed("`ed25519` is for receivers of kind http.", code="bad_field", field="ed25519")
         secret = body.secret
         if secret is None and not self._bus.settings.webhook_secret and kind == "http":
             secret = signing.new_secret()
         kept = () if secret is None else (Secret(secret),)
-        sealed = check_sealed(Sealed(body.url, kept, _given(body.headers, {})))
-        self._outbound.check(body.url)
+        pairs = (Secret(signing.new_private_key()),) if body.ed25519 else ()
+        sealed = check_sealed(Sealed(body.url, kept, _given(body.headers, {}), pairs))
+        self._webhooks.check(body.url)
         state: State = "enabled" if body.enabled else "paused"
 
         def job(transaction: Transaction) -> Endpoint:
@@ -96,14 +99,14 @@ class WebhookViews:
     def change(self, webhook_id: str) -> Response:
         body: answers.ChangeBody = read(_decode_change, body_of(BODY_BYTES), "body")
         if isinstance(body.url, str):
-            self._outbound.check(body.url)
+            self._webhooks.check(body.url)
 
         def job(transaction: Transaction) -> Endpoint:
             rows = self._webhooks.rows
             endpoint = rows.find(transaction, webhook_id)
             config = _config(endpoint.config, body).check()
             old = endpoint.sealed or Sealed("")
-            sealed = Sealed(_given(body.url, old.url), old.secrets, _given(body.headers, old.headers))
+            sealed = replace(old, url=_given(body.url, old.url), headers=_given(body.headers, old.headers))
             if not sealed.url:
                 raise Malformed("The URL can't be read any more; give it again.", code="missing_field", field="url")
             return rows.update(transaction, endpoint, config, check_sealed(sealed))
@@ -151,7 +154,10 @@ class WebhookViews:
             endpoint = rows.find(transaction, webhook_id)
             if endpoint.sealed is None:
                 raise Malformed("The endpoint can't be read any more; give it its URL again first.", code="wrong_key")
-            sealed = rotated(endpoint.sealed, secret, body.grace_seconds, self._now())
+            old, default = endpoint.sealed, self._bus.settings.webhook_secret
+            if default and not old.secrets:
+                old = replace(old, secrets=(Secret(default),))
+            sealed = rotated(old, secret, body.grace_seconds, self._now())
             return rows.update(transaction, endpoint, endpoint.config, check_sealed(sealed))
 
         return json_answer(_shown(self._webhooks.change(job), secret))
@@ -184,7 +190,7 @@ class WebhookViews:
                 status=answer.status,
                 detail=answer.detail,
                 address=answer.address,
-                response=_text(answer.excerpt[:EXCERPT_BYTES]),
+                response=_text(endpoint.without_secrets(answer.excerpt)[:EXCERPT_BYTES]),
             )
         )
 
@@ -225,10 +231,10 @@ class WebhookViews:
     def replay(self) -> Response:
         body: answers.ReplayBody = read(_decode_replay, body_of(BODY_BYTES), "body")
         choice = self._choice(body.webhook, body.state, body.event, body.since, body.until)
+        matched = self._bus.read(lambda reader: replays.matching(reader, choice, self._now()))
         if body.dry_run:
-            matched = self._bus.read(lambda reader: replays.matching(reader, choice, self._now()))
             return json_answer(answers.Replay(None, "counted", matched, 0))
-        replay = self._bus.write(lambda transaction: replays.begin(transaction, choice, self._now()))
+        replay = self._bus.write(lambda transaction: replays.begin(transaction, choice, matched, self._now()))
         return json_answer(_replay(replay), 202)
 
     def replays(self) -> Response:
@@ -294,7 +300,7 @@ def _time(stamp_us: int) -> str:
 
 
 def _text(excerpt: bytes) -> str:
-    return excerpt.decode(errors="replace")
+    return masked(excerpt.decode(errors="replace"))
 
 
 def _shown(endpoint: Endpoint, secret: str | None = None) -> answers.Endpoint:
@@ -318,9 +324,14 @@ def _shown(endpoint: Endpoint, secret: str | None = None) -> answers.Endpoint:
         rate=[answers.RateBody(rate.count, rate.seconds) for rate in config.limits.rates],
         ordered=config.ordered,
         headers=sorted(sealed.headers),
-        secrets=["***" if known.until_us is None else f"*** until {_time(known.until_us)}" for known in sealed.secrets],
+        secrets=[_until("***", known) for known in sealed.secrets],
+        public_keys=[_until(signing.public_key_of(known.text), known) for known in sealed.key_pairs],
         secret=UNSET if secret is None else secret,
     )
+
+
+def _until(shown: str, known: Secret) -> str:
+    return shown if known.until_us is None else f"{shown} until {_time(known.until_us)}"
 
 
 def _delivery(delivery: deliveries.Delivery) -> answers.Delivery:

@@ -11,6 +11,7 @@ import logging
 import math
 import re
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,8 @@ from flask_sock import Sock
 
 from bus import __version__, frames
 from bus.connection import Connection, bound_unsent
-from bus.errors import BusError, Malformed, Unauthenticated, Unavailable
+from bus.errors import BusError, Malformed, RateLimited, Unauthenticated, Unavailable
+from bus.events import Audited
 from bus.identity import policy
 from bus.identity.policy import Action
 from bus.message import iso, now_us
@@ -40,12 +42,14 @@ from bus.protocol import (
 )
 from bus.resume import Place
 from bus.topics import TopicSet, patterns_of
-from bus.transports.pages import SUBPROTOCOL, ticket_of_request
+from bus.transports.edge import address
+from bus.transports.pages import SUBPROTOCOL
 from bus.transports.ws_verbs import VERBS, Verbs, caller_of
 
 if TYPE_CHECKING:
     from bus.bus import Bus
     from bus.identity.caller import Caller
+    from bus.limits.limits import Seat
     from bus.message import Message
     from bus.receipts import Receipt
 
@@ -112,13 +116,12 @@ class WebSocketTransport:
         bus = self._bus
         client = (request.view_args or {}).get("client_id", "")
         bus.names.check_client(client, "client_id")
-        if bus.auth.on and (ticket := ticket_of_request()) is not None:
-            g.caller = bus.auth.use_ticket(ticket, client, g.origin)
         caller: Caller | None = g.caller
         if caller is not None:
             _check_caller(caller, client)
         if bus.draining:
             raise Unavailable("The server is about to stop; connect again in a moment.", retry_after_seconds=2)
+        bus.limits.check_room(caller, address())
         if len(bus.hub.connections) >= bus.max_connections:
             raise Unavailable(
                 "This process has all the connections it may have; try again later.", retry_after_seconds=30
@@ -136,8 +139,15 @@ class WebSocketTransport:
         if caller is not None:
             g.ws_place = bus.place(client, g.ws_since, at_gap_go_to_latest=g.ws_at_latest)
             bus.make_known(client)
+        g.ws_seat = bus.limits.seat(caller, address())
         # permessage-deflate is declined: it costs 139 KB a connection, and 20 KB can inflate to 20 MB.
         request.environ.pop("HTTP_SEC_WEBSOCKET_EXTENSIONS", None)
+
+    def give_up(self, _: BaseException | None) -> None:
+        """The request is over: if it became no connection, its seat is free."""
+        seat: Seat | None = g.pop("ws_seat", None)
+        if seat is not None:
+            seat.leave()
 
     def take_over(self, ws: Any, client_id: str) -> None:
         """The handshake is done: take the descriptor, and leave simple-websocket an object that sends nothing."""
@@ -147,6 +157,8 @@ class WebSocketTransport:
         connection = Connection(descriptor, client_id, self._encoding, self._bus.hub, self._on_data)
         connection.caller = g.caller
         connection.topics = TopicSet(g.ws_topics) if g.ws_topics else None
+        connection.seat, g.ws_seat = g.ws_seat, None
+        connection.allowance = g.allowance if g.caller is not None else self._bus.limits.of_stranger(address())
         if len(self._bus.hub.connections) > self._bus.max_connections:
             # More shook hands at once than there was room for.
             connection.close(1013, "This process has all the connections it may have; come back later.")
@@ -222,7 +234,12 @@ class WebSocketTransport:
             caller = self._bus.auth.check_anew(token)
             _check_caller(caller, connection.client)
             _check_topics(caller, connection.topics.patterns if connection.topics else ())
+            if connection.descriptor < 0:
+                return
             connection.caller = caller
+            connection.allowance = self._bus.limits.of(caller, "")
+            if connection.seat is not None:
+                connection.seat.belongs_to(caller)
             place = self._bus.place(connection.client, since, at_gap_go_to_latest=at_latest)
             self._bus.make_known(connection.client)
         except Unauthenticated:
@@ -241,7 +258,15 @@ class WebSocketTransport:
 
     def _turn_away(self, connection: Connection) -> None:
         self._bus.metrics.count("bus_auth_failures_total", "bad_credential")
+        with suppress(RateLimited):
+            if connection.allowance is not None:
+                connection.allowance.take()
+        self._tell_refused(connection, "auth", "bad_credential")
         connection.close(4401, "The first frame must be auth, with a valid token.")
+
+    def _tell_refused(self, connection: Connection, action: str, code: str) -> None:
+        actor = connection.caller.name if connection.caller is not None else "nobody"
+        self._bus.emit(Audited(action, actor, f"/ws/{connection.client}", "refused", detail={"code": code}))
 
     def _too_late(self, connection: Connection) -> None:
         if connection.room is None and connection.descriptor >= 0 and not connection.closing:
@@ -326,6 +351,8 @@ class WebSocketTransport:
         """Do what a frame asks for. `sent` hears what becomes of a send, receipt or not, in the place of `_sent`."""
         ref = None
         try:
+            if connection.allowance is not None:
+                connection.allowance.take()
             plain = plain_frame(text)
             if plain is not None:
                 ref = plain.ref
@@ -348,6 +375,8 @@ class WebSocketTransport:
             if refusal.code == "bad_utf8":
                 raise frames.FrameError(1007, "A text frame must be UTF-8.") from None
             self._bus.counters.add("errors")
+            if refusal.status == 403:
+                self._tell_refused(connection, "frame", refusal.code)
             connection.reply(error_frame(refusal, ref if ref is not None else _ref_of(text)))
 
     def _send(self, connection: Connection, frame: Frame, stamp_us: int, sent: Sent | None) -> None:
@@ -428,5 +457,6 @@ def register(app: Flask, bus: Bus) -> None:
     sock = Sock()
     sock.route("/ws/<client_id>", bp=blueprint)(transport.take_over)
     blueprint.before_request(transport.refuse_early)
+    blueprint.teardown_request(transport.give_up)
     app.register_blueprint(blueprint)
     app.extensions["ws"] = transport

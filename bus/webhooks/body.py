@@ -16,9 +16,6 @@ from typing import Any
 from bus.errors import Malformed, TooLarge
 from bus.message import iso
 
-WARN_BYTES = 20 * 1024
-"""What Standard Webhooks asks senders to stay below."""
-
 MAX_BYTES = 256 * 1024
 """The largest body that is sent."""
 

@@ -69,12 +69,13 @@ class Claim(msgspec.Struct):
 class Result(msgspec.Struct):
     """What came of a claim. `row`: status, detail, address, five times in ms, bytes and excerpt for the log.
 
-    `verdict` None: it was never sent, and goes back as it was.
+    `verdict` None: it goes back as it was; with a `row`, after it was sent. `refused`: why the target was forbidden.
     """
 
     claim: Claim
     verdict: Verdict | None
     row: tuple[Any, ...] = ()
+    refused: str | None = None
 
 
 class Plan(msgspec.Struct):
@@ -158,7 +159,7 @@ class _Step:
                 self._discord().spend(self._now)
         for item in claim.items:
             if verdict is None or endpoint is None:
-                self._give_back(claim, item)
+                self._give_back(result, item)
             else:
                 self._settle_one(result, item, endpoint, verdict, lane)
         if endpoint is not None and verdict is not None:
@@ -212,11 +213,11 @@ class _Step:
         if key is not None:
             self._execute(_PROMOTE, (self._now, endpoint, key))
 
-    def _give_back(self, claim: Claim, item: Item) -> None:
-        self._execute(
-            "UPDATE webhook_deliveries SET state = ?, token = NULL, attempts = attempts - 1 WHERE number = ? AND token = ?",
-            (WAITING, item.number, claim.token),
-        )
+    def _give_back(self, result: Result, item: Item) -> None:
+        sent, token = bool(result.row), result.claim.token
+        self._execute(_GIVE_BACK, (WAITING, 0 if sent else 1, item.number, token))
+        if sent and result.verdict is None:
+            self._log(result.claim, item, "stopped", result.row)
 
     def _log(self, claim: Claim, item: Item, outcome: str, row: Sequence[Any]) -> None:
         self._execute(
@@ -229,7 +230,7 @@ class _Step:
         if not self._rows.set_state(self._transaction, endpoint.number, "disabled", reason, self._now):
             return
         self._taken.disabled = True
-        data = body.encode({"endpoint": endpoint.id, "url": endpoint.shown_url, "reason": reason})
+        data = body.encode({"endpoint": endpoint.id, "url": endpoint.masked_url, "reason": reason})
         self._outbox.write(self._transaction, "endpoint.disabled", Subject(), data)
 
     def _discord(self) -> Budget:
@@ -319,15 +320,28 @@ class _Step:
 
     def _claim_for_chat(self, endpoint: Endpoint, lane: Lane) -> int:
         """One message: of one event, or of all that wait, if these are many."""
-        rows = [row for class_ in (FRESH, LATE, REPLAYED) for row in self._due(endpoint.number, class_, FOLD_MOST)]
+        fitting = {class_: self._fitting(endpoint.number, class_) for class_ in (FRESH, LATE, REPLAYED)}
+        most = FOLD_MOST if sum(fitting.values()) > FOLD_ABOVE else 1
+        rows: list[tuple[Any, ...]] = []
+        for class_, count in fitting.items():
+            rows += self._due(endpoint.number, class_, min(count, most - len(rows)))
         if not rows:
             return 0
-        rows = rows[:FOLD_MOST] if len(rows) > FOLD_ABOVE else rows[:1]
         size = self._take(endpoint, rows, late=False)
         lane.began(self._now, endpoint.config.limits, 2 if len(rows) > 1 else 1)  # what is folded comes more seldom
         self._touched.add(endpoint.number)
         self._plan.fresh -= 1
         return size
+
+    def _fitting(self, number: int, class_: int) -> int:
+        """How many of a class are due and together not too much to be read; one always is."""
+        left, count = CLAIM_BYTES, 0
+        for (size,) in self._execute(_SIZES, (number, class_, self._now, FOLD_MOST)):
+            left -= size
+            if left < 0 and count:
+                break
+            count += 1
+        return count
 
     def _due(self, number: int, class_: int, limit: int) -> list[tuple[Any, ...]]:
         return self._execute(_DUE, (number, class_, self._now, limit))
@@ -379,28 +393,38 @@ UPDATE webhook_lanes SET policy = ?, replays = ?, pending = max(pending - ?, 0),
 _MOVE = """
 UPDATE webhook_deliveries SET state = ?, due_at = ?, tried = ?, class = ?, ended_at = ?, cause = ?, token = NULL,
  holder = NULL, lease_until = NULL WHERE number = ? AND state = ? AND token = ? RETURNING bytes, order_key"""
+_GIVE_BACK = """
+UPDATE webhook_deliveries SET state = ?, token = NULL, holder = NULL, lease_until = NULL, attempts = attempts - ?
+ WHERE number = ? AND token = ?"""
 _PROMOTE = """
 UPDATE webhook_deliveries SET state = 0, due_at = ? WHERE number =
- (SELECT number FROM webhook_deliveries WHERE endpoint = ? AND order_key = ? AND state = 2 ORDER BY sequence LIMIT 1)"""
+ (SELECT number FROM webhook_deliveries INDEXED BY webhook_deliveries_in_order
+   WHERE endpoint = ? AND order_key = ? AND state < 3 AND state = 2 ORDER BY sequence LIMIT 1)"""
 _LOG = """
 INSERT INTO webhook_attempts (delivery, endpoint, attempt, due_at, began_at, ended_at, outcome, folded, replay, process,
  status, detail, address, dns_ms, connect_ms, tls_ms, ttfb_ms, total_ms, bytes, excerpt)
 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
 _LAPSED = """
-SELECT number, endpoint, attempts, due_at, began_at, lapses, bytes, order_key FROM webhook_deliveries
+SELECT number, endpoint, attempts, due_at, began_at, lapses, bytes, order_key
+  FROM webhook_deliveries INDEXED BY webhook_deliveries_leased
  WHERE state = 1 AND (lease_until <= ? OR {gone}) LIMIT ?"""
 _END_LEASE = """
 UPDATE webhook_deliveries SET state = ?, due_at = ?, lapses = ?, ended_at = ?, token = NULL, holder = NULL,
  lease_until = NULL, cause = 'lease_expired' WHERE number = ?"""
 _UNDER_WAY = """
-SELECT endpoint, class, count(DISTINCT token) FROM webhook_deliveries WHERE state = 1 GROUP BY endpoint, class"""
+SELECT endpoint, class, count(DISTINCT token) FROM webhook_deliveries INDEXED BY webhook_deliveries_leased
+ WHERE state = 1 GROUP BY endpoint, class"""
 _DUE = """
 SELECT d.number, e.id, e.name, e.occurred_at, e.seq, e.data, d.attempts, d.tried, d.due_at, d.stamp, d.sequence, d.class
-  FROM webhook_deliveries d JOIN webhook_events e ON e.number = d.event
+  FROM webhook_deliveries d INDEXED BY webhook_deliveries_waiting JOIN webhook_events e ON e.number = d.event
  WHERE d.endpoint = ? AND d.state = 0 AND d.class = ? AND d.due_at <= ? ORDER BY d.due_at, d.number LIMIT ?"""
+_SIZES = """
+SELECT bytes FROM webhook_deliveries INDEXED BY webhook_deliveries_waiting
+ WHERE endpoint = ? AND state = 0 AND class = ? AND due_at <= ? ORDER BY due_at, number LIMIT ?"""
 _LEASE = """
 UPDATE webhook_deliveries SET state = 1, holder = ?, token = ?, lease_until = ?, began_at = ?, stamp = ?,
  attempts = attempts + 1 WHERE number = ?"""
 _NEXT_DUE = """
-SELECT c.class, (SELECT min(d.due_at) FROM webhook_deliveries d WHERE d.endpoint = ?1 AND d.state = 0 AND d.class = c.class)
-  AS due FROM (SELECT 0 AS class UNION ALL SELECT 1 UNION ALL SELECT 2) c WHERE due IS NOT NULL"""
+SELECT c.class, (SELECT min(d.due_at) FROM webhook_deliveries d INDEXED BY webhook_deliveries_waiting
+                   WHERE d.endpoint = ?1 AND d.state = 0 AND d.class = c.class) AS due
+  FROM (SELECT 0 AS class UNION ALL SELECT 1 UNION ALL SELECT 2) c WHERE due IS NOT NULL"""

@@ -1,8 +1,13 @@
 """The log of deliveries: what was owed to whom, every attempt, what is dead, and how an endpoint fares. Reads only, but for
-`forget`, which takes what is old."""
+`set_aside`, and `forget`, which takes what is old.
+
+The log may have a million rows. A job of the writer holds everybody up, so those name the index that they use: without
+statistics SQLite would pick one by which it reads far too much.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -183,7 +188,7 @@ def stats(reader: Reader, endpoint: Endpoint, now_us: int) -> Stats:
     """How an endpoint fares."""
     number = endpoint.number
     pending, policy = reader.execute("SELECT pending, policy FROM webhook_lanes WHERE endpoint = ?", (number,))[0]
-    (oldest,) = reader.execute(_OLDEST, (number,))[0]
+    (oldest,) = reader.execute(OLDEST, (number,))[0]
     (dead,) = reader.execute("SELECT count(*) FROM webhook_deliveries WHERE endpoint = ? AND state = 4", (number,))[0]
     since = now_us - DAY_US
     attempts, successes = reader.execute(_TALLY, (number, since))[0]
@@ -210,19 +215,22 @@ def _quantile(times: list[float], share: float) -> float | None:
     return times[min(int(len(times) * share), len(times) - 1)] if times else None
 
 
-def forget(transaction: Transaction, now_us: int) -> bool:
-    """Take what is old, what is too much, and what was owed to endpoints that are gone; a batch. True: there is more."""
-    gone = transaction.execute(_GONE, (AT_ONCE,))
-    old = transaction.execute(_OLD, (now_us - KEPT_US, AT_ONCE))
-    if not old:
-        (kept,) = transaction.execute("SELECT count(*) FROM (SELECT 1 FROM webhook_deliveries WHERE state >= 3 LIMIT ?)",
-                                      (KEPT_DELIVERIES + 1,))[0]  # fmt: skip
-        old = transaction.execute(_OLD, (now_us, AT_ONCE)) if kept > KEPT_DELIVERIES else []
-    for number, event in [*gone, *old]:
-        transaction.execute("DELETE FROM webhook_attempts WHERE delivery = ?", (number,))
-        transaction.execute("DELETE FROM webhook_deliveries WHERE number = ?", (number,))
-        transaction.execute(_UNUSED, (event,))
-    return len(gone) == AT_ONCE or len(old) == AT_ONCE
+def forgettable(reader: Reader, now_us: int) -> list[tuple[int, int]]:
+    """What is to go, as numbers of deliveries and of their events: what was owed to endpoints that are gone, what is old,
+    and what is too much. At most AT_ONCE."""
+    found = reader.execute(_GONE, (AT_ONCE,)) or reader.execute(_OLD, (now_us - KEPT_US, AT_ONCE))
+    if not found:
+        (kept,) = reader.execute(_KEPT, (KEPT_DELIVERIES + AT_ONCE,))[0]
+        found = reader.execute(_OLD, (now_us, max(kept - KEPT_DELIVERIES, 0)))
+    return found
+
+
+def forget(transaction: Transaction, found: Sequence[tuple[int, int]]) -> None:
+    """Let it go; but for what was put back in the meantime."""
+    for number, event in found:
+        if transaction.execute(_FORGET, (number,)):
+            transaction.execute("DELETE FROM webhook_attempts WHERE delivery = ?", (number,))
+            transaction.execute(_UNUSED, (event,))
 
 
 _FROM = """
@@ -236,19 +244,40 @@ SELECT attempt, due_at, began_at, ended_at, outcome, status, detail, address, dn
        total_ms, bytes, folded, replay, process, excerpt
   FROM webhook_attempts WHERE delivery = ? ORDER BY number"""
 _SET_ASIDE = """
-UPDATE webhook_deliveries SET state = 4, ended_at = ?, cause = 'set_aside' WHERE number IN
- (SELECT number FROM webhook_deliveries WHERE endpoint = ? AND state IN (0, 2) LIMIT ?) RETURNING bytes"""
-_OLDEST = """
-SELECT min(made_at) FROM webhook_deliveries WHERE number IN
- (SELECT min(number) FROM webhook_deliveries WHERE endpoint = ?1 AND state < 3)"""
+UPDATE webhook_deliveries SET state = 4, ended_at = ?1, cause = 'set_aside' WHERE number IN
+ (SELECT number FROM webhook_deliveries INDEXED BY webhook_deliveries_waiting WHERE endpoint = ?2 AND state = 0
+   UNION ALL
+  SELECT number FROM webhook_deliveries INDEXED BY webhook_deliveries_in_order
+   WHERE endpoint = ?2 AND order_key IS NOT NULL AND state < 3 AND state = 2 LIMIT ?3) RETURNING bytes"""
+OLDEST = """
+SELECT min(made_at) FROM
+ (SELECT * FROM (SELECT made_at FROM webhook_deliveries INDEXED BY webhook_deliveries_waiting
+                  WHERE endpoint = ?1 AND state = 0 AND class = 0 ORDER BY due_at, number LIMIT 1)
+   UNION ALL
+  SELECT made_at FROM webhook_deliveries INDEXED BY webhook_deliveries_waiting
+   WHERE endpoint = ?1 AND state = 0 AND class > 0
+   UNION ALL
+  SELECT made_at FROM webhook_deliveries INDEXED BY webhook_deliveries_leased WHERE endpoint = ?1 AND state = 1)"""
+"""When the oldest was made that an endpoint is owed; to a few seconds, since of what is fresh only the first that is due is
+looked at."""
+
 _TALLY = """
 SELECT count(*), count(*) FILTER (WHERE outcome = 'ok') FROM webhook_attempts WHERE endpoint = ? AND ended_at >= ?"""
 _TIMES = """
 SELECT total_ms FROM webhook_attempts WHERE endpoint = ? AND ended_at >= ? AND total_ms IS NOT NULL
  ORDER BY ended_at DESC LIMIT ?"""
 _GONE = """
+WITH RECURSIVE owners (endpoint) AS
+ (SELECT min(endpoint) FROM webhook_deliveries
+   UNION ALL
+  SELECT (SELECT min(d.endpoint) FROM webhook_deliveries d WHERE d.endpoint > owners.endpoint) FROM owners
+   WHERE owners.endpoint IS NOT NULL)
 SELECT number, event FROM webhook_deliveries
- WHERE endpoint IN (SELECT DISTINCT endpoint FROM webhook_deliveries EXCEPT SELECT number FROM webhook_endpoints) LIMIT ?"""
+ WHERE endpoint IN (SELECT endpoint FROM owners EXCEPT SELECT number FROM webhook_endpoints) LIMIT ?"""
 _OLD = "SELECT number, event FROM webhook_deliveries WHERE state >= 3 AND ended_at < ? ORDER BY ended_at LIMIT ?"
+_KEPT = "SELECT count(*) FROM (SELECT 1 FROM webhook_deliveries WHERE state >= 3 LIMIT ?)"
+_FORGET = """
+DELETE FROM webhook_deliveries
+ WHERE number = ? AND (state >= 3 OR endpoint NOT IN (SELECT number FROM webhook_endpoints)) RETURNING 1"""
 _UNUSED = """
 DELETE FROM webhook_events WHERE number = ?1 AND NOT EXISTS (SELECT 1 FROM webhook_deliveries WHERE event = ?1)"""

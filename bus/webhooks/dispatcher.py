@@ -69,12 +69,12 @@ class Dispatcher:
         self._stopping = False
 
     def start(self, rows: Rows, outbound: Outbound, slot: int, process: str, *, alone: bool) -> None:
-        """Begin. `alone`: no other process of this server was there before, so that every lease is a dead one's."""
+        """Begin. `alone`: nobody was there before, so leases of who has not entered since are a dead process's."""
         self._rows = rows
         self._outbound = outbound
         self._slot = slot
         self._process = process
-        self._gone = "1" if alone else f"holder = {slot:d}"
+        self._gone = f"holder = {slot:d}" + (" OR holder NOT IN (SELECT slot FROM webhook_processes)" if alone else "")
         self._loop = gevent.spawn(self._run)
 
     def wake(self) -> None:
@@ -98,18 +98,21 @@ class Dispatcher:
         while True:
             woken = self._wake.wait(wait)
             self._wake.clear()
-            if not self._stopping and not woken and not self._results and not self._is_owing():
-                wait = POLL_SECONDS
-                continue
-            wait = self._step()
+            idle = not (self._stopping or woken or self._results)
+            wait = POLL_SECONDS if idle and not self._is_owing() else self._step()
             if self._stopping and not self._results and not self._requests:
                 return
 
     def _is_owing(self) -> bool:
         if not self.endpoints and self._gone is None:
             return False
-        rows = self._read(lambda reader: reader.execute("SELECT 1 FROM webhook_lanes WHERE pending > 0 LIMIT 1"))
-        return bool(rows)
+        try:
+            return bool(
+                self._read(lambda reader: reader.execute("SELECT 1 FROM webhook_lanes WHERE pending > 0 LIMIT 1"))
+            )
+        except Exception:
+            log.exception("What is owed could not be read; another look follows", extra={"action": "webhooks"})
+            return False
 
     def _step(self) -> float:
         """Take a step. Returns how long to wait for the next, in seconds."""
@@ -168,6 +171,8 @@ class Dispatcher:
             endpoint = self.endpoints.get(claim.endpoint)
             if endpoint is not None and endpoint.sealed is not None:
                 result = self._send(claim, endpoint)
+        except gevent.GreenletExit:
+            result = Result(claim, None, unsent("The server stopped before an answer came."))
         except Exception:
             log.exception("A delivery could not be made", extra={"action": "webhook_delivery"})
             result = Result(claim, Verdict("internal", "retry"), unsent("The server failed on this delivery."))
@@ -185,7 +190,7 @@ class Dispatcher:
             return Result(claim, Verdict("unfit", "dead"), unsent(refusal.sentence))
         answer = self.call(endpoint, request)
         verdict = judge(answer, endpoint.config.kind, time.time())
-        return Result(claim, verdict, row_of(answer, len(request.body)))
+        return Result(claim, verdict, row_of(answer, len(request.body), endpoint), answer.refused)
 
     def call(self, endpoint: Endpoint, request: Request) -> Answer:
         """Send a request to an endpoint; waits for the answer."""
@@ -198,7 +203,7 @@ class Dispatcher:
         )
 
 
-def row_of(answer: Answer, size: int) -> tuple[Any, ...]:
+def row_of(answer: Answer, size: int, endpoint: Endpoint) -> tuple[Any, ...]:
     """An answer as the log keeps it."""
     return (
         answer.status,
@@ -210,7 +215,7 @@ def row_of(answer: Answer, size: int) -> tuple[Any, ...]:
         answer.ttfb_ms,
         answer.total_ms,
         size,
-        answer.excerpt[:EXCERPT_BYTES],
+        endpoint.without_secrets(answer.excerpt)[:EXCERPT_BYTES],
     )
 
 

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from bus.errors import Malformed, NotFound
+from bus.masking import MASK, masked
 from bus.message import Names
 from bus.storage import Reader, Transaction
 from bus.topics import check_pattern as check_topic
@@ -42,6 +43,9 @@ EVENTS = (
 DEFAULT_RETRIES = 9
 DEFAULT_TIMEOUT_SECONDS, MIN_TIMEOUT_SECONDS, MAX_TIMEOUT_SECONDS = 15.0, 1.0, 30.0
 MAX_ENDPOINTS = 10_000
+SHORTEST_MASKED = 6
+"""Characters of a secret or a header's value that is taken out of what receivers answer; what is shorter hides nothing."""
+
 MAX_FILTERS = 100
 MAX_STEPS = 50
 MAX_STEP_SECONDS = 7 * 86400.0
@@ -132,22 +136,36 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Secret(msgspec.Struct, frozen=True):
-    """A signing secret; an old one is valid `until_us`, the newest has None."""
+    """A signing secret or private key; an old one is valid `until_us`, the newest has None."""
 
     text: str
     until_us: int | None = None
 
+    def is_valid(self, now_us: int) -> bool:
+        """True while it signs."""
+        return self.until_us is None or self.until_us > now_us
+
+
+def valid(secrets: Sequence[Secret], now_us: int) -> list[str]:
+    """Those that count now."""
+    return [secret.text for secret in secrets if secret.is_valid(now_us)]
+
 
 class Sealed(msgspec.Struct, frozen=True):
-    """What is encrypted at rest. `secrets`: the newest first."""
+    """What is encrypted at rest. `secrets` and the private halves of `key_pairs`: the newest first."""
 
     url: str
     secrets: tuple[Secret, ...] = ()
     headers: dict[str, str] = {}
+    key_pairs: tuple[Secret, ...] = ()
 
     def valid(self, now_us: int) -> list[str]:
         """The secrets to sign with."""
-        return [secret.text for secret in self.secrets if secret.until_us is None or secret.until_us > now_us]
+        return valid(self.secrets, now_us)
+
+    def private_keys(self, now_us: int) -> list[str]:
+        """The private keys to sign with."""
+        return valid(self.key_pairs, now_us)
 
 
 class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
@@ -164,13 +182,25 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def shown_url(self) -> str:
-        """The URL as listings show it: of a chat, no more than its host, since the rest is the credential."""
+        """The URL as listings show it: without tokens; of a chat no more than its host, as the rest is the credential."""
         if self.sealed is None:
             return ""
-        if self.config.kind == "http":
-            return self.sealed.url
-        parts = urlsplit(self.sealed.url)
+        return masked(self.sealed.url) if self.config.kind == "http" else self.masked_url
+
+    @property
+    def masked_url(self) -> str:
+        """The URL as others than operators may see it: the rest may be a credential."""
+        parts = urlsplit("" if self.sealed is None else self.sealed.url)
         return f"{parts.scheme}://{parts.netloc}/…"
+
+    def without_secrets(self, answer: bytes) -> bytes:
+        """What the receiver said, as logs keep it: receivers that have trouble tend to show what they were sent."""
+        sealed = self.sealed or Sealed("")
+        in_url = re.split(r"[&=]", urlsplit(sealed.url).query)
+        for secret in (*(known.text for known in sealed.secrets), *sealed.headers.values(), *in_url):
+            if len(secret) >= SHORTEST_MASKED:
+                answer = answer.replace(secret.encode(), MASK.encode())
+        return answer
 
     @property
     def awake(self) -> bool:
@@ -296,15 +326,19 @@ _COLUMNS = "number, id, state, reason, since, created_at, config, sealed"
 
 
 def rotated(sealed: Sealed, secret: str, grace_seconds: float, now_us: int) -> Sealed:
-    """With a new secret; those that were valid stay so for `grace_seconds` more."""
+    """With a new secret, and a new key pair if it has one; what was valid stays so for at most `grace_seconds` more."""
+    pairs: tuple[Secret, ...] = ()
+    if sealed.key_pairs:
+        pairs = renewed(sealed.key_pairs, signing.new_private_key(), grace_seconds, now_us)
+    secrets = renewed(sealed.secrets, secret, grace_seconds, now_us)
+    return msgspec.structs.replace(sealed, secrets=secrets, key_pairs=pairs)
+
+
+def renewed(known: Sequence[Secret], new: str, grace_seconds: float, now_us: int) -> tuple[Secret, ...]:
+    """The secrets with a new one in front; those that were valid stay so for at most `grace_seconds` more."""
     until_us = now_us + int(grace_seconds * 1e6)
-    old = [
-        Secret(known.text, until_us if known.until_us is None else known.until_us)
-        for known in sealed.secrets
-        if known.until_us is None or known.until_us > now_us
-    ]
-    kept = [known for known in old if (known.until_us or 0) > now_us][:MAX_OLD_SECRETS]
-    return msgspec.structs.replace(sealed, secrets=(Secret(secret), *kept))
+    old = [Secret(each.text, min(until_us, each.until_us or until_us)) for each in known]
+    return (Secret(new), *[each for each in old if each.is_valid(now_us)][:MAX_OLD_SECRETS])
 
 
 def _bad(field: str, problem: str) -> Malformed:

@@ -20,7 +20,7 @@ from gevent.event import Event as Signal
 from bus.backplane import Backplane
 from bus.clock import Clock
 from bus.companions import Companion
-from bus.errors import Unavailable
+from bus.errors import ForbiddenTarget, Unavailable
 from bus.events import (
     ClientConnected,
     ClientDisconnected,
@@ -162,9 +162,12 @@ class Webhooks:
     def _enter(self, transaction: Transaction) -> None:
         execute = transaction.execute
         slot = self.host.backplane.slot
-        execute("DELETE FROM webhook_processes WHERE server <> ?", (self._server,))
+        if self.host.backplane.alone:
+            execute("DELETE FROM webhook_processes WHERE server <> ?", (self._server,))
+        known = execute("SELECT 1 FROM webhook_processes WHERE server = ? LIMIT 1", (self._server,))
         execute("INSERT OR REPLACE INTO webhook_processes VALUES (?, ?)", (slot, self._server))
-        if execute("UPDATE webhook_state SET server = ?1 WHERE server IS NOT ?1 RETURNING 1", (self._server,)):
+        changed = execute("UPDATE webhook_state SET server = ?1 WHERE server IS NOT ?1 RETURNING 1", (self._server,))
+        if changed and not known:
             self.outbox.write(transaction, "system.started", Subject(), b"{}")
 
     def _leave(self, transaction: Transaction) -> bool:
@@ -184,6 +187,14 @@ class Webhooks:
         return self.host.writer.call(job, lazy=True)
 
     # ---- endpoints
+
+    def check(self, url: str) -> None:
+        """Judge a URL as a call would, now. Raises ForbiddenTarget, and counts it."""
+        try:
+            self.outbound.check(url)
+        except ForbiddenTarget as refusal:
+            self.measures.refused(refusal.reason)
+            raise
 
     def endpoints(self) -> list[Endpoint]:
         """Those that this process knows of."""

@@ -16,6 +16,7 @@ import time
 import uuid
 from collections import Counter, deque
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 import msgspec
@@ -56,7 +57,8 @@ class Local:
     """An `Outlet` in memory; thread-safe. One lock guards everything; nobody holds it while a receiver is called.
 
     `max_queue`: deliveries that wait for one receiver; beyond, an event is a failure of class `overflow` at once.
-    `open_outbound` is called at the first use. `now_us` must never fall.
+    `open_outbound` and `default_secret` are called at the first use; the latter tells what signs for receivers without a
+    secret of their own, None for nothing. `now_us` must never fall.
     """
 
     durable = False
@@ -65,6 +67,7 @@ class Local:
         self,
         max_queue: int,
         open_outbound: Callable[[], Outbound],
+        default_secret: Callable[[], str | None] = lambda: None,
         *,
         now_us: Callable[[], int] | None = None,
         draw: Callable[[], float] = random.random,
@@ -80,6 +83,7 @@ class Local:
         self._lines: dict[str, Line] = {}
         self._failures: deque[Failure] = deque()
         self._open_outbound = open_outbound
+        self._default_secret = default_secret
         self._outbound: Outbound | None = None
         self._number = 0
 
@@ -90,6 +94,11 @@ class Local:
             if self._outbound is None:
                 self._outbound = self._open_outbound()
             return self._outbound
+
+    @cached_property
+    def secret(self) -> str | None:
+        """What signs for receivers without a secret of their own."""
+        return self._default_secret()
 
     # ---- the verbs of an Outlet
 
@@ -315,7 +324,8 @@ class Line:
         first = batch[0]
         if receiver.kind == "http":
             url, text = receiver.url, body.make(first.name, first.event_id, first.occurred_us, first.data)
-            signed = [] if receiver.secret is None else [receiver.secret]
+            secret = receiver.secret or self._local.secret
+            signed = [] if secret is None else [secret]
             ours = signing.headers(first.event_id, int(time.time()), text, signed)
         else:
             notes = [Note(each.name, json.loads(each.data), each.occurred_us) for each in batch]

@@ -1,7 +1,7 @@
 """Events that are no messages, on their way into the outbox: gathered on the event loop, written as one job.
 
-What could not be written waits and is tried again; beyond MAX_WAITING the oldest goes, and the log counts it. An error of
-the server is what it logs as one: lines of the log hold no payloads and no secrets.
+What could not be written waits and is tried again; beyond MAX_WAITING the oldest goes, and the log says how many. An error
+of the server is what it logs as one: lines of the log hold no payloads and no secrets.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from bus.webhooks.outbox import Outbox
 
 log = logging.getLogger("bus.webhooks.occurrences")
 
-MAX_WAITING = 10_000
+MAX_WAITING, MAX_WAITING_BYTES = 10_000, 64 * 1024 * 1024
 AT_ONCE = 500
 PAUSE_SECONDS = 1.0
 ERRORS_A_SECOND = 10
@@ -49,6 +49,8 @@ class Occurrences:
         self._write = write
         self._woken = woken
         self._waiting: list[Occurrence] = []
+        self._size = 0  # bytes of what waits
+        self._reported = 0  # of `dropped`
         self._signal = Signal()
         self._greenlet: gevent.Greenlet[..., None] | None = None
         self._errors = ErrorHandler(self._error)
@@ -72,10 +74,11 @@ class Occurrences:
 
     def put(self, name: str, subject: Subject, data: bytes) -> None:
         """The same with JSON text, wanted or not."""
-        if len(self._waiting) >= MAX_WAITING:
-            self._waiting.pop(0)
-            self.dropped += 1
         self._waiting.append(Occurrence(name, subject, data))
+        self._size += len(data)
+        while len(self._waiting) > MAX_WAITING or self._size > MAX_WAITING_BYTES:
+            self._size -= len(self._waiting.pop(0).data)
+            self.dropped += 1
         self._signal.set()
 
     def _error(self, data: dict[str, Any]) -> None:
@@ -93,6 +96,7 @@ class Occurrences:
         """Write what waits. False: it could not be written."""
         while batch := self._waiting[:AT_ONCE]:
             del self._waiting[:AT_ONCE]
+            self._size -= sum(len(each.data) for each in batch)
 
             def job(transaction: Transaction, batch: list[Occurrence] = batch) -> None:
                 for each in batch:
@@ -102,11 +106,18 @@ class Occurrences:
                 self._write(job)
             except BusError as refusal:
                 self._waiting[:0] = batch
+                self._size += sum(len(each.data) for each in batch)
                 log.warning(
                     "Events wait, for nothing can be written: %s", refusal.sentence, extra={"action": "webhooks"}
                 )
                 return False
+            except Exception:
+                log.exception("Events could not be written", extra={"action": "webhooks"})
+                self.dropped += len(batch)
             self._woken()
+        if self.dropped > self._reported:
+            lost, self._reported = self.dropped - self._reported, self.dropped
+            log.error("%d events were not told: there was no room for them", lost, extra={"action": "webhooks"})
         return True
 
 

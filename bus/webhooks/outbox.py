@@ -13,6 +13,7 @@ from typing import Any
 from bus.events import MessageExpired, MessageFailed, MessageReceived, MessageSent
 from bus.message import Epochs, Kind, Message, audience_of, text_of
 from bus.storage import SEQ, TEXT, Row, Transaction
+from bus.trace_context import trace_in
 from bus.webhooks import body
 from bus.webhooks.matching import Matcher, Subject
 
@@ -64,15 +65,15 @@ class Outbox:
 
     def of_failed(self, event: MessageFailed) -> list[Row]:
         message = event.message
-        data = body.encode(
-            {
-                "message_id": event.message_id,
-                "from": message.sender,
-                "owner": event.owner,
-                "type": message.type,
-                "reason": event.reason,
-            }
-        )
+        told = {
+            "message_id": event.message_id,
+            "from": message.sender,
+            "owner": event.owner,
+            "type": message.type,
+            "reason": event.reason,
+        }
+        trace = trace_in(b"{%b}" % message.extras[1:])
+        data = body.encode(told | {"headers": trace} if trace else told)
         return self.rows("message.failed", subject_of(message), data, len(data))
 
     # ---- rows

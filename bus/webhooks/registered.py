@@ -27,7 +27,7 @@ class Registered:
     def add(self, receiver: Receiver) -> str:
         receiver.check()
         webhooks = self._running()
-        webhooks.outbound.check(receiver.url)
+        webhooks.check(receiver.url)
         config = Config(
             events=receiver.events,
             kind=receiver.kind,
@@ -97,7 +97,7 @@ class Registered:
         webhooks = self._running()
 
         def job(reader: Reader) -> list[Failure]:
-            urls = {e.number: e.shown_url for e in webhooks.rows.all(reader)[1]}
+            urls = {e.number: "" if e.sealed is None else e.sealed.url for e in webhooks.rows.all(reader)[1]}
             rows = reader.execute(_FAILURES, (max(limit, 0),))
             return [
                 Failure(
@@ -123,16 +123,23 @@ class Registered:
         webhooks = self._running()
         number = None if delivery_id is None else deliveries.parse_id(delivery_id)
 
-        def job(transaction: Transaction) -> int:
-            now_us = webhooks.host.clock.now_us()
-            if number is not None:
-                return replays.replay_one(transaction, number, now_us)
-            known = self._known(transaction, url)
-            return replays.begin(transaction, Choice(known[0].number, "dead"), now_us).matched if known else 0
+        now_us = webhooks.host.clock.now_us()
+        if number is not None:
+            count: int = webhooks.host.write(lambda transaction: replays.replay_one(transaction, number, now_us))
+            webhooks.dispatcher.wake()
+            return count
 
-        count: int = webhooks.host.write(job)
-        webhooks.dispatcher.wake()
-        return count
+        def look(reader: Reader) -> tuple[Choice, int] | None:
+            known = self._known(reader, url)
+            choice = Choice(known[0].number, "dead") if known else None
+            return None if choice is None else (choice, replays.matching(reader, choice, now_us))
+
+        found = webhooks.host.read(look)
+        if found is None:
+            return 0
+        choice, matched = found
+        webhooks.host.write(lambda transaction: replays.begin(transaction, choice, matched, now_us))
+        return int(matched)
 
     def start(self) -> None:
         """Nothing: the bus sends for as long as it runs."""
@@ -145,8 +152,8 @@ class Registered:
             raise Unavailable("The bus is not running yet; register endpoints once it has started.", code="not_running")
         return self._webhooks
 
-    def _known(self, transaction: Transaction, url: str) -> list[Endpoint]:
-        _, endpoints = self._webhooks.rows.all(transaction)
+    def _known(self, reader: Reader | Transaction, url: str) -> list[Endpoint]:
+        _, endpoints = self._webhooks.rows.all(reader)
         return [endpoint for endpoint in endpoints if endpoint.sealed is not None and endpoint.sealed.url == url]
 
 

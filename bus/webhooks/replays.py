@@ -37,19 +37,26 @@ class Replay(msgspec.Struct):
     created_us: int
 
 
-def matching(reader: Reader | Transaction, choice: Choice, now_us: int) -> int:
+class Batch(msgspec.Struct, frozen=True):
+    """Deliveries to be put back for a replay, by number, and how far it has come then: None to its end."""
+
+    replay: str
+    numbers: list[int]
+    position: int | None
+
+
+def matching(reader: Reader, choice: Choice, now_us: int) -> int:
     """How many would be replayed now."""
     where, bindings = choice.where()
     return int(reader.execute(f"SELECT count(*) {_READY} AND {where}", (now_us - AGAIN_AFTER_US, *bindings))[0][0])
 
 
-def begin(transaction: Transaction, choice: Choice, now_us: int) -> Replay:
-    """Have what matches replayed. Raises Conflict when too many replays run."""
+def begin(transaction: Transaction, choice: Choice, matched: int, now_us: int) -> Replay:
+    """Have what matches replayed; `matched` is how many that were. Raises Conflict when too many replays run."""
     (running,) = transaction.execute("SELECT count(*) FROM webhook_replays WHERE status = 'running'")[0]
     if running >= MAX_RUNNING:
         raise Conflict(f"{MAX_RUNNING} replays run already; wait until one is done.", code="too_many_replays")
     (upto,) = transaction.execute("SELECT coalesce(max(number), 0) FROM webhook_deliveries")[0]
-    matched = matching(transaction, choice, now_us)
     replay = Replay(f"whr-{secrets.token_hex(8)}", choice, 0, upto, matched, 0, "running", now_us)
     fields = (replay.id, msgspec.json.encode(choice), 0, upto, matched, 0, replay.status, now_us)
     transaction.execute("INSERT INTO webhook_replays VALUES (?, ?, ?, ?, ?, ?, ?, ?)", fields)
@@ -60,27 +67,31 @@ def replay_one(transaction: Transaction, number: int, now_us: int) -> int:
     """Put one delivery back. Returns 1, or 0 if it waits already or was replayed just now. Raises NotFound."""
     if not transaction.execute("SELECT 1 FROM webhook_deliveries WHERE number = ?", (number,)):
         raise NotFound("There is no delivery with this id; it may be too old.", code="unknown_delivery")
-    statement = f"SELECT d.number, d.endpoint, d.bytes {_READY} AND d.number = ?"
-    return _put_back(transaction, transaction.execute(statement, (now_us - AGAIN_AFTER_US, number)), now_us)
+    return _put_back(transaction, [number], now_us)
 
 
-def carry_on(transaction: Transaction, now_us: int) -> int:
-    """Put a batch of every running replay back. Returns how many deliveries that were."""
-    total = 0
-    for replay in _select(transaction, "status = 'running'"):
-        where, bindings = replay.choice.where()
-        rows = transaction.execute(
-            f"SELECT d.number, d.endpoint, d.bytes {_READY} AND {where} AND d.number > ? AND d.number <= ?"
-            " ORDER BY d.number LIMIT ?",
-            (now_us - AGAIN_AFTER_US, *bindings, replay.position, replay.upto, AT_ONCE),
-        )
-        done = _put_back(transaction, rows, now_us)
-        total += done
-        transaction.execute(
-            "UPDATE webhook_replays SET position = ?, replayed = replayed + ?, status = ? WHERE id = ?",
-            (rows[-1][0] if rows else replay.upto, done, "running" if len(rows) == AT_ONCE else "done", replay.id),
-        )
-    return total
+def next_batch(reader: Reader, now_us: int) -> Batch | None:
+    """What the oldest running replay puts back next. None: none runs."""
+    found = _select(reader, "status = 'running' ORDER BY created_at, id LIMIT 1")
+    if not found:
+        return None
+    (replay,) = found
+    where, bindings = replay.choice.where()
+    rows = reader.execute(
+        f"SELECT d.number {_READY} AND {where} AND d.number > ? AND d.number <= ? ORDER BY d.number LIMIT ?",
+        (now_us - AGAIN_AFTER_US, *bindings, replay.position, replay.upto, AT_ONCE),
+    )
+    numbers = [number for (number,) in rows]
+    return Batch(replay.id, numbers, numbers[-1] if len(numbers) == AT_ONCE else None)
+
+
+def put_back(transaction: Transaction, batch: Batch, now_us: int) -> None:
+    """Put a batch back, unless the replay was stopped in the meantime."""
+    if not transaction.execute(_RUNNING, (batch.replay,)):
+        return
+    done = _put_back(transaction, batch.numbers, now_us)
+    status = "done" if batch.position is None else "running"
+    transaction.execute(_CARRIED_ON, (batch.position, done, status, batch.replay))
 
 
 def cancel(transaction: Transaction, replay_id: str) -> None:
@@ -103,11 +114,14 @@ def latest(reader: Reader, limit: int) -> list[Replay]:
     return _select(reader, "1 ORDER BY created_at DESC, id LIMIT ?", limit)
 
 
-def _put_back(transaction: Transaction, rows: list[tuple[int, ...]], now_us: int) -> int:
-    for number, endpoint, size in rows:
-        transaction.execute(_PUT_BACK, (WAITING, REPLAYED, now_us, now_us, number))
-        transaction.execute(_PENDING, (size, endpoint))
-    return len(rows)
+def _put_back(transaction: Transaction, numbers: list[int], now_us: int) -> int:
+    done = 0
+    for number in numbers:
+        put = transaction.execute(_PUT_BACK, (WAITING, REPLAYED, now_us, number, now_us - AGAIN_AFTER_US))
+        for endpoint, size in put:
+            transaction.execute(_PENDING, (size, endpoint))
+        done += len(put)
+    return done
 
 
 def _select(reader: Reader | Transaction, where: str, *bindings: object) -> list[Replay]:
@@ -120,6 +134,11 @@ _READY = f"""
 FROM webhook_deliveries d JOIN webhook_events e ON e.number = d.event JOIN webhook_lanes l ON l.endpoint = d.endpoint
 WHERE d.state >= {DONE} AND (d.replayed_at IS NULL OR d.replayed_at < ?)"""
 _PUT_BACK = """
-UPDATE webhook_deliveries SET state = ?, class = ?, due_at = ?, replayed_at = ?, tried = 0, lapses = 0, order_key = NULL,
- ended_at = NULL, cause = NULL WHERE number = ?"""
+UPDATE webhook_deliveries SET state = ?1, class = ?2, due_at = ?3, replayed_at = ?3, tried = 0, lapses = 0, order_key = NULL,
+ ended_at = NULL, cause = NULL
+ WHERE number = ?4 AND state >= 3 AND (replayed_at IS NULL OR replayed_at < ?5)
+   AND endpoint IN (SELECT endpoint FROM webhook_lanes) RETURNING endpoint, bytes"""
+_RUNNING = "SELECT 1 FROM webhook_replays WHERE id = ? AND status = 'running'"
+_CARRIED_ON = """
+UPDATE webhook_replays SET position = coalesce(?, upto), replayed = replayed + ?, status = ? WHERE id = ?"""
 _PENDING = "UPDATE webhook_lanes SET pending = pending + 1, pending_bytes = pending_bytes + ? WHERE endpoint = ?"

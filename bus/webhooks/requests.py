@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from bus.trace_context import trace_in
 from bus.webhooks import body, signing
 from bus.webhooks.chat import Note
 from bus.webhooks.claims import Claim, Item
@@ -50,11 +51,14 @@ def test_request(endpoint: Endpoint, now_us: int, wall: int, default_secret: str
 
 def _signed(sealed: Sealed, item: Item, text: bytes, now_us: int, default_secret: str | None) -> Request:
     secrets = sealed.valid(now_us) or ([default_secret] if default_secret else [])
-    ours = {**signing.headers(item.event_id, item.stamp, text, secrets), "webhook-attempt": str(item.attempts)}
+    signed = signing.headers(item.event_id, item.stamp, text, secrets, sealed.private_keys(now_us))
+    ours = {**signed, "webhook-attempt": str(item.attempts)}
     if item.sequence is not None:
         ours["webhook-sequence"] = str(item.sequence)
     if item.replay:
         ours["webhook-replay"] = "1"
+    if item.name.startswith("message."):
+        ours |= trace_in(item.data)
     return Request(sealed.url, request_headers(sealed.headers, ours), text)
 
 

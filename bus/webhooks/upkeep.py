@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from bus.webhooks import deliveries, replays
 from bus.webhooks.engine import Webhooks
 from bus.worker import Worker
@@ -13,16 +15,15 @@ FORGET_SECONDS = 5.0
 def workers(webhooks: Webhooks) -> list[Worker]:
     """To be added to the bus."""
     host = webhooks.host
-    running = "SELECT 1 FROM webhook_replays WHERE status = 'running' LIMIT 1"
 
     def replay() -> None:
-        while host.read(lambda reader: reader.execute(running)):
-            if host.write(lambda transaction: replays.carry_on(transaction, host.clock.now_us())):
-                webhooks.dispatcher.wake()
+        while batch := host.read(lambda reader: replays.next_batch(reader, host.clock.now_us())):
+            host.write(partial(replays.put_back, batch=batch, now_us=host.clock.now_us()))
+            webhooks.dispatcher.wake()
 
     def forget() -> None:
-        while host.write(lambda transaction: deliveries.forget(transaction, host.clock.now_us())):
-            continue
+        while found := host.read(lambda reader: deliveries.forgettable(reader, host.clock.now_us())):
+            host.write(partial(deliveries.forget, found=found))
 
     return [
         Worker("webhook_replays", replay, interval_seconds=REPLAY_SECONDS, exclusive=True),

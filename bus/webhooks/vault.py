@@ -1,4 +1,4 @@
-"""Keeps secrets encrypted at rest: AES-256-GCM, each value bound to the endpoint it belongs to.
+"""Keeps secrets encrypted at rest: AES-256-GCM, each value bound to what it belongs to.
 
 The key comes from SECRET_KEY, or from a file that is made at the first start, readable by its owner alone. Whoever has the
 database without the key has no secret.

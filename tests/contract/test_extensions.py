@@ -32,6 +32,8 @@ EXTENSIONS = (
     "message_ttl",
     "extensions.log_cap",
     "extensions.tracing",
+    "extensions.inbound_webhooks",
+    "extensions.audit",
 )
 ALL = (*EXTENSIONS, THIRD_PARTY)
 
@@ -92,7 +94,18 @@ def test_register_is_the_last_function_and_a_table_of_contents(name: str) -> Non
 
 @pytest.mark.parametrize(
     "name",
-    ["rest", "delivery", "ws", "openapi", "streaming", "webhooks", "health_checks", "enhanced_metrics", "log_cap"],
+    [
+        "rest",
+        "delivery",
+        "ws",
+        "openapi",
+        "streaming",
+        "webhooks",
+        "health_checks",
+        "enhanced_metrics",
+        "log_cap",
+        "audit",
+    ],
 )
 def test_any_extension_can_be_left_out(tmp_path, name: str) -> None:
     assert name not in probe(tmp_path, DISABLED_EXTENSIONS=name)["extensions"]

@@ -19,6 +19,11 @@ from tests.deploy.files import DEPLOY, OTHERS, SETTINGS, document, environments,
 COMPOSE = document("docker-compose.yml")
 SERVICES = COMPOSE["services"]
 FINAL = stages()[-1]
+NO_SETTINGS = {
+    *("AF_INET", "AF_INET6", "AF_UNIX", "MSG_PEEK", "HTTP_PROXY", "SSL_CERT_DIR", "SSL_CERT_FILE"),
+    *("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_SERVICE_NAME", "GF_ANALYTICS_REPORTING_ENABLED"),
+}
+"""What pages name in capitals and belongs to somebody else."""
 
 
 @pytest.mark.parametrize("path", yaml_files(), ids=lambda path: str(path.relative_to(ROOT)))
@@ -43,6 +48,16 @@ def test_every_variable_is_a_setting_and_its_value_is_good(path: str, given: dic
     settings = {name: value for name, value in given.items() if name not in OTHERS}
     assert settings.keys() <= SETTINGS, f"{path} sets what is no setting: {settings.keys() - SETTINGS}."
     load({"ENABLE_AUTH": "true", **settings}, env_file=None)  # raises StartRefused
+
+
+def test_pages_and_comments_name_no_setting_that_is_none() -> None:
+    files = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("*.yml"), ROOT / "Dockerfile"]
+    files += [path for path in DEPLOY.rglob("*") if path.is_file() and path.suffix not in (".json", ".py", ".pyc")]
+    for path in files:
+        named = set(re.findall(r"(?<![\w$.{-])[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+(?![\w-])", path.read_text()))
+        assert named <= SETTINGS | OTHERS | NO_SETTINGS, (
+            f"{path.relative_to(ROOT)} names {named - SETTINGS - OTHERS - NO_SETTINGS}."
+        )
 
 
 def test_what_listens_beyond_this_machine_asks_for_a_key() -> None:

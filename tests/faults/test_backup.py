@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,7 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from bus.errors import StoreDamaged
 from bus.settings import ROOT
+from bus.storage.sqlite_backup import NoCopy, back_up, inspect
 from bus.testing import BusServer, eventually
 from tests.follower import Follower
 
@@ -70,7 +73,7 @@ def payloads(server: BusServer, since: str = "earliest") -> list[int]:
     return numbers
 
 
-@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.full), 4])
+@pytest.mark.parametrize("workers", [1, pytest.param(4, marks=pytest.mark.slow)])
 def test_a_copy_of_a_busy_log_holds_what_was_acknowledged_before_it_and_is_restored(
     tmp_path: Path, fresh_server: Start, workers: int
 ) -> None:
@@ -145,14 +148,42 @@ def test_a_copy_that_is_not_whole_or_not_ours_replaces_nothing(tmp_path: Path, f
     ):
         bad = tmp_path / name
         bad.write_bytes(content)
-        assert str(bad) in refused(folder, "restore", bad, "--yes"), name
-    assert "There is no file" in refused(folder, "restore", tmp_path / "nowhere", "--yes")
+        with pytest.raises(StoreDamaged, match=re.escape(str(bad))):
+            inspect(bad)
+    assert "torn is damaged" in refused(folder, "restore", tmp_path / "torn", "--yes")
+    with pytest.raises(NoCopy, match="There is no file"):
+        inspect(tmp_path / "nowhere")
     declined = bus(folder, "restore", copy)  # nobody says yes
     assert declined.returncode != 0
-    assert "There is no log" in refused(tmp_path, "backup", tmp_path / "other.db")
     server.start()
     assert payloads(server) == [1]
     assert sorted(path.name for path in folder.iterdir() if "restoring" in path.name or "before" in path.name) == []
+
+
+def test_a_copy_takes_the_place_of_a_copy_only(tmp_path: Path, fresh_server: Start) -> None:
+    folder, other = tmp_path / "data", tmp_path / "other.db"
+    fresh_server(data_dir=folder)
+    log = folder / "bus.db"
+    (tmp_path / "link").symlink_to(log)
+    (tmp_path / "strange.db").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    for database, target, why in (
+        (tmp_path / "none.db", other, "There is no log"),
+        (tmp_path / "strange.db", other, "could not be written"),
+        (log, log, "is the log itself"),
+        (log, folder / "bus.db-wal", "is the log itself"),
+        (log, tmp_path / "link", "is the log itself"),
+        (log, tmp_path / "pipe", "is no file"),
+        (log, tmp_path / "pipe" / "copy.db", "Not a directory"),
+        (log, tmp_path / "nowhere" / "copy.db", "No such file"),
+    ):
+        with pytest.raises(NoCopy, match=why):
+            back_up(database, target, replace=True)
+    back_up(log, other)
+    with pytest.raises(NoCopy, match="is there already"):
+        back_up(log, other)
+    back_up(log, other, replace=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "link", "other.db", "pipe", "strange.db"]
 
 
 @pytest.mark.full

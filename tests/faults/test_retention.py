@@ -1,7 +1,11 @@
-"""kill -9 between archive and removal, on the real server: each message is in one of the two, and in the end in one only."""
+"""kill -9 while the real server sweeps: each message is in the log or the archive, in the end in one only, and counted."""
 
 from __future__ import annotations
 
+import os
+import random
+import signal
+import time
 from contextlib import suppress
 from typing import Any
 
@@ -10,6 +14,7 @@ import pytest
 from bus.testing import BusServer, eventually
 from tests.calls import call, send_all
 
+KILLS = 10
 EXTENSIONS = "tests.faults.kill_archiver,tests.clock_seams"
 
 
@@ -30,6 +35,51 @@ def test_a_kill_between_archive_and_removal_leaves_each_message_in_one_of_them(f
     found = [entry["message"]["id"] for entry in call(server, "GET", "/api/archive/messages?limit=1000")["messages"]]
     assert len(found) == len(ids)
     assert set(found) == ids
+
+
+@pytest.mark.full
+@pytest.mark.timeout(300)
+def test_kills_at_any_moment_of_a_sweep_lose_double_and_miscount_nothing(fresh_server: Any) -> None:
+    server: BusServer = fresh_server(
+        env={"BUS_EXTENSIONS": "tests.clock_seams", "TTL_SWEEP_INTERVAL": "1", "INBOX_LIMIT": "100000"}
+    )
+    for type_ in ("kept", "brief"):
+        policy = {"ttl_seconds": 100, "archive_before_delete": type_ == "kept"}
+        call(server, "PUT", f"/api/ttl/policies/{type_}", policy)
+    drawn, kept, sent = random.Random(8), set[str](), 0
+    for number in range(1, KILLS + 1):
+        kept |= set(send_all(server, [{"to": "bob", "type": "kept", "payload": n} for n in range(500)]))
+        send_all(server, [{"to": "bob", "type": "brief"}] * 500)
+        sent += 1000
+        call(server, "PUT", f"/seams/clock?bus={200 * number}")
+        _ask(server)
+        pids = server.worker_pids()
+        time.sleep(drawn.uniform(0, 1.5))  # the moment of the kill
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        eventually(lambda pids=pids: _is_anew(server, pids), within_seconds=20, what="new workers")
+    eventually(
+        lambda: _ask(server) and _figures(server).get("expired") == sent, within_seconds=60, what="the last sweep"
+    )
+    figures = _figures(server)
+    assert (figures["archived"], figures["archive"]["messages"], figures["kept_bytes"]) == (len(kept), len(kept), 0)
+    assert call(server, "GET", "/api/log?since=earliest")["messages"] == []
+    found: list[str] = []
+    cursor, more = "0:0", True
+    while more:
+        page = call(server, "GET", f"/api/archive/messages?limit=1000&cursor={cursor}")
+        found += [entry["message"]["id"] for entry in page["messages"]]
+        cursor, more = page["cursor"], page["more"]
+    assert len(found) == len(kept)
+    assert set(found) == kept
+
+
+def _is_anew(server: BusServer, killed: list[int]) -> bool:
+    with suppress(OSError):
+        now = server.worker_pids()
+        return bool(now) and not set(now) & set(killed) and server.call("GET", "/health/ready").status == 200
+    return False
 
 
 def _ask(server: BusServer) -> bool:

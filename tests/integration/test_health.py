@@ -295,7 +295,7 @@ def test_while_the_disk_has_too_little_room_sends_are_refused_and_all_else_goes_
 
 
 def test_a_disk_with_too_little_room_is_noticed_at_the_start(fresh_server: Start) -> None:
-    server = fresh_server(workers=4, env={"DISK_ALARM_BYTES": str(10**18)})
+    server = fresh_server(workers=2, env={"DISK_ALARM_BYTES": str(10**18)})
     for _ in range(8):
         assert server.call("POST", "/api/send", {"from": "a", "to": "b"}).body["code"] == "disk_low"
     eventually(lambda: probe(server, "ready").status == 503, what="a verdict")
@@ -447,10 +447,11 @@ def test_at_sigterm_ready_says_no_at_once_and_the_door_stays_open(fresh_server: 
         assert anna.wait_for_end() == 1012
 
 
-@pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGQUIT])
+@pytest.mark.parametrize("second", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGQUIT])
 def test_a_second_signal_ends_the_notice(fresh_server: Start, second: int) -> None:
     server = fresh_server(workers=2, env={"DRAIN_NOTICE_SECONDS": "60"})
     with Follower(server.port, "anna") as anna:
+        eventually(lambda: server.log.count("The bus serves") == 2, what="both to serve")
         send(server, "anna", "kept")
         anna.wait_for(1)
         os.kill(server.pid, signal.SIGTERM)

@@ -15,11 +15,12 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 
 from bus.testing import HOST, BusServer, eventually, free_port, gunicorn
 from tests.calls import call
-from tests.line import FLASK, LANE, SEAMS, Line, get, post
+from tests.line import FLASK, LANE, SEAMS, TO_FLASK, Line, get, post
 from tests.refusals import GOOD, MAX_BYTES, sending
 
 Start = Callable[..., BusServer]
@@ -183,9 +184,12 @@ def test_a_client_that_hangs_up_is_let_go(seams: BusServer) -> None:
     assert "Traceback" not in seams.log
 
 
-def test_a_body_that_does_not_come_is_not_waited_for(seams: BusServer) -> None:
+@pytest.mark.parametrize("headers", [{}, TO_FLASK, {"Transfer-Encoding": "chunked"}], ids=["lane", "flask", "chunks"])
+def test_a_body_that_does_not_come_is_not_waited_for(seams: BusServer, headers: dict[str, str]) -> None:
     with Line(seams) as line:
-        line.send(post(announced=1000))
+        line.send(post(b"5\r\n{", announced=1000, **headers))
+        answer = line.read()
+        assert (answer.status, answer.body["code"], answer.by) == (408, "too_slow", FLASK if headers else LANE)
         assert line.has_ended()
 
 
@@ -239,6 +243,23 @@ def test_answers_that_are_taken_slowly_come_whole_and_in_order(server: BusServer
 def test_a_client_that_takes_no_answers_is_dropped(seams: BusServer) -> None:
     with narrow_line(seams) as line, pytest.raises((ConnectionResetError, BrokenPipeError)):
         line.send(LARGE_BATCH * 40)
+
+
+def test_a_client_that_takes_no_answer_of_flasks_is_dropped(seams: BusServer) -> None:
+    (worker,) = map(psutil.Process, seams.worker_pids())
+    sends = [{**GOOD, "to": "never-read", "type": "large", "payload": "x" * 500_000}] * 20
+    assert call(seams, "POST", "/api/send/batch", {"messages": sends})["count"] == 20
+    with narrow_line(seams) as line:
+        port = line.sock.getsockname()[1]
+        line.send(get("/api/messages?to=never-read&since=earliest&type=large"))
+
+        def is_held() -> bool:
+            return any(found.raddr and found.raddr.port == port for found in worker.net_connections("tcp"))
+
+        assert line.sock.recv(100).startswith(b"HTTP/1.1 200 OK")
+        eventually(lambda: not is_held(), what="the end of a connection whose answer is not read")
+    assert call(seams, "GET", "/health") == {"status": "healthy"}
+    assert "Traceback" not in seams.log
 
 
 # ---- the server around it

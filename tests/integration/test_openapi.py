@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import os
 import re
@@ -20,6 +22,7 @@ from bus.settings import ROOT, Settings
 from bus.storage.ledger import VERBS
 from bus.testing import Answer, BusServer, eventually
 from tests.calls import call, claim, send, settle
+from tests.ingress_calls import integrate, post
 from tests.rawws import RawWebSocket
 from tests.refusals import LEAK, MAX_BYTES
 
@@ -158,6 +161,8 @@ NOBODY = "http://127.0.0.1:1/hook"
 CALLS: dict[Operation, list[tuple[str, Any]]] = {
     ("POST", "/stream/broadcast"): [("", {"event": "news", "data": [1], "exclude": ["zed"], "from": "describer"})],
     ("GET", "/metrics"): [("", None), ("?format=json", None)],
+    ("GET", "/api/audit"): [("?limit=1", None)],
+    ("GET", "/api/audit/export"): [("", None)],
     ("GET", "/metrics/detailed"): [("?family=client", None), ("?family=queue&limit=1", None)],
     ("POST", "/api/send"): [
         ("", GOOD),
@@ -227,6 +232,40 @@ CALLS: dict[Operation, list[tuple[str, Any]]] = {
     ("GET", "/api/archive/messages"): [("", None), ("?type=note&limit=1", None)],
     ("POST", "/api/archive/restore"): [("", {"type": "short-lived", "to": "described"}), ("", {"id": "none"})],
     ("POST", "/api/profile"): [("?seconds=0.05", None)],
+    ("GET", "/api/integrations"): [("", None), ("?limit=1&cursor=0", None)],
+    ("POST", "/api/integrations"): [
+        ("", {"scheme": "github", "to": "described"}),
+        (
+            "",
+            {
+                "scheme": "twilio",
+                "to": ["described", "copied"],
+                "secret": "a secret",
+                "type": "t",
+                "sender": "vendor",
+                "description": "d",
+                "require_ack": True,
+                "priority": "high",
+                "ttl": 60,
+                "template": {"a": {"$": "/b"}},
+                "allowed_ips": ["127.0.0.1"],
+                "rate": {"count": 5, "seconds": 2},
+                "public_url": "https://example.com",
+                "enabled": False,
+            },
+        ),
+    ],
+    ("GET", "/api/integrations/{integration_id}"): [("", None)],
+    ("PATCH", "/api/integrations/{integration_id}"): [("", {}), ("", {"to": "all", "rate": None, "template": None})],
+    ("DELETE", "/api/integrations/{integration_id}"): [("", None)],
+    ("POST", "/api/integrations/{integration_id}/pause"): [("", None)],
+    ("POST", "/api/integrations/{integration_id}/resume"): [("", None)],
+    ("POST", "/api/integrations/{integration_id}/rotate"): [
+        ("", {}),
+        ("", {"secret": "another one", "grace_seconds": 60}),
+    ],
+    ("GET", "/api/integrations/{integration_id}/events"): [("", None)],
+    ("GET", "/api/integrations/events"): [("", None), ("?limit=1&outcome=accepted", None)],
     ("GET", "/api/keys"): [("", None), ("?limit=1&cursor=0", None)],
     ("POST", "/api/keys"): [
         ("", {"clients": ["described"]}),
@@ -311,6 +350,9 @@ CALLS: dict[Operation, list[tuple[str, Any]]] = {
 ENDLESS = {("GET", "/stream/events")}
 """What has no end that could be looked at: see test_streaming.py."""
 
+SIGNED = ("POST", "/api/integrations/webhook/{integration_id}")
+"""What nothing but a signature opens: see `test_what_a_signature_opens_is_described`."""
+
 OPTIONAL = {
     *RICH,
     "exclude",
@@ -339,6 +381,10 @@ def called(server: BusServer, method: str, path: str) -> str:
         names["key_id"] = call(server, "POST", "/api/keys", {"clients": ["described"]})["id"]
     elif "webhooks" in path:
         names |= webhook(server)
+    elif "{integration_id}" in path:
+        made = integrate(server)
+        assert post(server, made).status == 202
+        names["integration_id"] = made["id"]
     elif "{replay_id}" in path:
         names["replay_id"] = call(server, "POST", "/api/replay", COPY)["replay_id"]
     return path.format(**names)
@@ -386,10 +432,21 @@ def test_real_answers_are_as_they_are_described(server: BusServer, document: dic
                     assert answer.status in (200, 202), answer
                     check_answer(document, (method, prefix), answer)
                     remember(answer.body, seen)
-    assert set(CALLS) | ENDLESS == {
+    assert set(CALLS) | ENDLESS | {SIGNED} == {
         (method, path) for method, path, _ in operations(document) if not path.startswith("/api/v1/")
     }
     assert set(seen) >= OPTIONAL - {"verified"}, "The calls do not bring every field there is."
+
+
+def test_what_a_signature_opens_is_described(server: BusServer, document: dict[str, Any]) -> None:
+    made, hub, team = integrate(server, "stripe"), integrate(server, "github"), integrate(server, "slack")
+    challenge = b'{"type": "url_verification", "challenge": "c"}'
+    answers = [post(server, made, b'{"id": "evt_1"}'), post(server, made, b'{"id": "evt_1", "again": 1}')]
+    answers += [post(server, hub, event="ping"), post(server, team, challenge)]
+    assert [answer.status for answer in answers] == [202, 202, 200, 200]
+    refused = [post(server, made, secret="another secret"), post(server, made, b"no json")]
+    for answer in [*answers, *refused]:
+        check_answer(document, SIGNED, answer)
 
 
 def test_what_is_taken_is_described(server: BusServer, document: dict[str, Any]) -> None:
@@ -453,6 +510,15 @@ def remember(value: Any, seen: dict[str, set[str]]) -> None:
         ("GET", "/api/clients?limit=x", None, 400),
         ("GET", "/api/clients/{client_id}", None, 404),
         ("GET", "/api/log?topic=x*", None, 400),
+        ("GET", "/api/integrations?cursor=x", None, 400),
+        ("POST", "/api/integrations", {"scheme": "github", "to": "a b"}, 400),
+        ("GET", "/api/integrations/{integration_id}", None, 404),
+        ("PATCH", "/api/integrations/{integration_id}", {}, 404),
+        ("DELETE", "/api/integrations/{integration_id}", None, 404),
+        ("POST", "/api/integrations/{integration_id}/pause", None, 404),
+        ("POST", "/api/integrations/{integration_id}/resume", None, 404),
+        ("POST", "/api/integrations/{integration_id}/rotate", {}, 404),
+        ("GET", "/api/integrations/events?cursor=x", None, 400),
         ("GET", "/api/webhooks?cursor=x", None, 400),
         ("POST", "/api/webhooks", {"url": "http://169.254.169.254/", "events": ["*"]}, 400),
         ("POST", "/api/webhooks", {"url": NOBODY, "events": []}, 400),
@@ -496,7 +562,7 @@ def test_a_body_of_another_type_is_refused_as_described(server: BusServer, docum
 def test_every_operation_asks_for_a_key_as_described(locked_server: BusServer, document: dict[str, Any]) -> None:
     for method, path, described in operations(document):
         answer = locked_server.call(method, re.sub(r"{\w+}", "x", path), {} if method == "POST" else None)
-        assert answer.status == (401 if "security" in described else 200)
+        assert answer.status == (401 if "security" in described or described["x-right"] == "signed" else 200)
         check_answer(document, (method, path), answer)
 
 
@@ -542,8 +608,12 @@ def test_the_page_shows_every_operation_and_runs_nothing(server: BusServer, docu
     answer = server.call("GET", "/docs")
     assert (answer.status, answer.headers["content-type"]) == (200, "text/html; charset=utf-8")
     policy = dict(part.split(maxsplit=1) for part in answer.headers["content-security-policy"].split(";"))
-    assert policy.pop("default-src") == "'none'"
-    assert policy == {"style-src": "'unsafe-inline'"}
+    digest = base64.b64encode(
+        hashlib.sha256(re.findall(r"<style>(.*?)</style>", answer.body)[0].encode()).digest()
+    ).decode()
+    assert policy.pop("style-src") == f"'sha256-{digest}'"
+    assert set(policy) == {"default-src", "base-uri", "form-action", "frame-ancestors"}
+    assert set(policy.values()) == {"'none'"}
     assert answer.headers["x-content-type-options"] == "nosniff"
     page = Page(answer.body)
     assert not page.tags & {"script", "iframe", "object", "embed", "form", "img", "link", "base"}

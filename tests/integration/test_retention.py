@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -16,7 +17,9 @@ from websockets.sync.client import connect
 from bus.settings import ROOT
 from bus.testing import BusServer, eventually
 from tests.calls import call, send
+from tests.event_source import EventSource
 from tests.refusals import KEY
+from tests.scraped import scrape
 
 SEAMS = {"BUS_EXTENSIONS": "tests.clock_seams", "TTL_SWEEP_INTERVAL": "1", "HEAR_EXPIRY": "1"}
 
@@ -175,6 +178,62 @@ def test_events_and_callbacks_come_after_the_fact_and_their_trouble_stops_nothin
     eventually(lambda: "failed" in bus.log, what="a word in the log")
 
 
+def opened(bus: BusServer, query: str) -> EventSource:
+    """A stream that was welcomed."""
+    source = EventSource(bus, query)
+    assert source.read().event == "connected"
+    return source
+
+
+def told(source: EventSource, count: int) -> list[dict[str, Any]]:
+    """What a stream was told of until it heard of so many messages; nothing else came."""
+    found: list[dict[str, Any]] = []
+    while len(found) < count:
+        event = source.read(20)
+        assert event.event == "message.expired"
+        assert event.json["count"] == len(event.json["messages"])
+        assert not event.json["more"]
+        found += event.json["messages"]
+    return sorted(found, key=lambda message: str(message["id"]))
+
+
+def test_streams_that_ask_are_told_what_they_may_see_has_gone(bus: BusServer, name: str) -> None:
+    subscribe = f"subscribe=message.expired&types={name}"
+    with ExitStack() as streams:
+        mine = [streams.enter_context(opened(bus, f"client_id={name}&{subscribe}")) for _ in range(4)]
+        senders = streams.enter_context(opened(bus, f"client_id={name}-sender&{subscribe}"))
+        listener = streams.enter_context(opened(bus, f"{subscribe}&topics={name}.*"))
+        silent = streams.enter_context(opened(bus, f"client_id={name}-2&types={name}&subscribe=message_received"))
+        to = [name, [name, f"{name}-2"], f"{name}-2", f"topic:{name}.a", "all"]
+        ids = [send(bus, each, type=name, ttl=1, sender=f"{name}-sender")["message_id"] for each in to]
+        send(bus, name, type=f"{name}-other", ttl=1)
+        sweep(bus, lambda: stats(bus)["expired"] and all(status_of(bus, each) == 404 for each in ids), "the sweep")
+        shown = [
+            {"id": i, "type": name, "from": f"{name}-sender", "to": t, "reason": "expired"}
+            for i, t in zip(ids, to, strict=True)
+        ]
+        for stream in mine:
+            assert told(stream, 3) == [shown[0], shown[1], shown[4]]
+        assert told(senders, 5) == shown
+        assert told(listener, 2) == shown[3:]
+        assert [event.event for event in silent.take(3)] == ["message_received"] * 3
+        assert silent.is_silent(1.0)
+
+
+def test_many_that_go_at_once_are_told_in_few_events(bus: BusServer, name: str) -> None:
+    with opened(bus, f"client_id={name}&subscribe=message.expired") as source:
+        for _ in range(3):
+            batch = [{"from": "ann", "to": name, "type": name, "ttl": 1} for _ in range(1000)]
+            call(bus, "POST", "/api/send/batch", {"messages": batch})
+        events, heard_of, more = 0, 0, False
+        while heard_of < 3000 and not more:
+            event = source.read(30).json
+            assert len(event["messages"]) == min(event["count"], 100)
+            events, heard_of, more = events + 1, heard_of + event["count"], event["more"]
+        assert events <= 10
+        assert heard_of <= 3000
+
+
 # ---- the archive
 
 
@@ -265,14 +324,15 @@ def test_steps_of_the_clock_expire_nothing_and_time_that_passes_does(fresh_serve
     assert inbox(bus, name) == [ids[0], ids[2]]
 
 
-def test_while_messages_come_in_the_counts_of_log_stats_and_archive_agree(fresh_server: Any, name: str) -> None:
+@pytest.mark.slow
+def test_while_messages_come_in_the_counts_of_log_stats_metrics_and_archive_agree(fresh_server: Any, name: str) -> None:
     bus = fresh_server(env=SEAMS, workers=4)
     put(bus, "kept", ttl_seconds=1, archive_before_delete=True)
     put(bus, "brief", ttl_seconds=1)
     sent: list[str] = []
 
     def publish() -> None:
-        for _ in range(40):
+        for _ in range(20):
             types = ["kept", "brief", "message", "audit"] * 25
             batch = [{"from": "ann", "to": name, "type": type_} for type_ in types]
             sent.extend(
@@ -285,11 +345,15 @@ def test_while_messages_come_in_the_counts_of_log_stats_and_archive_agree(fresh_
     sweep(bus, lambda: stats(bus)["expired"] > 100, "a sweep under load")
     for thread in threads:
         thread.join()
-    assert len(sent) == 8000
+    assert len(sent) == 4000
     sweep(bus, lambda: stats(bus)["expired"] == len(sent) // 2, "the last sweep")
     found = stats(bus)
     assert found["total_messages"] == len(sent)
     assert found["archived"] == found["archive"]["messages"] == len(sent) // 4
+    metrics = {"bus_retention_deleted_total": found["expired"], "bus_retention_archived_total": found["archived"]}
+    eventually(
+        lambda: {name: scrape(bus).total(name) for name in metrics} == metrics, what="the metrics of all workers"
+    )
     left = [m["type"] for m in _whole_log(bus)]
     assert (left.count("message"), left.count("audit"), len(left)) == (len(sent) // 4, len(sent) // 4, len(sent) // 2)
 

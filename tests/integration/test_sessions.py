@@ -130,7 +130,6 @@ def test_a_ticket_ends_with_its_credential_and_so_does_its_socket(bus: BusServer
 @pytest.mark.parametrize("text", ["", "x", "A" * 43, "' OR 1=1 --", "%00" * 43, "A" * 4000])
 def test_what_is_no_ticket_is_refused(bus: BusServer, text: str) -> None:
     check(handshake(bus, f"/ws/alice?ticket={text.replace(' ', '%20')}"), 401, "bad_ticket")
-    check(handshake(bus, f"/ws/alice?ticket={text.replace(' ', '%20')}", {"X-API-Key": KEY}), 401, "bad_ticket")
 
 
 def test_a_caller_may_have_so_many_unused_tickets_and_the_store_has_none_of_them(fresh_server: Any) -> None:

@@ -10,10 +10,16 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
+from opentelemetry import propagate
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from bus.testing import Answer, BusServer, eventually
+from tests.event_source import EventSource
 from tests.follower import Follower
+from tests.rawws import RawWebSocket
 
 TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 SAMPLED = f"00-{TRACE}-{SPAN}-01"
@@ -94,6 +100,10 @@ class Collector:
     def __init__(self) -> None:
         self.spans: list[tuple[str, Any]] = []
 
+    def found(self) -> dict[str, Any]:
+        """The spans by name; of several the last."""
+        return {span.name: span for _, span in list(self.spans)}
+
     def take(self, body: bytes) -> None:
         request = ExportTraceServiceRequest.FromString(body)
         for resource in request.resource_spans:
@@ -152,6 +162,58 @@ def test_the_way_of_a_traced_message_is_a_span_of_its_senders(
     assert {each["messaging.destination.name"].string_value for each in told} == {"traced"}
     assert {each["messaging.message.body.size"].int_value for each in told} == {5}
     assert all(0 < span.end_time_unix_nano - span.start_time_unix_nano < 10**10 for span in spans)
+
+
+def by_rest(server: BusServer, body: dict[str, Any], headers: dict[str, str]) -> None:
+    assert post(server, "/api/send", {"from": "tracer", **body}, **headers).status == 200
+
+
+def by_websocket(server: BusServer, body: dict[str, Any], headers: dict[str, str]) -> None:
+    with RawWebSocket(server.port, "/ws/tracer") as socket:
+        socket.send_json({**body, "type": "send", "msg_type": body["type"], "headers": headers, "ref": 1})
+        socket.read_until("sent")
+
+
+@pytest.mark.parametrize("workers", [1, pytest.param(4, marks=pytest.mark.slow)])
+def test_receivers_on_every_transport_go_on_with_the_senders_trace(
+    fresh_server: Callable[..., BusServer], workers: int
+) -> None:
+    """Sender and receivers use OpenTelemetry's own SDK, as docs/tracing.md shows it."""
+    provider = TracerProvider()
+    kept = InMemorySpanExporter()
+    provider.add_span_processor(SimpleSpanProcessor(kept))
+    tracer = provider.get_tracer("a program")
+    with collecting() as (collector, url):
+        env = {"ENABLE_TRACING": "true", "OTEL_EXPORTER_OTLP_ENDPOINT": url, "OTEL_BSP_SCHEDULE_DELAY": "50"}
+        server = fresh_server(workers=workers, env=env)
+        for send in (by_rest, by_websocket):
+            name = send.__name__
+            body = {"to": [f"{name}-to-{way}" for way in ("socket", "stream", "poll")], "type": name, "payload": 1}
+            with (
+                Follower(server.port, body["to"][0]) as socket,
+                EventSource(server, f"client_id={body['to'][1]}") as stream,
+            ):
+                stream.read_until("connected")
+                with tracer.start_as_current_span("ask") as asked:
+                    headers: dict[str, str] = {}
+                    propagate.inject(headers)
+                    send(server, body, headers)
+                came = [
+                    socket.wait_for(1)[0],
+                    stream.read_until("message_received").json,
+                    server.call("GET", f"/api/messages?to={body['to'][2]}&wait=5").body["messages"][0],
+                ]
+            for message in came:
+                with tracer.start_as_current_span(name, context=propagate.extract(message["headers"])):
+                    pass
+            sent = asked.get_span_context()
+            handled = [span for span in kept.get_finished_spans() if span.name == name]
+            assert [
+                (span.context.trace_id, span.parent.span_id) for span in handled if span.context and span.parent
+            ] == [(sent.trace_id, sent.span_id)] * 3
+            eventually(lambda name=name: f"send {name}" in collector.found(), what="the bus's span")
+            own = collector.found()[f"send {name}"]
+            assert (own.trace_id.hex(), own.parent_span_id.hex()) == (f"{sent.trace_id:032x}", f"{sent.span_id:016x}")
 
 
 def test_a_collector_that_is_away_holds_nothing_up(fresh_server: Callable[..., BusServer]) -> None:

@@ -14,7 +14,7 @@ from tests.sinks import Sink, answer
 from tests.webhook_calls import ENV, data_of
 
 
-@pytest.fixture(scope="module", params=[1, 4], ids=["one worker", "four workers"])
+@pytest.fixture(scope="module", params=[1, pytest.param(4, marks=pytest.mark.slow)], ids=["one worker", "four workers"])
 def managed(request: pytest.FixtureRequest) -> Iterator[BusServer]:
     with BusServer(env={**ENV, "BUS_EXTENSIONS": "tests.webhook_manager"}, workers=request.param) as server:
         yield server
@@ -58,6 +58,20 @@ def test_what_failed_is_listed_and_tried_again(managed: BusServer, sink: Sink) -
     assert manager(managed, "retry_failed", url=sink.url) == 1
     first, again = sink.wait_for(2)
     assert first.headers["webhook-id"] == again.headers["webhook-id"]
+    manager(managed, "unregister", url=sink.url)
+
+
+def test_what_failed_at_a_chat_is_tried_again_by_its_url(managed: BusServer, sink: Sink) -> None:
+    sink.mode = answer(400)
+    manager(managed, "register", url=sink.url, events=["chat.*"], kind="slack")
+    manager(managed, "trigger", event="chat.lost", payload={})
+    (failed,) = eventually(
+        lambda: [each for each in manager(managed, "get_failed_webhooks") if each["event"] == "chat.lost"],
+        what="a failure",
+    )
+    sink.mode = answer(200)
+    assert manager(managed, "retry_failed", url=failed["url"]) == 1
+    sink.wait_for(2)
     manager(managed, "unregister", url=sink.url)
 
 

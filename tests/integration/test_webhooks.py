@@ -6,6 +6,7 @@ import http.client
 import json
 import random
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -99,6 +100,33 @@ def test_an_event_too_large_to_be_sent_goes_as_a_reference(server: BusServer, si
     drop(server, made)
 
 
+def test_a_webhook_belongs_to_the_trace_of_its_message(each_server: BusServer, sink: Sink) -> None:
+    made = hook(each_server, sink, "message.sent", "message.failed", types=["traced"], headers={"traceparent": "mine"})
+    trace = {"traceparent": f"00-{'1' * 32}-{'2' * 16}-01", "tracestate": "a=1,b=2"}
+    path = "/api/send"
+    body = {
+        "from": "giver",
+        "to": "traced",
+        "type": "traced",
+        "require_ack": True,
+        "payload": {"traceparent": "not this"},
+    }
+    sent = each_server.call("POST", path, body, headers=trace).body["message_id"]
+    call(each_server, "POST", f"/api/messages/{sent}/reject", {"client": "traced", "reason": "no"})
+    for hit in sink.wait_for(2):
+        assert {name: hit.headers.get(name) for name in trace} == trace
+        assert data_of(hit)["headers"] == trace
+    each_server.call(
+        "POST", path, {**body, "require_ack": False, "headers": {**trace, "tracestate": "a=1\r\nX-Own: 1"}}
+    )
+    broken = sink.wait_for(3)[2]
+    assert broken.headers["traceparent"] == trace["traceparent"]
+    assert not {"tracestate", "x-own"} & set(broken.headers)
+    send(each_server, "traced", {"headers": trace}, type="traced")
+    assert sink.wait_for(4)[3].headers["traceparent"] == "mine"
+    drop(each_server, made)
+
+
 # ---- when it fails
 
 
@@ -155,7 +183,7 @@ def test_gone_disables_at_once_keeps_what_is_owed_and_tells(each_server: BusServ
         made = hook(each_server, sink)
         send(each_server, "anybody")
         (hit,) = told.wait_for(1)
-        assert data_of(hit) == {"endpoint": made["id"], "url": sink.url, "reason": "gone"}
+        assert data_of(hit) == {"endpoint": made["id"], "url": sink.url.replace("/hook", "/…"), "reason": "gone"}
         shown = call(each_server, "GET", f"/api/webhooks/{made['id']}")
         assert (shown["state"], shown["reason"]) == ("disabled", "gone")
         (held,) = call(each_server, "GET", "/api/webhooks/deliveries", webhook=made["id"])["deliveries"]
@@ -174,12 +202,12 @@ def test_retry_after_rests_the_whole_lane(server: BusServer, sink: Sink) -> None
     made = hook(server, sink)
     send(server, "anybody")
     (first,) = sink.wait_for(1)
-    for _ in range(20):
+    for _ in range(6):
         send(server, "anybody")
     second = sink.wait_for(2)[1]
     assert second.at - first.at >= 2.0
     assert stats(server, made)["lane"]["state"] in ("closed", "paused")
-    hits = sink.wait_for(21, seconds=20)
+    hits = sink.wait_for(7, seconds=20)
     assert sum(hit.at - second.at < 0.9 for hit in hits[2:]) <= 2  # it begins slowly again
     drop(server, made)
 
@@ -246,6 +274,19 @@ def test_a_server_tells_once_that_it_stopped_and_once_that_it_started(
     eventually(lambda: _workers(server) == workers, what="a new worker")
     settled(server, made)
     assert sorted(json.loads(hit.body)["type"] for hit in sink.hits) == ["system.started", "system.stopped"]
+
+
+@pytest.mark.slow
+def test_two_servers_of_one_log_tell_once_each_that_they_started_and_stopped(
+    fresh_server: Any, sink: Sink, tmp_path: Path
+) -> None:
+    first, second = (fresh_server(env=ENV, workers=2, data_dir=tmp_path) for _ in range(2))
+    hook(second, sink, "system.*")
+    first.kill_worker(first.worker_pids()[0])
+    eventually(lambda: _workers(second) == 4, what="a new worker")
+    assert first.terminate() == 0
+    assert second.terminate() == 0
+    assert [json.loads(hit.body)["type"] for hit in sink.hits] == ["system.stopped"] * 2
 
 
 def _workers(server: BusServer) -> int:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from bus.addresses import REFUSED_V4, REFUSED_V6, contains, parse, refusal
 from bus.errors import ForbiddenTarget
-from bus.guard import Guard, Target
+from bus.guard import REASONS, Guard, Target
 
 V4 = [
     "0.0.0.0/8",
@@ -54,6 +54,36 @@ def sentence(guard: Guard, url: str) -> str:
     assert refused.value.code == "forbidden_target"
     assert refused.value.status == 400
     return refused.value.sentence
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("http://localhost/", "loopback"),
+        ("http://127.1.2.3/", "loopback"),
+        ("http://[::1]/", "loopback"),
+        ("http://[::ffff:7f00:1]/", "loopback"),
+        ("http://[64:ff9b::7f00:1]/", "loopback"),
+        ("http://10.1.2.3/", "private"),
+        ("http://100.64.0.1/", "private"),
+        ("http://[fd00::1]/", "private"),
+        ("http://169.254.169.254/", "link_local"),
+        ("http://[fd00:ec2::254]/", "link_local"),
+        ("http://[fe80::1]/", "link_local"),
+        ("http://0.0.0.0/", "reserved"),
+        ("http://[::]/", "reserved"),
+        ("http://[2002:7f00:1::]/", "reserved"),
+        ("ftp://example.com/", "scheme"),
+        ("http://example.com:25/", "port"),
+        ("http://user@example.com/", "url"),
+        ("http://2130706433/", "url"),
+    ],
+)
+def test_a_refusal_has_a_word_to_be_counted_by(url: str, reason: str) -> None:
+    with pytest.raises(ForbiddenTarget) as refused:
+        OPEN.check_url(url)
+    assert refused.value.reason == reason
+    assert reason in REASONS
 
 
 # ---- the table

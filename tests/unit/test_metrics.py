@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
-from bus import metric_files
+from bus import metric_files, written
 from bus.exposition import Exposition, quantile
-from bus.families import ALIASES, FAMILIES, Family, counter, gauge, histogram
+from bus.families import ALIASES, FAMILIES, PUSH, Family, counter, gauge, histogram
 from bus.metric_files import MetricFiles
-from bus.metrics import Block, Metrics, Stopwatch
+from bus.metrics import SAMPLE_SECONDS, Block, Histogram, Metrics, Stopwatch
+from bus.written import Written
 
 KINDS = (
     counter("t_events_total", "Events.", kind=("a", "b", "other")),
@@ -128,6 +130,20 @@ def test_what_one_says_for_all_is_asked_apart() -> None:
     assert [block.series for block in metrics.sample(unexpected, once=True)] == [{(): [3]}]
 
 
+def test_a_look_that_fails_is_told_and_all_else_is_shown() -> None:
+    metrics = Metrics(KINDS)
+    looked: list[int] = []
+    failed: list[str] = []
+    metrics.prepare(lambda: looked.append(1 // len(looked)))
+    metrics.prepare(lambda: looked.append(1))
+    metrics.read("t_said", lambda: len(looked))
+    blocks = metrics.sample(lambda name, error: failed.append(name), once=True)
+    assert [block.series for block in blocks] == [{(): [1]}]
+    assert len(failed) == 1
+    metrics.sample(unexpected)  # nobody looks for a sample
+    assert len(looked) == 1
+
+
 def test_a_bound_belongs_to_the_bucket_below_it() -> None:
     metrics = Metrics(KINDS)
     for value in (0.5, 1.0, 1.5, 2.0, 2.5):
@@ -148,6 +164,47 @@ def test_a_stopwatch_takes_one_time_in_a_while_and_goes_on_when_the_clock_was_se
     assert now < watch.next_us <= now + 5000
     watch.look_at_clock(now - 3_600_000_000)
     assert watch.next_us < now
+
+
+class Writes:
+    """Writes to connections of two transports, by a clock that the test turns."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 100.0
+        monkeypatch.setattr(written.time, "monotonic", lambda: self.now)
+        self.ages = {name: Histogram((1.0,)) for name in PUSH}
+        self.written = Written()
+        self.written.messages |= dict.fromkeys(PUSH, 0)
+        self.written.start(self.ages, lambda held: None)
+
+    def turn(self, *transports: str) -> None:
+        """A turn of the loop in which these are written to, in this order, as the hub does it."""
+        now = self.now = self.now + SAMPLE_SECONDS
+        for name in transports:
+            self.written.messages[name] += 1
+            if now >= self.written.next_look:
+                self.written.look(SimpleNamespace(name=name), [SimpleNamespace(stamp_us=0)])  # type: ignore[arg-type, list-item]
+
+    def seen(self) -> list[int]:
+        return [sum(self.ages[name].counts) for name in PUSH]
+
+
+def test_ages_are_told_of_every_transport_though_one_is_always_written_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    writes = Writes(monkeypatch)
+    for _ in range(100):
+        writes.turn("websocket", "websocket", "sse")
+    assert writes.seen() == [50, 50]
+
+
+def test_a_transport_that_falls_silent_holds_up_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    writes = Writes(monkeypatch)
+    writes.turn("websocket", "sse")
+    for _ in range(100):
+        writes.written.messages["http"] += 1
+        writes.turn("websocket")
+    websocket, sse = writes.seen()
+    assert sse == 0
+    assert 99 <= websocket <= 101
 
 
 # ---- several workers
@@ -252,6 +309,33 @@ def test_openmetrics_takes_every_sort_of_block() -> None:
     samples = {s.name: s for family in parse_openmetrics(text.decode()) for s in family.samples}
     assert samples["t_a_total"].labels == dict(pairs)
     assert samples["t_c_count"].value == 3
+
+
+@pytest.mark.parametrize(
+    "accept",
+    [
+        "application/openmetrics-text",
+        "Application/OpenMetrics-Text ; version=1.0.0 ; charset=utf-8",
+        "text/plain;version=0.0.4;q=0.3, application/openmetrics-text;version=1.0.0;q=0.5, */*;q=0.1",
+    ],
+)
+def test_openmetrics_is_for_who_names_it(accept: str) -> None:
+    assert Exposition([]).text(accept) == (b"# EOF\n", "application/openmetrics-text; version=1.0.0; charset=utf-8")
+
+
+@pytest.mark.parametrize(
+    "accept",
+    [
+        *("", "*/*", "text/plain", "text/plain; version=1.0.0; escaping=allow-utf-8", ";;,,=", "\r\nversion=2"),
+        *(
+            f"{kind}; version={odd}"
+            for kind in ("application/openmetrics-text", "text/plain")
+            for odd in ("x", "2.0.0", "")
+        ),
+    ],
+)
+def test_everybody_else_gets_the_classic_format_whatever_they_ask_for(accept: str) -> None:
+    assert Exposition([]).text(accept) == (b"", "text/plain; version=0.0.4; charset=utf-8")
 
 
 def test_a_quantile_of_buckets_lies_where_prometheus_puts_it() -> None:

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from bus.errors import StartRefused
-from bus.settings import ROOT, Settings, check_bind, is_loopback, load
+from bus.settings import ROOT, Settings, check_bind, doubts, is_loopback, load
 
 KEY = "sixteen letters!"
 
@@ -127,6 +127,11 @@ def test_a_database_that_is_not_served_is_refused(url: str, cure: str) -> None:
     assert cure in sentence
 
 
+def test_the_main_port_is_no_port_of_the_metrics_own() -> None:
+    assert "name another one" in refusal({"METRICS_PORT": "5001"})
+    assert read(METRICS_PORT="5002").metrics_port == 5002
+
+
 def test_keys_that_can_be_guessed_or_contradict_are_refused_and_never_shown() -> None:
     short = refusal({"API_KEY": "guess-me"})
     assert "API_KEY" in short
@@ -137,20 +142,75 @@ def test_keys_that_can_be_guessed_or_contradict_are_refused_and_never_shown() ->
     assert read(API_KEY=KEY).api_key == KEY
 
 
+@pytest.mark.parametrize("name", ["API_KEY", "SECRET_KEY", "WEBHOOK_SECRET", "METRICS_TOKEN"])
+def test_no_secret_is_so_short_that_it_could_be_guessed(name: str) -> None:
+    short = refusal({name: "fifteen-letters"})
+    assert name in short
+    assert "use a longer one" in short
+    assert "fifteen" not in short
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *[
+            ("ALLOWED_ORIGINS", value)
+            for value in ("*", "null", "https://*.example", "app.example", "https://a.example/x")
+        ],
+        ("ALLOWED_ORIGINS", "https://good.example,ftp://a.example"),
+        ("ALLOWED_ORIGINS", "https://user@a.example"),
+        *[("ALLOWED_HOSTS", value) for value in ("*", "*.example", "http://a.example", "a.example/x")],
+    ],
+)
+def test_who_may_bring_pages_is_listed_whole_and_never_by_a_pattern(name: str, value: str) -> None:
+    sentence = refusal({name: value})
+    assert sentence.startswith(f"{name} has ")
+    assert "list each" in sentence
+
+
 @pytest.mark.parametrize(
     ("name", "value", "cure"),
     [
         ("WEBHOOK_ALLOWED_TARGETS", "localhost", "127.0.0.0/8"),
         ("WEBHOOK_ALLOWED_TARGETS", "10.0.0.0/8,10.0.0.1/8", "no bit set after the prefix"),
         ("WEBHOOK_ALLOWED_TARGETS", "10.0.0.0/33", "127.0.0.0/8"),
+        ("WEBHOOK_ALLOWED_TARGETS", "10.0.0.0/8,0.0.0.0/0", "name the networks"),
+        ("WEBHOOK_ALLOWED_TARGETS", "::/0", "name the networks"),
         ("WEBHOOK_ALLOWED_PORTS", "9000,http", "1 to 65535"),
         ("WEBHOOK_ALLOWED_PORTS", "0", "1 to 65535"),
+        ("TRUSTED_PROXIES", "localhost", "127.0.0.1/32"),
+        ("TRUSTED_PROXIES", "10.0.0.1/8", "no bit set after the prefix"),
+        ("TRUSTED_PROXIES", "0.0.0.0/0", "list your proxies alone"),
+        ("TRUSTED_PROXIES", "10.0.0.0/8,::/0", "list your proxies alone"),
     ],
 )
 def test_targets_and_ports_that_can_not_be_meant_are_refused(name: str, value: str, cure: str) -> None:
     sentence = refusal({name: value})
     assert sentence.startswith(f"{name} ")
     assert cure in sentence
+
+
+def test_secrets_in_a_file_that_others_can_read_are_warned_about(tmp_path: Path) -> None:
+    file = tmp_path / ".env"
+    assert doubts(file) == []
+    file.write_text(f"API_KEY={KEY}\nLOG_LEVEL=INFO\n")
+    file.chmod(0o644)
+    (sentence,) = doubts(file)
+    assert "API_KEY" in sentence
+    assert f"chmod 600 {file}" in sentence
+    assert KEY not in sentence
+    file.chmod(0o600)
+    assert doubts(file) == []
+    file.write_text("API_KEY=\nLOG_LEVEL=INFO\n")
+    file.chmod(0o644)
+    assert doubts(file) == []
+
+
+@pytest.mark.parametrize("secret", ["whsec_QUJD", "whsec_not base64", "x" * 257])
+def test_a_secret_that_can_not_sign_is_refused_and_never_shown(secret: str) -> None:
+    sentence = refusal({"WEBHOOK_SECRET": secret})
+    assert sentence.startswith("WEBHOOK_SECRET ")
+    assert secret not in sentence
 
 
 def test_every_setting_has_a_description_that_is_a_sentence() -> None:
@@ -204,6 +264,12 @@ def test_targets_are_networks_or_single_addresses() -> None:
     assert [str(network) for network in settings.targets()] == ["127.0.0.0/8", "10.1.2.3/32", "fd00::/8"]
     assert settings.target_ports() == {9000, 9001}
     assert (read().targets(), read().target_ports()) == ((), frozenset())
+
+
+def test_trusted_proxies_are_networks_or_single_addresses() -> None:
+    settings = read(TRUSTED_PROXIES="10.1.2.3, fd00::/8")
+    assert [str(network) for network in settings.proxies()] == ["10.1.2.3/32", "fd00::/8"]
+    assert read().proxies() == ()
 
 
 # ---- who may reach it

@@ -94,6 +94,25 @@ def test_what_comes_is_signed_over_its_bytes_named_and_stamped(bench: Bench, sin
     assert sent["data"] == {"z": "שלום", "a": [1.5, {"b": None}]}
 
 
+def test_without_a_secret_of_its_own_an_endpoint_is_signed_for_with_the_default_one(
+    monkeypatch: pytest.MonkeyPatch, sink: Sink
+) -> None:
+    secret = signing.new_secret()
+    for count, (given, used) in enumerate([(None, secret), ("its own", "its own"), (None, None)], start=1):
+        if used is None:
+            monkeypatch.delenv("WEBHOOK_SECRET")
+        else:
+            monkeypatch.setenv("WEBHOOK_SECRET", secret)
+        manager = WebhookManager(outbound=ALLOWED)
+        manager.register(endpoint(sink, secret=given))
+        manager.start_worker()
+        manager.trigger(SENT, {})
+        hit = sink.wait_for(count)[-1]
+        manager.stop_worker()
+        assert manager.verify_signature(hit.body, hit.headers.get("x-webhook-signature"), used) is (used is not None)
+        assert ("webhook-signature" in hit.headers) is (used is not None)
+
+
 @pytest.mark.parametrize("events", [{"message.sent"}, ["message.*"], "message.sent", {SENT, FAILED}, {"*"}])
 def test_events_may_be_text(bench: Bench, sink: Sink, events: Any) -> None:
     bench.manager.register(endpoint(sink, events=events))

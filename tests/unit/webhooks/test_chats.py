@@ -116,27 +116,54 @@ values = st.recursive(
 )
 
 
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(name=text, data=values, occurred_us=st.none() | st.integers(0, 4 * 10**15))
+SLOW_TO_MAKE = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+TOLD = {"name": text, "data": values, "occurred_us": st.none() | st.integers(0, 4 * 10**15)}
+DIGEST = {
+    "notes": st.lists(st.builds(Note, text, values), max_size=12),
+    "kinds": st.dictionaries(text, st.integers(1, 10**6), max_size=40),
+}
+
+
+def check_digests(notes: list[Note], kinds: dict[str, int]) -> None:
+    check_slack(slack.digest(notes, kinds or {"a": 1}, "https://bus.example/?a=1&b=2"))
+    check_discord(discord.digest(notes, kinds or {"a": 1}))
+
+
+@settings(max_examples=40, **SLOW_TO_MAKE)
+@given(**TOLD)
 def test_whatever_is_told_is_within_the_limits_and_harmless(name: str, data: Any, occurred_us: int | None) -> None:
     check(Note(name, data, occurred_us))
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(
-    notes=st.lists(st.builds(Note, text, values), max_size=12),
-    kinds=st.dictionaries(text, st.integers(1, 10**6), max_size=40),
-)
+@settings(max_examples=10, **SLOW_TO_MAKE)
+@given(**DIGEST)
 def test_so_is_every_digest(notes: list[Note], kinds: dict[str, int]) -> None:
-    check_slack(slack.digest(notes, kinds or {"a": 1}, "https://bus.example/?a=1&b=2"))
-    check_discord(discord.digest(notes, kinds or {"a": 1}))
+    check_digests(notes, kinds)
+
+
+@pytest.mark.slow
+@settings(max_examples=120, **SLOW_TO_MAKE)
+@given(**TOLD)
+def test_so_it_is_of_many_examples(name: str, data: Any, occurred_us: int | None) -> None:
+    check(Note(name, data, occurred_us))
+
+
+@pytest.mark.slow
+@settings(max_examples=40, **SLOW_TO_MAKE)
+@given(**DIGEST)
+def test_so_is_every_digest_of_many(notes: list[Note], kinds: dict[str, int]) -> None:
+    check_digests(notes, kinds)
 
 
 @pytest.mark.parametrize(
     "size", [0, 1, 199, 200, 201, 1023, 1024, 1025, 1999, 2000, 2001, 2999, 3000, 3001, 4096, 100_000, 10**6]
 )
-@pytest.mark.parametrize("filler", ["x", "`", "&", "<", "🎉", "שלום", "\\", "*", "\ud800", "<!channel> ", "a b\n"])
-def test_every_size_from_nothing_to_a_megabyte_fits_and_what_is_cut_is_said(size: int, filler: str) -> None:
+def test_every_size_from_nothing_to_a_megabyte_fits_and_what_is_cut_is_said(size: int) -> None:
+    for filler in ("x", "`", "&", "<", "🎉", "שלום", "\\", "*", "\ud800", "<!channel> ", "a b\n"):
+        check_size(size, filler)
+
+
+def check_size(size: int, filler: str) -> None:
     long = (filler * (size // len(filler) + 1))[:size]
     for data in ({"text": long}, long, {long: 1}, [long] * 3, {"a": {"b": long}}):
         for payload in check(Note("message.sent", data)):

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from types import SimpleNamespace
 from typing import Any
 
 import apsw
 import pytest
 
+from bus.webhooks import deliveries, replays
 from bus.webhooks.breaker import Rate
-from bus.webhooks.claims import LEASE_MARGIN_US, Claim, Plan, Result, Taken, take_step
+from bus.webhooks.claims import CLAIM_BYTES, LEASE_MARGIN_US, Claim, Plan, Result, Taken, take_step
+from bus.webhooks.deliveries import Choice
 from bus.webhooks.dispatcher import unsent
 from bus.webhooks.endpoints import Config, Endpoint, Rows, Sealed
 from bus.webhooks.engine import MIGRATIONS
@@ -30,7 +33,8 @@ class Store:
     def __init__(self, **config: Any) -> None:
         connection = apsw.Connection(":memory:")
         connection.execute((MIGRATIONS / "0001_webhooks.sql").read_text())
-        self.execute = lambda statement, bindings=(): connection.execute(statement, bindings).fetchall()
+        self.plans: dict[str, list[str]] = {}
+        self._connection = connection
         self.ledger = SimpleNamespace(now=1_000 * SECOND)
         self.rows = Rows(Vault(bytes(32)))
         self.outbox = Outbox(lambda: self.ledger.now, None)  # type: ignore[arg-type]
@@ -38,6 +42,13 @@ class Store:
         made = self.rows.insert(self, Config(events=("*",), **config), sealed, "enabled", self.ledger.now)  # type: ignore[arg-type]
         self.load()
         self.number = made.number
+
+    def execute(self, statement: str, bindings: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+        """Run a statement, and note how it is run."""
+        if statement not in self.plans:
+            explained = self._connection.execute(f"EXPLAIN QUERY PLAN {statement}", bindings)
+            self.plans[statement] = [row[3] for row in explained]
+        return self._connection.execute(statement, bindings).fetchall()
 
     def load(self) -> None:
         _, found = self.rows.all(self)  # type: ignore[arg-type]
@@ -101,6 +112,27 @@ def test_the_leases_of_a_dead_process_end_when_another_takes_its_place() -> None
     assert len(store.step(holder=3, gone="holder = 3").claims) == 2
 
 
+def test_who_is_alone_ends_all_leases_but_those_of_who_has_entered_since() -> None:
+    store = Store(rate=Rate(1000))
+    store.owe(3)
+    for holder in (0, 1, 2):
+        store.step(holder=holder, fresh=1)
+    store.execute("INSERT INTO webhook_processes VALUES (0, 'this server'), (2, 'this server')")
+    gone = "holder = 0 OR holder NOT IN (SELECT slot FROM webhook_processes)"
+    assert store.step(fresh=0, gone=gone).reaped == 2
+    assert store.states() == [0, 0, 1]
+
+
+def test_a_request_that_a_stop_cut_off_is_logged_and_costs_no_attempt_of_the_schedule() -> None:
+    store = Store(rate=Rate(1000), schedule_seconds=(0.0,))
+    store.owe(2)
+    sent, unsent_ = store.step().claims
+    store.step(came(sent, None), Result(unsent_, None), fresh=0)
+    again, first = store.step().claims
+    assert [(claim.items[0].attempts, claim.items[0].tried) for claim in (again, first)] == [(2, 0), (1, 0)]
+    assert store.execute("SELECT attempt, outcome FROM webhook_attempts") == [(1, "stopped")]
+
+
 def test_a_stamp_does_not_go_back_when_the_clock_does() -> None:
     store = Store(schedule_seconds=(0.0, 0.0))
     store.owe()
@@ -148,11 +180,98 @@ def test_an_open_breaker_lets_one_probe_through_whoever_asks() -> None:
     assert store.step().claims
 
 
+def test_a_digest_holds_as_many_as_wait_and_no_more_than_can_be_read() -> None:
+    store = Store(kind="slack")
+    store.owe(2)
+    (one,) = store.step().claims
+    assert len(one.items) == 1  # few come one by one
+    store.step(came(one, OK), fresh=0)
+    store.owe(300)
+    for _ in range(3):
+        store.outbox.write(store, "x", Subject(), b'"%s"' % (b"y" * (CLAIM_BYTES // 2)))  # type: ignore[arg-type]
+    folded = []
+    while store.execute("SELECT 1 FROM webhook_deliveries WHERE state = 0"):
+        store.turn(5)
+        for claim in store.step().claims:
+            folded.append(len(claim.items))
+            store.step(came(claim, OK), fresh=0)
+    assert folded == [200, 102, 1, 1]
+
+
 def test_no_more_are_under_way_than_an_endpoint_takes_however_many_processes_send() -> None:
     store = Store(rate=Rate(1000))
     store.owe(50)
     claims = [claim for holder in range(4) for claim in store.step(holder=holder).claims]
     assert len(claims) == 10
+
+
+def test_a_replay_takes_each_delivery_once_in_batches_and_stops_when_it_is_told() -> None:
+    store: Any = Store()
+    store.owe(1200)
+    deliveries.set_aside(store, store.number, store.ledger.now)
+    deliveries.set_aside(store, store.number, store.ledger.now)
+    assert store.states().count(4) == 1000
+    now, choice = store.ledger.now, Choice(store.number, "dead")
+    assert replays.matching(store, choice, now) == 1000
+    first, again = (replays.begin(store, choice, 1000, now) for _ in range(2))
+    batch = replays.next_batch(store, now)
+    assert batch is not None
+    for _ in range(2):  # a process died before it knew that its batch was written
+        replays.put_back(store, batch, now)
+    assert store.states().count(4) == 500
+    while batch := replays.next_batch(store, now):
+        replays.put_back(store, batch, now)
+    assert store.states().count(4) == 0
+    assert [replays.find(store, each.id).status for each in (first, again)] == ["done", "done"]
+    assert replays.find(store, first.id).replayed + replays.find(store, again.id).replayed == 1000
+    assert store.execute("SELECT pending FROM webhook_lanes") == [(1200,)]
+    deliveries.set_aside(store, store.number, store.ledger.now)
+    store.turn(61)
+    third = replays.begin(store, choice, 500, store.ledger.now)
+    batch = replays.next_batch(store, store.ledger.now)
+    assert batch is not None
+    replays.cancel(store, third.id)
+    replays.put_back(store, batch, store.ledger.now)
+    assert store.states().count(4) == 500
+
+
+def test_what_is_old_and_what_nobody_has_any_more_is_forgotten() -> None:
+    store: Any = Store(schedule_seconds=(0.0,), rate=Rate(1000))
+    store.owe(3)
+    store.step(*(came(claim, OK) for claim in store.step(fresh=2).claims), fresh=0)
+    assert deliveries.forgettable(store, store.ledger.now + deliveries.KEPT_US) == []
+    found = deliveries.forgettable(store, store.ledger.now + deliveries.KEPT_US + 1)
+    assert [number for number, _ in found] == [1, 2]
+    assert replays.replay_one(store, 2, store.ledger.now) == 1  # in the meantime
+    deliveries.forget(store, found)
+    counted = [
+        store.execute(f"SELECT count(*) FROM webhook_{what}")[0][0] for what in ("deliveries", "events", "attempts")
+    ]
+    assert counted == [2, 2, 1]
+    store.rows.delete(store, store.endpoints[store.number])
+    deliveries.forget(store, deliveries.forgettable(store, store.ledger.now))
+    counted = [
+        store.execute(f"SELECT count(*) FROM webhook_{what}")[0][0] for what in ("deliveries", "events", "attempts")
+    ]
+    assert counted == [0, 0, 0]
+
+
+def test_what_holds_writers_up_never_reads_the_whole_log() -> None:
+    store = Store(ordered="to", schedule_seconds=(0.0,))
+    store.owe(3)
+    store.owe(1, to="b")
+    for _ in range(3):
+        store.step(*(came(claim, OK) for claim in store.step().claims), gone="holder = 0")
+    deliveries.set_aside(store, store.number, store.ledger.now)  # type: ignore[arg-type]
+    assert replays.replay_one(store, 1, store.ledger.now) == 1  # type: ignore[arg-type]
+    open_ones = ("waiting", "leased", "in_order")
+    for statement, plan in store.plans.items():
+        for step in plan:
+            index = re.search(r"INDEX webhook_deliveries_(\w+)", step)
+            if index is not None:
+                assert index[1] in open_ones, (statement, step)
+            elif re.match(r"SCAN (webhook_)?(deliveries|events|attempts|d|e)\b", step):
+                pytest.fail(f"{step} in {statement}")
 
 
 @pytest.mark.parametrize(("order", "first"), [("endpoint", 1), ("to", 2)])

@@ -44,8 +44,12 @@ def judged(status: int | None, kind="http", *, error=None, excerpt=b"", **header
 # ---- statuses
 
 
-@pytest.mark.parametrize("status", range(100, 600))
-def test_each_status_has_its_class_and_its_consequence(status: int) -> None:
+def test_each_status_has_its_class_and_its_consequence() -> None:
+    for status in range(100, 600):
+        check_plain(status)
+
+
+def check_plain(status: int) -> None:
     verdict = judged(status)
     if status < 200:
         assert (verdict.name, verdict.result) == ("protocol", "retry")
@@ -100,9 +104,13 @@ def test_a_receiver_steers_its_deliveries() -> None:
 # ---- chats
 
 
-@pytest.mark.parametrize("status", range(100, 600))
 @pytest.mark.parametrize("kind", ["slack", "discord"])
-def test_chats_differ_only_where_they_say_so(status: int, kind: str) -> None:
+def test_chats_differ_only_where_they_say_so(kind: str) -> None:
+    for status in range(100, 600):
+        check_chat(status, kind)
+
+
+def check_chat(status: int, kind: str) -> None:
     verdict, plain = judged(status, kind), judged(status)
     if status == 400:
         assert verdict == Verdict("http_4xx", "dead")

@@ -78,6 +78,14 @@ def test_any_of_the_secrets_is_good_and_text_is_as_good_as_its_bytes() -> None:
     assert not receiver().check(signing.headers("evt-1", NOW, text, [signing.new_secret()]), text).ok
 
 
+def test_a_public_key_is_as_good_as_a_secret() -> None:
+    private, other = signing.new_private_key(), signing.new_private_key()
+    holder = WebhookReceiver("another secret", signing.public_key_of(private), now=lambda: NOW)
+    for keys, good_ in (([private], True), ([other, private], True), ([other], False), ([], False)):
+        assert holder.check(signing.headers("evt-1", NOW, b"{}", SECRETS, keys), b"{}").ok is good_
+        assert not holder.check(signing.headers("evt-1", NOW, b"{}", SECRETS, keys), b"[]").ok
+
+
 def test_a_header_that_is_there_twice_is_refused() -> None:
     headers = signing.headers("evt-1", NOW, b"{}", SECRETS[:1])
     assert receiver().check(headers | {"Webhook-Id": "evt-2"}, b"{}").reason == "no_header"
@@ -86,8 +94,9 @@ def test_a_header_that_is_there_twice_is_refused() -> None:
 def test_a_receiver_needs_a_secret_that_is_one() -> None:
     with pytest.raises(ValueError, match="secret"):
         WebhookReceiver()
-    with pytest.raises(Malformed):
-        WebhookReceiver("whsec_AAAA")
+    for secret in ("whsec_AAAA", "whpk_AAAA", signing.new_private_key()):
+        with pytest.raises(Malformed):
+            WebhookReceiver(secret)
 
 
 # ---- once
@@ -157,7 +166,7 @@ for await (const line of createInterface({ input: process.stdin })) {
 """
 
 
-def node(lines: list[dict[str, Any]], tmp_path: Path) -> list[Any]:
+def node(lines: list[dict[str, Any]], tmp_path: Path, *public_keys: str) -> list[Any]:
     """What the JavaScript helper says to each."""
     program = shutil.which("node")
     if program is None:
@@ -166,7 +175,7 @@ def node(lines: list[dict[str, Any]], tmp_path: Path) -> list[Any]:
         pytest.skip("node is not installed")
     script = tmp_path / "ask.mjs"
     module = (ROOT / "clients" / "webhook_receiver.mjs").as_uri()
-    script.write_text(NODE % (json.dumps(module), json.dumps(SECRETS), NOW))
+    script.write_text(NODE % (json.dumps(module), json.dumps([*SECRETS, *public_keys]), NOW))
     asked = "\n".join(json.dumps(line) for line in lines)
     done = subprocess.run([program, str(script)], input=asked, capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 0, done.stderr
@@ -192,6 +201,17 @@ def test_javascript_says_the_same(tmp_path: Path) -> None:
 @pytest.mark.full
 def test_javascript_says_the_same_to_100_000(tmp_path: Path) -> None:
     hold_in_node(FULL, tmp_path)
+
+
+def test_javascript_takes_public_keys(tmp_path: Path) -> None:
+    private, other = signing.new_private_key(), signing.new_private_key()
+    headers = [
+        signing.headers("evt-1", NOW, b"{}", ["wrong"], keys) for keys in ([private], [other, private], [other], [])
+    ]
+    said = node(
+        [asked(each, raw) for each in headers for raw in (b"{}", b"[]")], tmp_path, signing.public_key_of(private)
+    )
+    assert [verdict["ok"] for verdict in said] == [True, False, True, False, False, False, False, False]
 
 
 def test_javascript_handles_each_event_once_and_refuses_what_is_no_request(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import time
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from hypothesis import given
 from hypothesis import strategies as st
 from standardwebhooks import Webhook, WebhookVerificationError
@@ -79,6 +80,38 @@ def test_several_secrets_are_valid_at_once_and_version_1_2_has_time_with_the_old
     assert reference(old, headers, b"{}")
     assert not reference(signing.new_secret(), headers, b"{}")
     assert headers["X-Webhook-Signature"] == hmac.new(old.encode(), b"{}", hashlib.sha256).hexdigest()
+
+
+def test_a_key_pair_signs_beside_the_secrets_and_its_public_half_is_enough_to_check() -> None:
+    private, other = signing.new_private_key(), signing.new_private_key()
+    secret = signing.new_secret()
+    made = signing.headers("evt-1", NOW, b"{}", [secret], [private, other])
+    first, second, third = made["webhook-signature"].split()
+    assert first == signing.sign(signing.key_of(secret), "evt-1", NOW, b"{}")
+    for text, signature in ((private, second), (other, third)):
+        raw = base64.b64decode(signing.public_key_of(text).removeprefix("whpk_"))
+        signed = base64.b64decode(signature.removeprefix("v1a,"))
+        Ed25519PublicKey.from_public_bytes(raw).verify(signed, b"evt-1.%d.{}" % NOW)
+    key = signing.PublicKey(signing.public_key_of(private))
+    assert key.verifies(second, "evt-1", NOW, b"{}")
+    for wrong in (third, first, "v1a,", "v1a,AAAA", "v1a,\xe4", second.replace("=", ""), "v1," + second[4:]):
+        assert not key.verifies(wrong, "evt-1", NOW, b"{}")
+    assert not key.verifies(second, "evt-1", NOW, b"{ }")
+    alone = signing.headers("evt-1", NOW, b"{}", [], [private])
+    assert alone["webhook-signature"] == second
+    assert "X-Webhook-Signature" not in alone
+
+
+@pytest.mark.parametrize("text", ["", "whpk_", "whpk_AAAA", "whsec_" + "A" * 43 + "=", "whpk_\xe4", "A" * 43 + "="])
+def test_what_is_no_key_of_a_pair_is_refused(text: str) -> None:
+    with pytest.raises(Malformed, match="32 bytes"):
+        signing.PublicKey(text)
+
+
+def test_half_of_a_key_pair_is_no_secret() -> None:
+    for half in (private := signing.new_private_key(), signing.public_key_of(private)):
+        with pytest.raises(Malformed, match="key pair"):
+            signing.key_of(half)
 
 
 def test_a_secret_of_plain_text_is_its_own_key() -> None:

@@ -1,0 +1,1 @@
+"""Tests of bus.ingress: signatures against vectors of the vendors, templates, rows."""

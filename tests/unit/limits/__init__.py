@@ -1,0 +1,1 @@
+"""Limits: buckets, places and addresses, without a server."""
