@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Protocol
 from bus.errors import RateLimited, StartRefused
 from bus.events import RateLimitHit
 from bus.limits.buckets import Bucket, Grant
+from bus.limits.drawn import DrawnBucket
 from bus.limits.peers import Peers, block_of
 from bus.limits.places import Places
 from bus.limits.shared_buckets import SharedBuckets
@@ -170,7 +171,7 @@ class Limits:
             return None
         found = self._allowances.get((who, windows))
         if found is None:
-            buckets = [self._buckets.bucket(who, limit, seconds) for limit, seconds in windows]
+            buckets = [DrawnBucket(self._buckets.bucket(who, limit, s), limit) for limit, s in windows]
             found = Allowance(who, "address" if who.startswith("address:") else "key", buckets, self._refused)
             if len(self._allowances) >= CALLERS_REMEMBERED:
                 self._allowances.clear()
