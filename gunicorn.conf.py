@@ -35,6 +35,8 @@ control_socket_disable = True  # one in the user's home would be shared by every
 worker_tmp_dir = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # nosec B108
 max_requests = 0
 preload_app = False
+_believed = os.environ.get("FORWARDED_ALLOW_IPS") or "127.0.0.1,::1"
+forwarded_allow_ips = ",".join([_believed, *map(str, _settings.proxies())])  # whose X-Forwarded-Proto is believed
 accesslog = None
 loglevel = _settings.log_level.lower()
 

@@ -252,19 +252,6 @@ class SSEManager:
             headers["X-Resumed-From"] = place.gap.resumed_from
         return TakenOver(take, headers)
 
-    def check_origin(self) -> dict[str, str]:
-        """Refuse pages of strangers; the headers that let an allowed page of another origin read. Raises Forbidden."""
-        if self._bus is None:
-            return {}
-        origin = request.headers.get("Origin")
-        if origin is None:
-            # An image of a stranger's page can't be read by it, but it would take what is due to the client.
-            if request.headers.get("Sec-Fetch-Site") in ("cross-site", "same-site"):
-                self._bus.auth.check_origin("null", request.host)
-            return {}
-        self._bus.auth.check_origin(origin, request.host)
-        return {"Access-Control-Allow-Origin": origin, "Vary": "Origin"}
-
     def list_clients(self, after: str, limit: int) -> object:
         """The clients with streams, by name, behind `after`."""
         if self._streams is None:
@@ -312,7 +299,7 @@ class Views:
 
     def events(self) -> Response:
         manager, args = self._manager, request.args
-        headers = HEADERS | manager.check_origin()
+        headers = dict(HEADERS)
         client = args.get("client_id")
         opening = Opening(
             None if client is None else check_stranger(self._names.check_client(client, "client_id")),
@@ -390,7 +377,9 @@ def _operations(views: Views) -> list[Operation]:
     key = Parameter("Idempotency-Key", "with it, a repeat is the same event for 24 hours", place="header")
     stream = (
         Parameter("client_id", "whose inbox it is; without it, a stranger's stream, from now"),
-        Parameter("subscribe", "only events of these names, parted by commas; messages are message_received"),
+        Parameter(
+            "subscribe", "names of events (message_received: messages; message.expired: what went), parted by commas"
+        ),
         Parameter("types", "only messages of these types, parted by commas"),
         Parameter("topics", "patterns, parted by commas: also what goes to the topics that they match (a.*,b.>)"),
         Parameter("last_event_id", "go on behind this id, or from `earliest`; the header wins"),

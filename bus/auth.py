@@ -1,8 +1,8 @@
-"""Who is calling: credentials, the Host and Origin checks. No Flask here; headers come in as a mapping.
+"""Who is calling: credentials, and the Host check. No Flask here; headers come in as a mapping.
 
-A credential is API_KEY, the key of the first start, or an API key of the bus's own (bus.identity.keys). With auth off,
-whoever reaches the port may do everything, so the Host is checked against DNS rebinding. What callers may do stands in
-bus.identity.policy.
+A credential is API_KEY, the key of the first start, an API key of the bus's own (bus.identity.keys), or a JWT
+(bus.identity.tokens); tickets and sessions stand for one. With auth off, whoever reaches the port may do everything, so the
+Host is checked against DNS rebinding. What callers may do stands in bus.identity.policy.
 """
 
 from __future__ import annotations
@@ -18,16 +18,23 @@ from urllib.parse import SplitResult, urlsplit
 
 import gevent
 
-from bus.errors import Forbidden, Unauthenticated
+from bus.errors import Forbidden, Unauthenticated, Unavailable
 from bus.events import Audited, Event
-from bus.identity import keys
+from bus.identity import keys, references, revocations, sessions, tickets, tokens
 from bus.identity.caller import ADMIN, ANYBODY, Caller, Grant
+from bus.identity.origins import Origins
+from bus.identity.references import Reference
+from bus.identity.sessions import Session, Sessions
+from bus.identity.tickets import Ticket
+from bus.identity.tokens import Tokens
+from bus.key_file import key_of
 from bus.settings import Settings, is_loopback
 from bus.storage import Reader, Transaction
 from bus.worker import Background, Worker
 
 if TYPE_CHECKING:
     from bus.backplane import Backplane
+    from bus.clock import Clock
     from bus.hub import Hub
 
 log = logging.getLogger("bus.auth")
@@ -54,6 +61,8 @@ class Host(Protocol):
     @property
     def hub(self) -> Hub: ...
 
+    clock: Clock
+
     def read(self, job: Callable[[Reader], Any]) -> Any: ...
 
     def write(self, job: Callable[[Transaction], Any]) -> Any: ...
@@ -64,14 +73,22 @@ class Host(Protocol):
 
 
 class Auth:
-    """Decides from the headers. `caller` and `check` are safe from any greenlet, and wait for nothing; `start`, `refresh`
-    and the worker's ticks may wait."""
+    """Decides from the headers. `caller` and `check` are safe from any greenlet, and wait for nothing; what else may wait
+    says so.
+
+    `_keyring`, `_revoked`: what the store had when it was looked at last, replaced as a whole; `_used`: keys that were used
+    since that was noted, at most as many as there are keys.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self.on = settings.auth_on
         self.environment = _ENVIRONMENTS[settings.environment]
         self._digest = _hex_digest(settings.api_key) if settings.api_key else ""
-        self._origins = settings.origins()
+        self.origins = Origins(settings.origins())
+        self.tokens = Tokens(settings) if settings.jwt_on else None
+        self._settings = settings
+        self._revoked: frozenset[str] = frozenset()
+        self._revocations_version = 0
         self._hosts = settings.hosts() | {settings.message_bus_host}
         self._keyring = keys.Keyring([], -1)
         self._used: dict[str, int] = {}
@@ -81,10 +98,17 @@ class Auth:
     # ---- life
 
     def start(self, bus: Host) -> None:
-        """Learn the keys, or make the first one and print it, once. The store must be open, and workers not yet started."""
+        """Learn the keys, or make the first one and print it, once. The store must be open, and workers not yet started.
+
+        Raises StartRefused."""
+        self._bus = bus
         if not self.on:
             return
-        self._bus = bus
+        path = self._settings.data_path / "sessions.key"
+        self._sessions = Sessions(key_of(self._settings.secret_key, path, "sessions"))
+        if self.tokens is not None and self.tokens.key_set is not None:
+            self.tokens.key_set.start()
+            bus.add_worker(self.tokens.key_set.worker())
         self.refresh()
         if not self._digest and not self._keyring:
             self._make_first_key(bus)
@@ -110,21 +134,28 @@ class Auth:
             sys.stdout.flush()
         self.refresh()
 
-    # ---- keys that change
+    # ---- credentials that change
 
     def refresh(self) -> None:
-        """Read the keys anew if any has changed. Waits for the store."""
+        """Read the keys, and what was revoked, anew if any has changed. Waits for the store."""
         assert self._bus is not None
 
-        def look(reader: Reader) -> keys.Keyring | None:
-            found = keys.version(reader.execute)
-            return None if found == self._keyring.version else keys.Keyring(keys.read_keys(reader.execute), found)
+        def look(reader: Reader) -> tuple[keys.Keyring | None, int, frozenset[str] | None]:
+            found, revoked = keys.version(reader.execute), revocations.version(reader.execute)
+            ring = None if found == self._keyring.version else keys.Keyring(keys.read_keys(reader.execute), found)
+            is_same = revoked == self._revocations_version
+            return ring, revoked, None if is_same else revocations.read_revoked(reader.execute)
 
-        self._keyring = self._bus.read(look) or self._keyring
+        keyring, version, revoked = self._bus.read(look)
+        self._keyring = keyring or self._keyring
+        if revoked is not None:
+            self._revoked, self._revocations_version = revoked, version
 
     def changed(self) -> None:
-        """A key was changed by this process: heed it here, and have the neighbours do so."""
+        """A credential was changed by this process: heed it here, and have the neighbours do so."""
         assert self._bus is not None
+        if not self.on:
+            return
         self._bus.backplane.note(["keys"])
         self.look()
 
@@ -145,6 +176,8 @@ class Auth:
     def holds(self, caller: Caller) -> bool:
         """True while the credential that a caller came with is valid."""
         if caller.expires_us is not None and caller.expires_us <= _now_us():
+            return False
+        if not self._revoked.isdisjoint(caller.ids):
             return False
         kind, _, key_id = caller.name.partition(":")
         return kind != "key" or self._keyring.caller(key_id, _now_us()) is not None
@@ -173,18 +206,26 @@ class Auth:
             caller = self._keyring.check(token, now)
             self._used[caller.name[4:]] = now
             return caller
-        if not self._digest or not hmac.compare_digest(_hex_digest(token), self._digest):
+        if self._digest and hmac.compare_digest(_hex_digest(token), self._digest):
+            return ADMIN
+        if self.tokens is None or not tokens.looks_like_one(token):
             raise Unauthenticated("The key is not valid; send a valid one in X-API-Key.", code="bad_credential")
-        return ADMIN
+        caller = self.tokens.check(token)
+        if not self.holds(caller):
+            raise Unauthenticated("The JWT has expired or was revoked; get another.", code="bad_credential")
+        return caller
 
     def check_anew(self, token: str) -> Caller:
         """As `check`, but what is refused is looked up in the store: a neighbour may have made it just now. May wait."""
         try:
             return self.check(token)
+        except (tokens.UnknownSigner, Unavailable):
+            assert self.tokens is not None
+            self.tokens.refresh_soon()
         except Unauthenticated:
             if keys.id_of(token) is None:
                 raise
-        self.refresh()
+            self.refresh()
         return self.check(token)
 
     def caller_anew(self, headers: Headers) -> Caller | None:
@@ -193,6 +234,75 @@ class Auth:
             return ANYBODY
         token = token_of(headers)
         return self.check_anew(token) if token else None
+
+    # ---- what stands for a credential
+
+    def buy_ticket(self, caller: Caller, client: str | None, origin: str | None) -> str:
+        """A ticket for one WebSocket of the caller's. Waits for the store. Raises Unavailable."""
+        bus = self._bus
+        assert bus is not None
+        ticket = Ticket(references.refer(caller, self._proof), client, origin)
+        text: str = bus.write(lambda transaction: tickets.buy(transaction, ticket, bus.clock.now_us()))
+        return text
+
+    def use_ticket(self, text: str, client: str, origin: str | None) -> Caller:
+        """Whom a ticket stands for; it is used up. Waits for the store. Raises Unauthenticated."""
+        bus = self._bus
+        assert bus is not None
+        if not tickets.looks_like_one(text):
+            raise tickets.bad_ticket()
+        ticket = bus.write(lambda transaction: tickets.use(transaction, text, bus.clock.now_us()))
+        if ticket is None or ticket.client not in (None, client) or ticket.origin not in (None, origin):
+            raise tickets.bad_ticket()
+        caller = self._caller_of(ticket.reference)
+        if caller is None:
+            raise tickets.bad_ticket()
+        return caller
+
+    def begin_session(self, caller: Caller) -> tuple[str, Session]:
+        """A cookie that stands for the caller's credential. Raises Malformed."""
+        return self._sessions.begin(references.refer(caller, self._proof), _now_us())
+
+    def session_caller(self, cookie: str) -> tuple[Caller, Session]:
+        """Whom a cookie stands for. May wait for the store. Raises Unauthenticated."""
+        session = self._sessions.read(cookie)
+        caller = self._caller_of(session.reference, session)
+        if caller is None:
+            raise sessions.ended()
+        return caller, session
+
+    def revoke(self, credential_id: str, until_us: int) -> None:
+        """End what has this id, on all workers; the id is kept until then. Waits for the store."""
+        assert self._bus is not None
+        now_us = _now_us()
+        self._bus.write(lambda transaction: revocations.revoke(transaction, credential_id, until_us, now_us))
+        self.changed()
+
+    @property
+    def _proof(self) -> str:
+        return self._digest[:16]
+
+    def _caller_of(self, reference: Reference, session: Session | None = None) -> Caller | None:
+        """Whom a reference stands for; None when the credential behind it has ended."""
+        kind, _, key_id = reference.name.partition(":")
+        grant: Grant | None = None
+        if kind == "key":
+            owner = self._keyring.caller(key_id, _now_us())
+            if owner is None:
+                self.refresh()  # a neighbour may have made the key just now
+                owner = self._keyring.caller(key_id, _now_us())
+            grant = owner.grant if owner is not None else None
+        elif kind == "jwt":
+            grant = reference.grant if self.tokens is not None else None
+        elif kind == "admin" and self._digest and hmac.compare_digest(reference.proof, self._proof):
+            grant = ADMIN.grant
+        if grant is None:
+            return None
+        ids, ends_us = reference.ids, reference.expires_us
+        if session is not None:
+            ids, ends_us = (*ids, session.revocable), session.expires_us
+        caller = Caller(reference.name, grant, expires_us=ends_us, ids=ids)
+        return caller if self.holds(caller) else None
 
     def check_host(self, host: str) -> None:
         """With auth off, answer only to names of this machine: a foreign name means DNS rebinding. Raises Forbidden."""
@@ -204,20 +314,6 @@ class Auth:
                 "This Host name is not answered while auth is off; use localhost, or name it in ALLOWED_HOSTS.",
                 code="host_not_allowed",
             )
-
-    def check_origin(self, origin: str | None, host: str) -> None:
-        """A page may open a socket to its own host, or from ALLOWED_ORIGINS. No Origin: no browser. Raises Forbidden."""
-        if origin is None:
-            return
-        given = origin.rstrip("/").lower()
-        if given in self._origins:
-            return
-        if host and _parts(given).netloc == host.lower():
-            return
-        raise Forbidden(
-            "Pages of this Origin may not connect; serve the page from the bus's own host, or name it in ALLOWED_ORIGINS.",
-            code="origin_not_allowed",
-        )
 
 
 def token_of(headers: Headers) -> str:

@@ -2,7 +2,7 @@
 
 `Outbound.request` reads the URL (bus/guard.py), asks for the name's addresses (bus/resolver.py), vets all of them, and
 connects to a vetted one (bus/wire.py); `Host`, SNI and the certificate keep the name. h11 writes the request and reads
-the answer. At most 16 KB of a body and 64 KB of anything are read, nothing is decoded, no redirect is followed, no
+the answer. At most 16 KB of a body (unless told) and 48 KB beside are read, nothing is decoded, no redirect is followed, no
 proxy of the environment is used, and each connection serves one request.
 
     guard = Guard(settings.targets(), https_only=settings.webhook_https_only, extra_ports=settings.target_ports())
@@ -39,8 +39,8 @@ CONNECT_SECONDS = 5.0
 EXCERPT_BYTES = 16 * 1024
 MAX_FIELD_BYTES = 32 * 1024
 """Of one head, of the fields after a chunked body, of one chunk's size line."""
-MAX_READ_BYTES = 64 * 1024
-"""Of everything that comes, so that neither interim answers nor the framing of chunks can go on for ever."""
+MORE_BYTES = 48 * 1024
+"""Beside a body, so that neither interim answers nor the framing of chunks can go on for ever."""
 MAX_HEADERS = 64
 
 OURS = frozenset(
@@ -89,7 +89,7 @@ class Outbound:
     """Thread-safe; works in greenlets where gevent has patched the process, and in plain threads elsewhere.
 
     `tls` replaces the context that trusts the system's authorities (those of SSL_CERT_FILE and SSL_CERT_DIR, if set)
-    and asks for TLS 1.2 or newer. `now_us` tells `started_us`.
+    and asks for TLS 1.2 or newer. `now_us` tells `started_us`. A body longer than `max_body_bytes` is cut there, an error.
     """
 
     def __init__(
@@ -99,11 +99,13 @@ class Outbound:
         tls: ssl.SSLContext | None = None,
         resolver: Resolver | None = None,
         now_us: Callable[[], int] = lambda: time.time_ns() // 1000,
+        max_body_bytes: int = EXCERPT_BYTES,
     ) -> None:
         self._guard = guard
         self._given = tls
         self._resolver = resolver or Resolver()
         self._now_us = now_us
+        self._max_body_bytes = max_body_bytes
 
     def check(self, url: str) -> Target:
         """Judge a URL as a call would, now. Raises ForbiddenTarget; a name that nobody knows yet passes."""
@@ -118,7 +120,7 @@ class Outbound:
         self, method: str, url: str, *, headers: Mapping[str, str], body: bytes = b"", timeout_seconds: float
     ) -> Answer:
         """Call a stranger. Whatever it does, this returns within `timeout_seconds`, and raises nothing."""
-        call = Call(self._now_us())
+        call = Call(self._now_us(), self._max_body_bytes)
         deadline = Deadline(timeout_seconds)
         try:
             self._perform(call, method, url, headers, body, deadline)
@@ -192,7 +194,8 @@ class Outbound:
 class Call:
     """One request under way: what is known of it so far. `stage` says what is waited for."""
 
-    def __init__(self, started_us: int) -> None:
+    def __init__(self, started_us: int, max_body_bytes: int) -> None:
+        self.max_body_bytes = max_body_bytes
         self.stage = "the name server did not answer"
         self.status: int | None = None
         self.headers: dict[str, str] = {}
@@ -280,7 +283,7 @@ def converse(call: Call, connection: h11.Connection, wire: Wire, request: bytes)
 
 def read_answer(call: Call, connection: h11.Connection, wire: Wire) -> None:
     """Read until the answer is whole, or enough."""
-    unread = MAX_READ_BYTES
+    unread = call.max_body_bytes + MORE_BYTES
     while True:
         event = connection.next_event()
         if event is h11.NEED_DATA:
@@ -297,9 +300,9 @@ def read_answer(call: Call, connection: h11.Connection, wire: Wire) -> None:
             call.take_head(event)
             judge(event.status_code)
         elif isinstance(event, h11.Data):
-            call.excerpt += event.data[: EXCERPT_BYTES + 1 - len(call.excerpt)]
-            if len(call.excerpt) > EXCERPT_BYTES:
-                del call.excerpt[EXCERPT_BYTES:]
+            call.excerpt += event.data[: call.max_body_bytes + 1 - len(call.excerpt)]
+            if len(call.excerpt) > call.max_body_bytes:
+                del call.excerpt[call.max_body_bytes :]
                 raise too_much(call)
         elif isinstance(event, h11.EndOfMessage):
             return
@@ -319,8 +322,8 @@ def finish(connection: h11.Connection, call: Call) -> None:
 
 def too_much(call: Call) -> Failed:
     if call.status is None:
-        return Failed("protocol", f"No answer within the first {MAX_READ_BYTES // 1024} KB.")
-    return Failed("body_too_big", f"The answer is longer than {EXCERPT_BYTES // 1024} KB; the rest was not read.")
+        return Failed("protocol", f"No answer within the first {(call.max_body_bytes + MORE_BYTES) // 1024} KB.")
+    return Failed("body_too_big", f"The answer is longer than {call.max_body_bytes // 1024} KB; the rest was not read.")
 
 
 def judge(status: int) -> None:

@@ -16,6 +16,7 @@ import msgspec
 from dotenv import dotenv_values
 from msgspec import Meta
 
+from bus.contradictions import check_jwt
 from bus.errors import Malformed, StartRefused
 from bus.webhooks import signing
 
@@ -98,8 +99,36 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
         ),
     ] = None
     api_key: Annotated[str | None, Meta(description="One admin key for the small case; turns auth on.")] = None
+    jwt_secret: Annotated[
+        str | None,
+        Meta(description="The secret that JWTs are signed with (HS256, …), at least 32 bytes; turns auth on."),
+    ] = None
+    jwt_jwks_url: Annotated[
+        str | None,
+        Meta(
+            description="The issuer's JSON Web Key Set: an https URL, or a file. In the place of JWT_SECRET; turns auth on."
+        ),
+    ] = None
+    jwt_algorithms: Annotated[
+        str,
+        Meta(
+            description="Algorithms, comma-separated, that JWTs may be signed with. Unset: HS256 with JWT_SECRET, else"
+            " RS256,ES256."
+        ),
+    ] = ""
+    jwt_issuer: Annotated[str | None, Meta(description="What a JWT's `iss` must be. Needed for JWTs.")] = None
+    jwt_audience: Annotated[
+        str | None, Meta(description="What must be among a JWT's `aud`: the name of this bus. Needed for JWTs.")
+    ] = None
+    jwt_allow_admin: Annotated[
+        bool, Meta(description="Let JWTs whose claim `bus` names the scope admin administer. Else they are refused.")
+    ] = False
     allowed_origins: Annotated[
-        str, Meta(description="Further Origins, comma-separated, whose pages may open sockets. Own host always may.")
+        str,
+        Meta(
+            description="Further origins (https://app.example), comma-separated, whose pages may call and open sockets."
+            " The bus's own scheme, host and port always may."
+        ),
     ] = ""
     allowed_hosts: Annotated[
         str,
@@ -246,7 +275,17 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     @property
     def auth_on(self) -> bool:
         """True when callers need a credential."""
-        return self.enable_auth if self.enable_auth is not None else self.api_key is not None
+        return self.enable_auth if self.enable_auth is not None else self.api_key is not None or self.jwt_on
+
+    @property
+    def jwt_on(self) -> bool:
+        """True when JWTs are accepted."""
+        return self.jwt_secret is not None or self.jwt_jwks_url is not None
+
+    def jwt_algorithm_names(self) -> tuple[str, ...]:
+        """JWT_ALGORITHMS, or what goes with where the keys come from."""
+        usual = ("HS256",) if self.jwt_secret is not None else ("RS256", "ES256")
+        return tuple(split(self.jwt_algorithms)) or usual
 
     @property
     def json_logs(self) -> bool:
@@ -352,6 +391,7 @@ def _check(settings: Settings) -> None:
         raise StartRefused("DATABASE_URL must name a file: messages that were acknowledged have to last.")
     if settings.enable_auth is False and settings.api_key:
         raise StartRefused("ENABLE_AUTH=false and API_KEY contradict one another; remove one of them.")
+    check_jwt(settings)
     for name in ("api_key", "secret_key", "webhook_secret", "webhook_signature_secret", "metrics_token"):
         if len(getattr(settings, name) or "x" * SHORTEST_SECRET) < SHORTEST_SECRET:
             raise StartRefused(
@@ -371,7 +411,8 @@ def _check_pages(settings: Settings) -> None:
     """Origins and hosts are compared whole: what looks like a pattern would let in nobody, or was meant to let in all."""
     for origin in settings.origins():
         scheme, _, host = origin.partition("://")
-        if scheme not in ("http", "https") or not host or set(host) & set("/*?#@, "):
+        is_page = scheme in ("http", "https") or scheme.endswith("-extension")
+        if not is_page or not host or set(host) & set("/*?#@, "):
             raise StartRefused(
                 f"ALLOWED_ORIGINS has {origin!r}, which is no origin; list each as https://app.example.com, with its port if"
                 " it has one. There is no pattern for all: a page of any site could then act as whoever looks at it."

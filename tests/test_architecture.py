@@ -19,11 +19,11 @@ MAX_LINES = 500
 
 FLOORS: dict[int, list[str]] = {
     0: ["bus", "bus.errors", "bus.message", "bus.trace_context", "bus.protocol", "bus.frames", "bus.events",
-        "bus.webhooks", "bus.webhooks.body", "bus.webhooks.signing", "bus.settings", "bus.families"],
+        "bus.webhooks", "bus.webhooks.body", "bus.webhooks.signing", "bus.contradictions", "bus.settings", "bus.families"],
     1: [
         "bus.metrics", "bus.metric_files", "bus.exposition", "bus.window", "bus.masking",
         "bus.logs", "bus.launch", "bus.clock", "bus.threads", "bus.counters", "bus.topics", "bus.backplane*", "bus.worker",
-        "bus.dispatch", "bus.companions", "bus.addresses", "bus.guard", "bus.resolver",
+        "bus.dispatch", "bus.companions", "bus.key_file", "bus.addresses", "bus.guard", "bus.resolver",
         "bus.wire", "bus.outbound", "bus.storage*", "bus.identity*", "bus.limits*", "bus.auth", "bus.cursors",
         "bus.resume", "bus.tail", "bus.waiters", "bus.event_stream", "bus.local_streams", "bus.connection", "bus.room",
         "bus.admission", "bus.audience", "bus.recent", "bus.chunks", "bus.pace", "bus.written",

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Literal
 
+import msgspec
+
 from bus.client.received import Message, message_of
 from bus.client.reports import (
     DeadLetter,
@@ -36,6 +38,12 @@ class Operations:
     def health(self) -> None:
         """Ask the bus for a sign of life. Raises Offline when there is none."""
         self._rest.get("/health", {}, object)
+
+    def ticket(self, client: str | None = None, *, origin: str | None = None) -> str:
+        """A ticket that opens one WebSocket within 30 s, for a page: of this client's name, and of this origin, if given."""
+        bound = {"client": client, "origin": origin}
+        given = {name: value for name, value in bound.items() if value is not None}
+        return self._rest.post("/api/tickets", given, _Ticket).ticket
 
     # ---- queues and threads
 
@@ -169,6 +177,10 @@ class Operations:
     def cancel_replay(self, replay_id: str) -> None:
         """Stop a replay; what was copied stays."""
         self._rest.delete(f"/api/replays/{segment(replay_id)}", {}, object)
+
+
+class _Ticket(msgspec.Struct):
+    ticket: str
 
 
 def _sweep(portion: Callable[[], Swept]) -> Swept:

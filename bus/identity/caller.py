@@ -103,18 +103,28 @@ class Caller:
     `name`: `anybody`, `admin`, `key:<id>`, `jwt:<subject>`: for logs, limits and the audit. `admin` may do everything.
     `credential`: one was shown, and is valid. `only_client`: the one name that it acts as, if it is one. `is_bound`: the
     names it may use are its own, so they are `verified`. `expires_us`: when the credential ends, in microseconds since 1970.
+    `ids`: what it can be revoked by, if it has no row of its own (bus.identity.revocations).
     """
 
     __slots__ = (
-        "admin", "clients", "credential", "expires_us", "grant", "is_bound", "name", "only_client", "queues", "scopes",
-        "sends_anywhere",
+        "admin", "clients", "credential", "expires_us", "grant", "ids", "is_bound", "name", "only_client", "queues",
+        "scopes", "sends_anywhere",
     )  # fmt: skip
 
-    def __init__(self, name: str, grant: Grant, *, credential: bool = True, expires_us: int | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        grant: Grant,
+        *,
+        credential: bool = True,
+        expires_us: int | None = None,
+        ids: tuple[str, ...] = (),
+    ) -> None:
         self.name = name
         self.grant = grant
         self.credential = credential
         self.expires_us = expires_us
+        self.ids = ids
         self.scopes = frozenset(grant.scopes)
         self.admin = "admin" in self.scopes
         self.clients = Fitting(grant.clients)

@@ -40,6 +40,7 @@ from bus.identity.caller import Caller, Right
 from bus.limits.limits import headers_of as rate_headers
 from bus.logs import request_id
 from bus.protocol import encode, error_body
+from bus.transports.pages import Pages, check_query, ticket_of_request
 from bus.transports.patience import read_in_time
 
 if TYPE_CHECKING:
@@ -182,11 +183,12 @@ class Edge:
     def __init__(self, app: Flask, bus: Bus) -> None:
         self._app = app
         self._bus = bus
+        self._pages = Pages(bus.auth)
         self._rights: dict[tuple[str, str], Right] = {}  # by method and rule; read at the first request
         self.on_answer: Callable[[int], None] | None = None  # hears the status of each, within its request
 
-    def before(self) -> None:
-        """Give the request its id, then refuse it if it may not come in."""
+    def before(self) -> Response | None:
+        """Give the request its id, then refuse it if it may not come in. Answers only what a browser asks in advance."""
         g.request_id = id_of_request(request.headers.get("X-Request-ID"))
         request_id.set(g.request_id)
         g.caller = g.allowance = None
@@ -198,38 +200,50 @@ class Edge:
                 " project's folder, so that gunicorn.conf.py is read.",
                 code="not_running",
             )
+        if self._pages.asks_in_advance():
+            return self._pages.answer_in_advance()
         g.right = right = self._right()
         if right in (Right.OPEN, Right.SIGNED):
             if bus.limits.on and not is_exempt(request.path):
                 self._count_open(right)
-            return
+            return None
         bus.auth.check_host(request.host)
-        if request.method not in ("GET", "HEAD", "OPTIONS"):
-            bus.auth.check_origin(request.headers.get("Origin"), request.host)
+        self._pages.check_origin()
+        if bus.auth.on:
+            check_query(request.query_string)
         g.caller = self._caller()
         if g.caller is not None and bus.limits.on:
             g.allowance = bus.limits.of(g.caller, address())
             spend(1)
         if request.blueprint == "ws":  # a socket may bring its credential in its first frame
-            return
+            return None
         if g.caller is None:
             self._count_stranger(1)
             raise Unauthenticated("A key is needed; send it as X-API-Key or as Authorization: Bearer.")
         policy.need_right(g.caller, right)
         if request.blueprint in ("rest", "delivery"):
             bus.counters.add("rest_requests")
+        return None
 
     def _caller(self) -> Caller | None:
         """Who calls; None without a credential. A wrong one counts against its address before anything is looked up."""
         auth = self._bus.auth
         try:
-            found = auth.caller(request.headers)
+            found = auth.caller(request.headers) or self._pages.caller_by_cookie()
+        except (Unauthenticated, Unavailable):
+            self._count_stranger(1)
+            return auth.caller_anew(request.headers) or self._pages.caller_by_cookie()
+        if found is not None:
+            return found
+        self._count_stranger(0)
+        ticket = ticket_of_request()
+        if ticket is None:
+            return None
+        try:
+            return auth.use_ticket(ticket, (request.view_args or {})["client_id"], g.origin)
         except Unauthenticated:
             self._count_stranger(1)
-            return auth.caller_anew(request.headers)
-        if found is None:
-            self._count_stranger(0)
-        return found
+            raise
 
     def _count_stranger(self, cost: int) -> None:
         """Take from what may be asked from this address without a valid credential; 0 only looks. Raises RateLimited."""
@@ -248,7 +262,7 @@ class Edge:
             return
         try:
             found = auth.caller(request.headers)
-        except Unauthenticated:
+        except (Unauthenticated, Unavailable):
             found = None
         limits = self._bus.limits
         g.allowance = limits.of(found, address()) if found is not None else limits.of_stranger(address())
@@ -270,6 +284,7 @@ class Edge:
     def after(self, response: Response) -> Response:
         """Put the id and the headers of safety on the answer; have what was administered known."""
         response.headers["X-Request-ID"] = g.get("request_id", "")
+        self._pages.let_read(response)
         for name, value in FIXED_HEADERS.items():
             response.headers.setdefault(name, value)
         if grants := g.get("grants"):

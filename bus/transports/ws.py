@@ -43,6 +43,7 @@ from bus.protocol import (
 from bus.resume import Place
 from bus.topics import TopicSet, patterns_of
 from bus.transports.edge import address
+from bus.transports.pages import SUBPROTOCOL
 from bus.transports.ws_verbs import VERBS, Verbs, caller_of
 
 if TYPE_CHECKING:
@@ -115,7 +116,6 @@ class WebSocketTransport:
         bus = self._bus
         client = (request.view_args or {}).get("client_id", "")
         bus.names.check_client(client, "client_id")
-        bus.auth.check_origin(request.headers.get("Origin"), request.host)
         caller: Caller | None = g.caller
         if caller is not None:
             _check_caller(caller, client)
@@ -452,7 +452,7 @@ def _check_upgrade() -> None:
 def register(app: Flask, bus: Bus) -> None:
     """Serve `/ws/<client_id>`."""
     transport = WebSocketTransport(bus)
-    app.config["SOCK_SERVER_OPTIONS"] = {"thread_class": _NoThread}
+    app.config["SOCK_SERVER_OPTIONS"] = {"thread_class": _NoThread, "subprotocols": [SUBPROTOCOL]}
     blueprint = Blueprint("ws", __name__)
     sock = Sock()
     sock.route("/ws/<client_id>", bp=blueprint)(transport.take_over)

@@ -6,20 +6,15 @@ database without the key has no secret.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import os
 import secrets
-import stat
-import tempfile
 from pathlib import Path
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from bus.errors import StartRefused
+from bus.key_file import key_of
 
-KEY_BYTES = 32
 NONCE_BYTES = 12
 
 
@@ -37,25 +32,7 @@ class Vault:
     @classmethod
     def of(cls, secret_key: str | None, path: Path) -> Vault:
         """The vault of SECRET_KEY, or else of the file at `path`, which is made if it is missing. Raises StartRefused."""
-        if secret_key is not None:
-            return cls(
-                hashlib.scrypt(secret_key.encode(), salt=b"multi-agent-bridge webhooks", n=2**14, r=8, p=1, dklen=32)
-            )
-        try:
-            key = _key_in(path)
-            mode = stat.S_IMODE(path.stat().st_mode)
-        except OSError as error:
-            raise StartRefused(
-                f"The key file {path} can't be read or made ({error.strerror}); mend its owner and mode, or set SECRET_KEY."
-            ) from None
-        if mode & 0o077:
-            raise StartRefused(
-                f"The key file {path} can be read by other users (mode {mode:o}); say chmod 600 {path}, and"
-                " rotate the secrets of the endpoints if somebody else was on this machine."
-            )
-        if len(key) != KEY_BYTES:
-            raise StartRefused(f"The key file {path} is damaged; restore it from a copy, or set SECRET_KEY.")
-        return cls(key)
+        return cls(key_of(secret_key, path, "webhooks"))
 
     def seal(self, value: bytes, owner: str) -> bytes:
         """Encrypt a value of `owner`."""
@@ -68,25 +45,3 @@ class Vault:
             return self._cipher.decrypt(sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], owner.encode())
         except (InvalidTag, ValueError):
             raise WrongKey from None
-
-
-def _key_in(path: Path) -> bytes:
-    """What the file holds. Several processes may make it at once: the first to link it wins."""
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, made = tempfile.mkstemp(prefix=".key-", dir=path.parent)  # mode 0600
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(secrets.token_bytes(KEY_BYTES))
-                file.flush()
-                os.fsync(descriptor)
-            with contextlib.suppress(FileExistsError):
-                os.link(made, path)
-        finally:
-            os.unlink(made)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    return path.read_bytes()

@@ -4,26 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from bus.testing import BusServer, eventually
 from tests.calls import call, send
-from tests.conftest import can_not_run, require
 
 pytestmark = pytest.mark.full
-
-ARGUMENTS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 
 LISTEN = """([query, names]) => {
     window.got = [];
@@ -33,23 +21,6 @@ LISTEN = """([query, names]) => {
         window.source.addEventListener(name, (e) => window.got.push([name, e.data, e.lastEventId]));
     window.source.onerror = () => window.failures++;
 }"""
-
-
-@pytest.fixture(scope="module")
-def context(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """A Chromium with an empty profile."""
-    chromium = require("chromium")
-    try:
-        from playwright.sync_api import sync_playwright  # noqa: PLC0415  # a laptop may be without
-    except ImportError:
-        can_not_run("playwright is not installed; requirements-dev.txt has it.")
-    with sync_playwright() as playwright:
-        profile: Path = tmp_path_factory.mktemp("profile")
-        made = playwright.chromium.launch_persistent_context(
-            str(profile), executable_path=chromium, headless=True, args=ARGUMENTS
-        )
-        yield made
-        made.close()
 
 
 @pytest.fixture

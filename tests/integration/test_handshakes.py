@@ -21,6 +21,7 @@ FOREIGN_ORIGINS = [
     "http://[",
     "http://127.0.0.1",
     "http://{host}.example.com",
+    "https://{host}",
 ]
 
 
@@ -128,7 +129,7 @@ def test_compression_and_subprotocols_are_declined(server: BusServer) -> None:
     "headers",
     [
         {"Origin": "http://{host}"},
-        {"Origin": "HTTPS://{host}/"},
+        {"Origin": "HTTP://{host}"},
         {"Host": "localhost:5001", "Origin": "http://localhost:5001"},
         {"Connection": "keep-alive, Upgrade"},
         {"Connection": "upgrade", "Upgrade": "WebSocket"},
