@@ -377,7 +377,9 @@ def _operations(views: Views) -> list[Operation]:
     key = Parameter("Idempotency-Key", "with it, a repeat is the same event for 24 hours", place="header")
     stream = (
         Parameter("client_id", "whose inbox it is; without it, a stranger's stream, from now"),
-        Parameter("subscribe", "only events of these names, parted by commas; messages are message_received"),
+        Parameter(
+            "subscribe", "names of events (message_received: messages; message.expired: what went), parted by commas"
+        ),
         Parameter("types", "only messages of these types, parted by commas"),
         Parameter("topics", "patterns, parted by commas: also what goes to the topics that they match (a.*,b.>)"),
         Parameter("last_event_id", "go on behind this id, or from `earliest`; the header wins"),

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import http.client
+import secrets
 import shlex
 import sys
+import time
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from subprocess import run
+
+import jwt
 
 from benchmarks.systems import (
     MARKED,
@@ -39,12 +43,26 @@ ENVIRONMENT = {
     "LOG_LEVEL": "WARNING",
     "INBOX_LIMIT": "1000000000",
     "MAX_CONNECTIONS": "20000",
-    "RATE_LIMIT_REQUESTS_PER_MINUTE": "1000000000",
-    "RATE_LIMIT_REQUESTS_PER_HOUR": "1000000000",
+    "RATE_LIMIT_REQUESTS_PER_MINUTE": "",
+    "RATE_LIMIT_REQUESTS_PER_HOUR": "",
     "DRAIN_NOTICE_SECONDS": "0",
     "DRAIN_SPREAD_SECONDS": "0",
 }
 """Nothing but the load decides: no limits, no auth, and no slow farewell between two runs."""
+
+SIGNED_WITH = secrets.token_urlsafe(32)
+GUARDS = {
+    "ENABLE_AUTH": "true",
+    "JWT_SECRET": SIGNED_WITH,
+    "JWT_ISSUER": "benchmarks",
+    "JWT_AUDIENCE": "bus",
+    "RATE_LIMIT_REQUESTS_PER_MINUTE": "10000000",
+    "RATE_LIMIT_REQUESTS_PER_HOUR": "500000000",
+}
+"""Each request and frame is looked at and counted, and none is refused."""
+
+BARE = "webhooks,health_checks,enhanced_metrics,message_ttl,log_cap,tracing,inbound_webhooks,audit"
+"""What a bus can do without."""
 
 
 def is_healthy(place: Place) -> bool:
@@ -124,6 +142,23 @@ def bus(
     )
 
 
+def credential() -> str:
+    """A header with a token that may act as any publisher and subscriber of the load, for as long as one may live."""
+    now = int(time.time())
+    claims = {"iss": "benchmarks", "aud": "bus", "sub": "load", "nbf": now - 30, "iat": now, "exp": now + 3500}
+    grant = {"scopes": ["send", "read", "presence"], "clients": ["pub*", "bench*"]}
+    return f"Authorization: Bearer {jwt.encode({**claims, 'bus': grant}, SIGNED_WITH, 'HS256')}"
+
+
+def guarded_loads(*, header: str = "") -> dict[Kind, list[str]]:
+    """Messages over both ways, with a header on each request."""
+    posts = post_load("/api/send")
+    if header:
+        posts[-1] = posts[-1].replace("Content-Type", f"{header}\r\nContent-Type", 1)
+    sends = [*websocket_load(WITH_REF), "--ack", SENT, *(("--header", header) if header else ())]
+    return {"guarded": sends, "guarded-post": posts}
+
+
 def buses(root: Path, command: str, settings: Mapping[str, str], baseline: Path | None) -> list[System]:
     """The bus as it is, its variants, and, if given, another checkout of it to compare with."""
     durable = "SQLite, fsync before answer and delivery"
@@ -140,6 +175,8 @@ def buses(root: Path, command: str, settings: Mapping[str, str], baseline: Path 
         variant("bus-ephemeral", "nothing", ephemeral),  # type: ignore[arg-type]
         variant("bus-relaxed", "SQLite, fsync later", relaxed, DURABILITY="relaxed"),  # type: ignore[arg-type]
         variant("bus-2-workers", durable, pair, WEB_CONCURRENCY="2"),
+        variant("bus-guarded", durable, guarded_loads(header=credential()), **GUARDS),
+        variant("bus-bare", durable, guarded_loads(), ENABLE_METRICS="false", DISABLED_EXTENSIONS=BARE),
         variant("bus-unmeasured", durable, {"measured": every["measured"]}, ENABLE_METRICS="false"),
     ]
     if baseline:

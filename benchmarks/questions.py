@@ -137,6 +137,18 @@ QUESTIONS = (
         one_to_one("metrics", "measured", ", complete at receiver and sender", ours="bus-unmeasured", load=("--both",)),
         asks="One-to-one, kept, with metrics and without (`ENABLE_METRICS=false`): what does counting cost?",
     ),
+    replace(
+        one_to_one("guarded", "guarded", ", complete at receiver and sender", ours="bus-guarded", load=("--both",)),
+        asks="One-to-one, kept: credentials, limits, metrics, retention and webhooks in force, and none of them?",
+    ),
+    Question(
+        name="guarded-post64",
+        asks="64 HTTP connections, a POST of one message at a time: all of that in force, and none of it?",
+        kind="guarded-post",
+        load=("--groups", "64", "--window", "1"),
+        unit="answers/s",
+        ours="bus-guarded",
+    ),
     Question(
         name="hop",
         asks="Two workers, a pair on one of them and a pair across both, in turn: what does the hop add?",

@@ -19,7 +19,20 @@ ROOT = Path(__file__).resolve().parent.parent
 CACHE = Path(os.environ.get("BENCHMARK_PEERS") or ROOT / "build" / "benchmark-peers")
 """Where `python -m benchmarks peers` puts what npm and pip bring."""
 
-Kind = Literal["deliver", "both", "ingest", "post", "batch", "sse", "idle", "idle-sse", "hop", "measured"]
+Kind = Literal[
+    "deliver",
+    "both",
+    "ingest",
+    "post",
+    "batch",
+    "sse",
+    "idle",
+    "idle-sse",
+    "hop",
+    "measured",
+    "guarded",
+    "guarded-post",
+]
 """What a load asks for: see README.md; `both` is deliveries that count once the sender knows that they are kept."""
 
 MARKED = '"payload":{"m":"{marker}","pad":"{pad}"}}'

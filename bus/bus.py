@@ -14,7 +14,7 @@ from typing import Any
 
 from gevent.event import AsyncResult
 
-from bus.admission import Admission
+from bus.admission import Admission, refusal_of
 from bus.audience import Audience
 from bus.auth import Auth
 from bus.backplane import Presence
@@ -110,7 +110,7 @@ class Bus:
         It may return another message (to stamp it) or None (as it is), or raise a BusError to refuse it. It runs on
         the event loop and may neither block nor switch. An exception that is no BusError refuses the message too.
         """
-        self.admission.add(accept)
+        self.admission.lookers.append(accept)
 
     def on(self, kind: type[Event], handler: Callable[[Any], None], *, wait: bool = False, when: When = always) -> None:
         """Have `handler(event)` hear events of a type, or all for `Event`; with `wait`, in a greenlet that may block."""
@@ -316,9 +316,10 @@ class Bus:
     def _accept(self, draft: Draft, settled: Settled, *, receipt: bool = True) -> Pending | None:
         message = draft.message
         try:
-            message = self.admission.look_at(message)
-        except BusError as refusal:
-            self._refuse(message, refusal, settled)
+            for accept in self.admission.lookers:
+                message = accept(message) or message
+        except Exception as error:  # noqa: BLE001  # logged there
+            self._refuse(message, refusal_of(error), settled)
             return None
         if draft.ephemeral:
             self._publish_ephemeral(message, settled if receipt else None)

@@ -392,7 +392,7 @@ def _check(settings: Settings) -> None:
     if settings.enable_auth is False and settings.api_key:
         raise StartRefused("ENABLE_AUTH=false and API_KEY contradict one another; remove one of them.")
     check_jwt(settings)
-    for name in ("api_key", "secret_key", "webhook_secret", "metrics_token"):
+    for name in ("api_key", "secret_key", "webhook_secret", "webhook_signature_secret", "metrics_token"):
         if len(getattr(settings, name) or "x" * SHORTEST_SECRET) < SHORTEST_SECRET:
             raise StartRefused(
                 f"{name.upper()} is shorter than {SHORTEST_SECRET} characters and could be guessed; use a longer one."
@@ -400,10 +400,6 @@ def _check(settings: Settings) -> None:
     if settings.metrics_port == settings.message_bus_port:
         raise StartRefused(
             "METRICS_PORT is the main port, where /metrics is in any case; name another one, or leave it unset."
-        )
-    if settings.webhook_signature_secret is not None and len(settings.webhook_signature_secret) < 8:
-        raise StartRefused(
-            "WEBHOOK_SIGNATURE_SECRET is shorter than 8 characters and could be guessed; use a longer one."
         )
     _check_pages(settings)
     _check_webhooks(settings)

@@ -53,7 +53,7 @@ struct options {
     int port, groups, subscribers, window, size, idle, beside, per_ack;
     double rate, warm_seconds, seconds;
     bool websocket, both, durable;
-    const char *message, *envelope, *ack, *failure, *pids, *subprotocol, *channel, *probe;
+    const char *message, *envelope, *ack, *failure, *pids, *subprotocol, *channel, *probe, *header;
 };
 
 /* What counts is of the measured window, all else is of the whole run. */

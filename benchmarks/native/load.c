@@ -11,6 +11,8 @@
  *   idle         --idle N: open N connections, hold them, report what each costs the server's memory, and with
  *                --probe PATH how long a stranger's GET took meanwhile. --beside N holds N of them beside a load.
  *
+ * --header LINE goes with every GET and handshake.
+ *
  * Speaks WebSocket, or with --tcp without. What is said inside is a dialect of each role: text (a message a frame),
  * nats, resp, mqtt, amqp, stomp; http and sse are never inside. --durable and --channel are for mqtt, amqp and stomp.
  * Templates know {g} (group), {i} (subscriber), {marker}, {pad} (fills up to --size), {length} and {body}.
@@ -252,6 +254,7 @@ static const struct {
     {"subprotocol", TEXT, &option.subprotocol},
     {"channel", TEXT, &option.channel},
     {"probe", TEXT, &option.probe},
+    {"header", TEXT, &option.header},
     {"subscriber-speaks", DIALECT, &subscriber_role.dialect},
     {"publisher-speaks", DIALECT, &publisher_role.dialect},
     {"idle-speaks", DIALECT, &idle_role.dialect},

@@ -28,7 +28,9 @@ char *numbered(const char *text, const struct connection *c)
 char *request_for(const struct connection *c, const char *more_lines)
 {
     char *path = numbered(c->role->path, c), *request;
-    if (asprintf(&request, "GET %s HTTP/1.1\r\nHost: 127.0.0.1:%d\r\n%s\r\n", path, option.port, more_lines) < 0)
+    const char *header = option.header ? option.header : "", *end = option.header ? "\r\n" : "";
+    if (asprintf(&request, "GET %s HTTP/1.1\r\nHost: 127.0.0.1:%d\r\n%s%s%s\r\n", path, option.port, header, end,
+                 more_lines) < 0)
         die("load: memory");
     free(path);
     return request;

@@ -47,6 +47,7 @@ class Archiver:
         self._hold = hold
         self._folder = Folder(host.folder)
         self._rows: list[Row] = []
+        self._bytes = 0
         self.gathered: set[int] = set()
         self.failed = False
 
@@ -59,13 +60,14 @@ class Archiver:
         if self.failed:
             return
         self._rows.append(row)
+        self._bytes += row[2]
         self.gathered.add(row[0])
-        if len(self._rows) >= FILE_MESSAGES or sum(size for _, _, size in self._rows) >= FILE_BYTES:
+        if len(self._rows) >= FILE_MESSAGES or self._bytes >= FILE_BYTES:
             self.flush(reason)
 
     def drop(self) -> None:
         """Forget what was gathered: it is in the log."""
-        self._rows = []
+        self._rows, self._bytes = [], 0
         self.gathered = set()
 
     def flush(self, reason: str) -> None:

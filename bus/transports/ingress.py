@@ -24,7 +24,7 @@ from bus.protocol import read
 from bus.storage import Transaction
 from bus.transports import ingress_answers as answers
 from bus.transports import parameters
-from bus.transports.edge import body_of, json_answer
+from bus.transports.edge import address, body_of, json_answer
 from bus.transports.openapi import Operation, Parameter, serve
 from bus.webhooks.endpoints import MAX_GRACE_SECONDS, Secret, renewed
 
@@ -52,7 +52,7 @@ class IngressViews:
             integration_id=integration_id,
             request=Request(request.headers, body),
             path=_path_as_sent(),
-            address=request.remote_addr or "",
+            address=address(),
             request_id=g.request_id,
         )
         taken = self._gate.take(visit)

@@ -5,13 +5,17 @@ from __future__ import annotations
 import http.client
 import json
 import re
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from bus.settings import ROOT
 from bus.testing import HOST, Answer, BusServer
 from tests.calls import call, inbox, payloads
 from tests.ingress_calls import FORM, JSON, SCHEMES, SECRET, events, fresh_body, headers_for, integrate, logged, post
@@ -219,6 +223,22 @@ def test_garbage_that_is_signed_is_400(server: BusServer, body: bytes, code: str
     assert inbox(server, "garbage")["count"] == 0
 
 
+def test_a_body_is_no_deeper_than_any_message_whatever_a_template_takes_of_it(server: BusServer) -> None:
+    made = integrate(server, template={"$": "/x"})
+    assert post(server, made, b'{"x": 1, "deep": %b%b}' % (b"[" * 31, b"]" * 31)).status == 202
+    check(post(server, made, b'{"x": 1, "deep": %b%b}' % (b"[" * 32, b"]" * 32)), 400, "too_deep", "body")
+
+
+def test_a_proxy_that_is_trusted_says_whose_address_it_is(fresh_server: Any) -> None:
+    server = fresh_server(env={"TRUSTED_PROXIES": "127.0.0.1", "ALLOWED_WEBHOOK_IPS": "192.0.2.0/24"})
+    made = integrate(server)
+    for forwarded, status in (("192.0.2.7", 202), ("192.0.2.7, 198.51.100.1", 403), ("198.51.100.1, 192.0.2.7", 202)):
+        body = fresh_body()
+        headers = {**headers_for(made, body), "X-Forwarded-For": forwarded}
+        assert server.call("POST", made["path"], raw=body, headers=headers).status == status
+    assert events(server, made, outcome="accepted")[0]["address"] == "192.0.2.7"
+
+
 def test_a_template_that_makes_too_much_is_413(server: BusServer) -> None:
     made = integrate(server, template=[{"$": "/x"}] * 100)
     check(post(server, made, b'{"x": "%b"}' % (b"x" * 20_000)), 413, "too_large")
@@ -388,6 +408,23 @@ def test_the_default_secret_holds_where_an_integration_has_none(fresh_server: An
     own = server.call("POST", "/api/integrations", {"scheme": "github", "to": "desk", "secret": SECRET}, key).body
     assert post(server, own).status == 202
     assert refused(post(server, own, secret="the default secret"))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("WEBHOOK_SIGNATURE_SECRET", "a-guess"),
+        ("WEBHOOK_SIGNATURE_SECRET", "whsec_this is no base64"),
+        ("ALLOWED_WEBHOOK_IPS", "10.0.0.1/8"),
+        ("ALLOWED_WEBHOOK_IPS", "vendor.example.com"),
+    ],
+)
+def test_a_setting_that_can_not_hold_stops_the_start(tmp_path: Path, name: str, value: str) -> None:
+    environment = {"PATH": "", "DATA_DIR": str(tmp_path), name: value}
+    command = [sys.executable, "-c", "import server_ws"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+    assert (done.returncode != 0, f"StartRefused: {name}" in done.stderr) == (True, True)
+    assert value not in done.stderr.partition("StartRefused")[2]
 
 
 def test_secrets_are_in_no_file_and_no_log(fresh_server: Any) -> None:

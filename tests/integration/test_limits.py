@@ -12,12 +12,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from typing import Any
 
 import pytest
 
-from bus.testing import HOST, BusServer, eventually
+from bus.testing import HOST, Answer, BusServer, eventually
 from tests.calls import call
 from tests.event_source import EventSource
+from tests.ingress_calls import SECRET, fresh_body, headers_for, integrate
 from tests.line import SEAMS, TO_FLASK, Line, post
 from tests.rawws import RawWebSocket
 from tests.refusals import GOOD, KEY, check, sending
@@ -308,6 +310,34 @@ def test_a_hundred_sockets_of_an_address_may_wait_for_their_credential(keyed4: B
         waiting[0].read_until("connection_confirmed")
         assert stack.enter_context(RawWebSocket(keyed4.port, "/ws/late", at)).status == 101
         assert stack.enter_context(RawWebSocket(keyed4.port, "/ws/late", at)).status == 429
+
+
+# ---- signed ingress
+
+
+def test_an_integration_sees_the_address_that_the_trusted_proxy_names(limited: BusServer) -> None:
+    at = somewhere()
+    made = integrate(limited, allowed_ips=[at["X-Forwarded-For"]])
+    body = fresh_body()
+    check(signed(limited, made, body, somewhere()), 403, "address_not_allowed")
+    assert signed(limited, made, body, at).status == 202
+
+
+def test_wrong_signatures_are_a_strangers_tries_and_right_ones_are_not(fresh_server: Start) -> None:
+    env = {"ENABLE_AUTH": "true", "API_KEY": KEY, "TRUSTED_PROXIES": HOST, "RATE_LIMIT_UNAUTHENTICATED_PER_MINUTE": "5"}
+    server = fresh_server(env=env)
+    body = {"scheme": "botlyne", "to": "desk", "secret": SECRET}
+    made = server.call("POST", "/api/integrations", body, {"X-API-Key": KEY}).body
+    at = somewhere()
+    assert {signed(server, made, fresh_body(), at).status for _ in range(10)} == {202}
+    wrong = [signed(server, made, fresh_body(), at, secret="another secret") for _ in range(7)]
+    assert [answer.status for answer in wrong] == [401] * 5 + [429] * 2
+    assert signed(server, made, fresh_body(), somewhere()).status == 202
+
+
+def signed(server: BusServer, made: dict[str, Any], body: bytes, at: dict[str, str], **how: Any) -> Answer:
+    """Post a signed webhook from an address; `how` as of `headers_for`."""
+    return server.call("POST", made["path"], raw=body, headers={**headers_for(made, body, **how), **at})
 
 
 # ---- connections

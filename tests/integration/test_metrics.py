@@ -360,6 +360,7 @@ def test_connections_of_a_killed_worker_are_gone_from_the_gauge(fresh_server: Ca
             socket.close()
 
 
+@pytest.mark.slow
 def test_a_server_that_lost_all_workers_at_once_counts_on(fresh_server: Callable[..., BusServer]) -> None:
     server = fresh_server(workers=2)
     for _ in range(5):
@@ -465,7 +466,8 @@ def test_with_auth_figures_are_open_and_details_need_the_key(locked_server: BusS
     assert locked_server.call("GET", "/metrics/detailed?family=client").status == 401
 
 
-@pytest.mark.parametrize("workers", [1, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 4])
 def test_a_port_of_its_own_is_served_by_one_worker_after_another(
     fresh_server: Callable[..., BusServer], workers: int
 ) -> None:
@@ -488,6 +490,7 @@ def test_a_port_of_its_own_is_served_by_one_worker_after_another(
     assert "bus_build_info" in eventually(lambda: fetch("/metrics"), within_seconds=30, what="a successor on the port")
 
 
+@pytest.mark.slow
 def test_a_port_that_is_taken_is_served_when_it_is_free(fresh_server: Callable[..., BusServer]) -> None:
     with socket.create_server((HOST, 0)) as other:
         port = other.getsockname()[1]
@@ -520,7 +523,7 @@ def test_the_lane_is_open_with_metrics(server: BusServer) -> None:
 # ---- what extensions count
 
 
-@pytest.mark.parametrize("workers", [1, 4])
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 4])
 def test_what_an_extension_counts_is_shown_for_all_workers(
     fresh_server: Callable[..., BusServer], workers: int
 ) -> None:
@@ -606,6 +609,7 @@ HOSTILE = [
 ]
 
 
+@pytest.mark.slow
 def test_labels_that_strangers_wrote_can_be_read_in_every_form(fresh_server: Callable[..., BusServer]) -> None:
     hostile_words(fresh_server(env={"BUS_EXTENSIONS": EXTENSION}))
 

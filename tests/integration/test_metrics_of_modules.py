@@ -129,6 +129,7 @@ def test_endpoints_that_fail_are_cut_off_and_those_that_refuse_are_flagged(each_
         drop(each_server, cut_off, flagged)
 
 
+@pytest.mark.slow
 def test_a_target_that_is_no_longer_allowed_is_counted_by_its_sort(fresh_server: Callable[..., BusServer]) -> None:
     with Sink() as sink:
         before = fresh_server(env=ENV)
@@ -214,6 +215,7 @@ def left(server: BusServer, type_: str) -> int:
     return len(call(server, "GET", "/api/log", type=type_, limit=1000)["messages"])
 
 
+@pytest.mark.slow
 def test_what_a_size_cap_takes_is_counted(fresh_server: Callable[..., BusServer]) -> None:
     server = fresh_server(env={"MAX_LOG_BYTES": str(1024 * 1024)})
     sent = 200

@@ -75,6 +75,7 @@ def test_what_failed_at_a_chat_is_tried_again_by_its_url(managed: BusServer, sin
     manager(managed, "unregister", url=sink.url)
 
 
+@pytest.mark.slow
 def test_endpoints_and_what_they_are_owed_survive_a_restart(managed: BusServer, sink: Sink) -> None:
     sink.mode = answer(503, {"Retry-After": "2"})
     manager(managed, "register", url=sink.url, events=["order.*"])

@@ -242,6 +242,7 @@ def test_a_target_that_may_not_be_called_is_refused_when_it_is_named(server: Bus
     assert (refused.status, refused.body["code"]) == (400, "forbidden_target")
 
 
+@pytest.mark.slow
 def test_a_target_that_has_become_forbidden_is_not_called_and_counted_by_its_reason(
     fresh_server: Callable[..., BusServer], sink: Sink
 ) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bus.errors import Conflict
-from bus.retention import retention
+from bus.retention import archiver, retention
 from bus.retention.retention import Wanted
 from tests.unit.retention_bench import DAY, HOUR, SECOND, RetentionBench
 
@@ -135,3 +135,18 @@ def test_a_search_passes_over_what_is_damaged(bench: RetentionBench, caplog: pyt
     file.write_bytes(b"none of ours")
     assert [line.seq for line in bench.retention.search(Wanted(), (0, 0), 10).lines] == [2]
     assert "damaged" in caplog.text
+
+
+def test_a_file_of_the_archive_is_cut_by_messages_and_by_bytes(
+    bench: RetentionBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(archiver, "FILE_MESSAGES", 4)
+    for _ in range(10):
+        bench.send("error")
+    bench.wait(HOUR)
+    assert [entry.messages for entry in bench.retention.files(0, 10, None, None)] == [4, 4, 2]
+    monkeypatch.setattr(archiver, "FILE_BYTES", 3 * len(b'{"n":1}'))
+    for _ in range(10):
+        bench.send("error")
+    bench.wait(HOUR)
+    assert [entry.messages for entry in bench.retention.files(3, 10, None, None)] == [3, 3, 3, 1]
