@@ -72,7 +72,8 @@ class Pages:
 
     def let_read(self, response: Response) -> None:
         """Let the page read the answer, if it may."""
-        response.vary.add("Origin")
+        if request.method in _SAFE or "Origin" in request.headers:  # what a cache may keep
+            response.vary.add("Origin")
         if g.get("origin") is not None:
             response.headers["Access-Control-Allow-Origin"] = request.headers["Origin"]
             response.headers["Access-Control-Allow-Credentials"] = "true"
