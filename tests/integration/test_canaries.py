@@ -22,6 +22,7 @@ OF_SETTINGS = {
     "SECRET_KEY": "Zq4canarySecretKey8xY2",
     "WEBHOOK_SECRET": "whsec_WnE0Y2FuYXJ5V2ViaG9va1NlY3JldDh4WTI=",
     "METRICS_TOKEN": "Zq4canaryMetricsToken8xY2",
+    "JWT_SECRET": "Zq4canaryJwtSecret8xY2-and-some-more",
 }
 WRONG_KEY = f"bus_dev_abcdefghijkl_{'Zq4canaryWrongKey8xY2' * 2}Z_abcdef"
 JWT = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJacTRjYW5hcnlKd3QifQ.Zq4canaryJwt8xY2"
@@ -45,13 +46,22 @@ BAD = [
     {"Cookie": f"bus_session={COOKIE}"},
     {"X-API-Key": WRONG_KEY, "Origin": "https://evil.example"},
 ]
-LEAKY = f"?token={QUERY}&ticket={QUERY}&api_key={QUERY}&key={QUERY}"
+LEAKY = f"?my_token={QUERY}&password={QUERY}&session_id={QUERY}"
+IN_URL = f"?token={QUERY}&ticket={QUERY}&api_key={QUERY}&key={QUERY}"
+"""What is refused before anything else is looked at."""
 
 
 @pytest.fixture(params=[pytest.param("true", id="json"), pytest.param("false", id="readable", marks=pytest.mark.slow)])
 def careless(request: pytest.FixtureRequest, fresh_server: Any) -> BusServer:
     """A server with secrets in its settings, that logs all it can, in each of the two forms."""
-    env = {**OF_SETTINGS, **FAILING, "LOG_LEVEL": "DEBUG", "ENABLE_STRUCTURED_LOGGING": request.param}
+    env = {
+        **OF_SETTINGS,
+        **FAILING,
+        "JWT_ISSUER": "i",
+        "JWT_AUDIENCE": "a",
+        "LOG_LEVEL": "DEBUG",
+        "ENABLE_STRUCTURED_LOGGING": request.param,
+    }
     server: BusServer = fresh_server(env={**env, "WEBHOOK_ALLOWED_TARGETS": "127.0.0.0/8"})
     return server
 
@@ -72,6 +82,9 @@ def provoke_rest(server: BusServer) -> list[str]:
     told = []
     for headers in [*BAD, ADMIN, {**ADMIN, "Cookie": f"s={COOKIE}"}, {**ADMIN, "Authorization": f"Bearer {JWT}"}]:
         for method, path, body in [
+            ("GET", f"/api/messages{IN_URL}", None),
+            ("GET", f"/ws/someone{IN_URL}", None),
+            ("GET", f"/ws/someone?ticket={QUERY}", None),
             ("GET", f"/api/messages{LEAKY}", None),
             ("GET", f"/api/messages/{WRONG_KEY}{LEAKY}", None),
             ("GET", f"/api/keys{LEAKY}", None),
@@ -87,7 +100,7 @@ def provoke_rest(server: BusServer) -> list[str]:
             ("POST", "/api/webhooks", {"url": f"http://u:{QUERY}@127.0.0.1/", "events": ["*"], "secret": PAYLOAD}),
             ("POST", "/api/webhooks", {"url": f"ftp://127.0.0.1/?token={QUERY}", "events": ["*"]}),
             ("POST", "/api/keys", {"label": PAYLOAD * 100, "clients": ["x y"], "rate_per_minute": -1}),
-            *[("GET", f"/tests/fail?how={how}&token={QUERY}", None) for how in WAYS_TO_FAIL],
+            *[("GET", f"/tests/fail?how={how}&my_token={QUERY}", None) for how in WAYS_TO_FAIL],
         ]:
             told.append(str(server.call(method, path, body, headers)))
     bodies = ('{"from": "a", "to": "b", "payload": "' + PAYLOAD, PAYLOAD, "\xff" + PAYLOAD)
@@ -209,6 +222,12 @@ def test_no_secret_is_found_anywhere(careless: BusServer, receiver: Sink) -> Non
     provoke_webhooks(careless, receiver)
     key = careless.call("POST", "/api/keys", {"clients": ["one"]}, ADMIN).body["key"]
     careless.call("GET", "/api/clients", headers={"X-API-Key": key})
+    cookie = careless.call("POST", "/api/session", headers={"X-API-Key": key}).headers["set-cookie"].split(";")[0]
+    ticket = careless.call("POST", "/api/tickets", {}, {"X-API-Key": key}).body["ticket"]
+    careless.call("GET", "/api/clients", headers={"Cookie": cookie})
+    for _ in range(2):
+        with RawWebSocket(careless.port, f"/ws/one?ticket={ticket}"):
+            pass
     eventually(lambda: "Nobody caught this" in careless.log, what="the word of the thread")
     assert [text for text in told if seen(text)] == []
     assert {path: seen(text) for path, text in pages(careless).items() if seen(text)} == {}
@@ -224,11 +243,11 @@ def test_no_secret_is_found_anywhere(careless: BusServer, receiver: Sink) -> Non
     ):
         assert provoked in log, f"{provoked}: the path was not provoked."
     assert [line for line in log.splitlines() if seen(line)] == []
-    assert key not in log
+    assert [given for given in (key, cookie.partition("=")[2], ticket) if given in log] == []
     stored = b"".join(file.read_bytes() for file in careless.data_dir.rglob("*") if file.is_file())
     kept = [secret for secret in SECRETS if secret.encode() in stored]
     assert kept == [PAYLOAD], "Of all that, the files hold the message that was sent, and nothing else."
-    assert key.split("_")[3].encode() not in stored
+    assert [given for given in (key.split("_")[3], cookie.partition("=")[2], ticket) if given.encode() in stored] == []
 
 
 def test_the_command_line_shows_no_key(locked_server: BusServer) -> None:
@@ -240,6 +259,6 @@ def test_the_command_line_shows_no_key(locked_server: BusServer) -> None:
 
 def test_an_access_log_is_masked_like_all_others(fresh_server: Any) -> None:
     server: BusServer = fresh_server(command=gunicorn(1, "--access-logfile", "-"))
-    server.call("GET", f"/api/messages{LEAKY}&to=seen-in-log", headers={"Referer": f"http://x/?token={QUERY}"})
+    server.call("GET", f"/api/messages{IN_URL}&to=seen-in-log", headers={"Referer": f"http://x/?token={QUERY}"})
     eventually(lambda: "seen-in-log" in server.log, what="a line of the access log")
     assert not seen(server.log)

@@ -297,3 +297,12 @@ def test_nothing_but_a_signature_makes_a_token() -> None:
     for header in ({"alg": "none"}, {"alg": "HS256"}, {"alg": ""}, {}):
         with pytest.raises(Unauthenticated):
             of_secret().check(assembled(header, claims()))
+
+
+def test_the_settings_name_the_algorithm_and_not_the_token() -> None:
+    long = SECRET * 2
+    other = jwt.encode(claims(), long, "HS512")
+    tokens = Tokens(load({"JWT_SECRET": long, **NAMES}, env_file=None))
+    with pytest.raises(Unauthenticated, match="not signed with HS256"):
+        tokens.check(other)
+    assert Tokens(load({"JWT_SECRET": long, "JWT_ALGORITHMS": "HS512", **NAMES}, env_file=None)).check(other)
