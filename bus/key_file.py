@@ -37,6 +37,43 @@ def key_of(secret_key: str | None, path: Path, purpose: str) -> bytes:
     return key
 
 
+def older_keys(secret_key: str | None, previous: str | None, path: Path, purpose: str) -> list[bytes]:
+    """Keys that may have been in force before. Raises StartRefused.
+
+    Of SECRET_KEY_PREVIOUS; of the file that was put aside (`rotate`); with a SECRET_KEY, of the file that was in its place.
+    """
+    keys = [key_of(previous, path, purpose)] if previous is not None else []
+    files = [put_aside(path), *([path] if secret_key is not None else [])]
+    return keys + [key_of(None, file, purpose) for file in files if file.exists()]
+
+
+def put_aside(path: Path) -> Path:
+    """Where the key before the present one is."""
+    return path.with_name(f"{path.name}.previous")
+
+
+def rotate(path: Path) -> Path:
+    """Put a fresh key into the file, and the old one aside, whose path is returned. Raises StartRefused.
+
+    What the old one sealed is sealed anew at the next start. The old one has its new name before the file changes, so
+    whatever happens in between, both are there.
+    """
+    aside = put_aside(path)
+    if not path.exists():
+        raise StartRefused(f"There is no key file {path}, so there is nothing to rotate.")
+    if aside.exists():
+        raise StartRefused(
+            f"{aside} is still there: start the bus once, see that it works, remove the file, then rotate again."
+        )
+    key_of(None, path, "")
+    os.link(path, aside)
+    made = path.with_name(f".{path.name}.new")
+    made.unlink(missing_ok=True)
+    _key_in(made)
+    os.replace(made, path)
+    return aside
+
+
 def _key_in(path: Path) -> bytes:
     """What the file holds. Several processes may make it at once: the first to link it wins."""
     if not path.exists():

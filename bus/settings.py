@@ -178,6 +178,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
             " DATA_DIR, readable by its owner only."
         ),
     ] = None
+    secret_key_previous: Annotated[
+        str | None,
+        Meta(
+            description="The SECRET_KEY before this one: what it encrypted is encrypted anew at the start; remove it then."
+        ),
+    ] = None
     webhook_secret: Annotated[
         str | None,
         Meta(description="Signs webhooks of endpoints that have no secret of their own; else each is given one."),
@@ -392,7 +398,14 @@ def _check(settings: Settings) -> None:
     if settings.enable_auth is False and settings.api_key:
         raise StartRefused("ENABLE_AUTH=false and API_KEY contradict one another; remove one of them.")
     check_jwt(settings)
-    for name in ("api_key", "secret_key", "webhook_secret", "webhook_signature_secret", "metrics_token"):
+    for name in (
+        "api_key",
+        "secret_key",
+        "secret_key_previous",
+        "webhook_secret",
+        "webhook_signature_secret",
+        "metrics_token",
+    ):
         if len(getattr(settings, name) or "x" * SHORTEST_SECRET) < SHORTEST_SECRET:
             raise StartRefused(
                 f"{name.upper()} is shorter than {SHORTEST_SECRET} characters and could be guessed; use a longer one."

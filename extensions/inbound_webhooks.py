@@ -36,8 +36,8 @@ class InboundWebhooks:
 
     def start(self, lock_folder: Path) -> None:
         """Open the vault, which is that of outgoing webhooks, too, and begin to write the log."""
-        settings = self._bus.settings
-        self.gate.rows = Rows(Vault.of(settings.secret_key, settings.data_path / "webhooks.key"))
+        self.gate.rows = Rows(Vault.of(self._bus.settings))
+        self._bus.write(self.gate.rows.seal_anew)
         self._journal.start(lock_folder)
 
     def stop(self) -> None:

@@ -21,6 +21,7 @@ from bus.cli.look import clients, log, queues, status, thread
 from bus.cli.process import Ended
 from bus.cli.profile import profile
 from bus.cli.replay import replay, replays
+from bus.cli.rotate_key import rotate_key
 from bus.cli.send import request, send
 from bus.cli.tail import tail
 from bus.cli.webhooks import webhooks
@@ -63,6 +64,7 @@ for command in (
     profile,
     backup,
     restore_,
+    rotate_key,
     archive,
     audit,
 ):

@@ -241,6 +241,15 @@ class Rows:
         transaction.execute("DELETE FROM integration_configs WHERE integration = ?", (known.number,))
         transaction.execute("DELETE FROM integrations WHERE number = ?", (known.number,))
 
+    def seal_anew(self, transaction: Transaction) -> None:
+        """Seal with the present key what an older one sealed."""
+        self._vault.seal_anew(
+            transaction,
+            "SELECT c.integration, i.id, c.sealed FROM integration_configs c JOIN integrations i ON i.number = c.integration"
+            " WHERE c.key_id <> ?",
+            "UPDATE integration_configs SET sealed = ?, key_id = ? WHERE integration = ?",
+        )
+
     def _keep(
         self, transaction: Transaction, number: int, owner: str, config: Config, kept: Sequence[Secret], now_us: int
     ) -> None:

@@ -297,6 +297,14 @@ class Rows:
         transaction.execute("DELETE FROM webhook_lanes WHERE endpoint = ?", (endpoint.number,))
         self._changed(transaction)
 
+    def seal_anew(self, transaction: Transaction) -> None:
+        """Seal with the present key what an older one sealed."""
+        self._vault.seal_anew(
+            transaction,
+            "SELECT number, id, sealed FROM webhook_endpoints WHERE key_id <> ?",
+            "UPDATE webhook_endpoints SET sealed = ?, key_id = ? WHERE number = ?",
+        )
+
     def _changed(self, transaction: Transaction) -> None:
         transaction.execute("UPDATE webhook_state SET version = version + 1")
 

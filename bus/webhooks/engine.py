@@ -128,8 +128,9 @@ class Webhooks:
     def start(self, _lock_folder: Path) -> None:
         """Load the endpoints, tell that the server has started if nobody has, and begin to send."""
         host = self.host
-        vault = Vault.of(host.settings.secret_key, host.settings.data_path / "webhooks.key")
+        vault = Vault.of(host.settings)
         self.rows = Rows(vault)
+        host.write(self.rows.seal_anew)
         host.backplane.hear(_NOTE, self._noted)  # before the first look, so that no change falls between
         self._refresh()
         for endpoint in self.dispatcher.endpoints.values():
