@@ -182,6 +182,14 @@ class Auth:
         kind, _, key_id = caller.name.partition(":")
         return kind != "key" or self._keyring.caller(key_id, _now_us()) is not None
 
+    def uses(self, caller: Caller) -> bool:
+        """As `holds`, of a caller who uses the credential once more."""
+        if not self.holds(caller):
+            return False
+        if caller.name.startswith("key:"):
+            self._used[caller.name[4:]] = _now_us()
+        return True
+
     def _tick(self) -> None:
         assert self._bus is not None
         self.look()

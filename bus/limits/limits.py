@@ -11,12 +11,14 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from bus.errors import RateLimited, StartRefused
 from bus.events import RateLimitHit
 from bus.limits.buckets import Bucket, Grant
+from bus.limits.drawn import DrawnBucket
 from bus.limits.peers import Peers, block_of
 from bus.limits.places import Places
 from bus.limits.shared_buckets import SharedBuckets
@@ -170,7 +172,7 @@ class Limits:
             return None
         found = self._allowances.get((who, windows))
         if found is None:
-            buckets = [self._buckets.bucket(who, limit, seconds) for limit, seconds in windows]
+            buckets = [DrawnBucket(self._buckets.bucket(who, limit, s), limit) for limit, s in windows]
             found = Allowance(who, "address" if who.startswith("address:") else "key", buckets, self._refused)
             if len(self._allowances) >= CALLERS_REMEMBERED:
                 self._allowances.clear()
@@ -240,6 +242,12 @@ class Limits:
             self._told[who] = now + HIT_SECONDS
             self._host.emit(RateLimitHit(scope, who.removeprefix("address:"), refusal.retry_after_seconds or 0.0))
         return refusal
+
+
+@lru_cache(maxsize=1024)
+def lines_of(grants: tuple[Grant, ...]) -> bytes:
+    """`headers_of`, as lines of a head: a grant of a handful is said many times."""
+    return "".join(f"{name}: {value}\r\n" for name, value in headers_of(grants).items()).encode()
 
 
 def headers_of(grants: Sequence[Grant]) -> dict[str, str]:

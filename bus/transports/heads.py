@@ -62,11 +62,12 @@ class Head:
     `probe`: what answers a probe, which has no body to read.
     """
 
-    __slots__ = ("_fields", "keep_alive", "length", "path", "probe", "read")
+    __slots__ = ("_fields", "caller", "keep_alive", "length", "path", "probe", "read")
 
     def __init__(self, path: str, fields: dict[str, str], read: Read | None, probe: Probe | None = None) -> None:
         self.path = path
         self.read = read
+        self.caller: Caller | None = None  # whose credential it holds, once that was found to be good
         self.probe = probe
         self.length = int(fields.get("content-length", "0"))
         self.keep_alive = fields.get("connection", "").lower() != "close"

@@ -95,12 +95,18 @@ class Lane:
         wrong."""
         if not self.bus.running or head.probe is not None:
             return ANYBODY if self.bus.running else None
+        auth, known = self.bus.auth, head.caller
+        if not auth.on:
+            return ANYBODY
+        if known is not None and auth.uses(known):
+            return known
         try:
-            caller = self.bus.auth.caller(head)
+            caller = auth.caller(head)
             if caller is not None:
                 policy.need_right(caller, Right.SEND)
         except BusError:
             return None
+        head.caller = caller
         return caller
 
     def allowance(self, caller: Caller, peer: Any, head: Head) -> Allowance | None:

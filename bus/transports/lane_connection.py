@@ -22,7 +22,7 @@ from werkzeug.http import HTTP_STATUS_CODES
 from bus.connection import bound_unsent
 from bus.errors import BusError
 from bus.events import Audited
-from bus.limits.limits import headers_of as rate_headers
+from bus.limits.limits import lines_of
 from bus.logs import request_id
 from bus.protocol import encode, error_body
 from bus.transports import patience
@@ -220,8 +220,8 @@ class LaneConnection:
             if isinstance(answer, BusError):
                 self._refuse(answer)
             else:
-                more = "" if self._grants is None else _lines(rate_headers(self._grants))
-                self._answer(b"200 OK", answer, more.encode())
+                more = b"" if self._grants is None else lines_of(tuple(self._grants))
+                self._answer(b"200 OK", answer, more)
         except Exception as error:  # noqa: BLE001  # logged, and answered
             self._crashed(error)
 

@@ -308,8 +308,7 @@ def test_what_is_sent_again_under_a_new_signature_is_the_message_of_then(
     assert (again.status, again.body) == (202, {**first.body, "duplicate": True})
     check(server.call("POST", made["path"], raw=text, headers=headers), 409, "replayed")
     assert inbox(server, f"again-{scheme}")["count"] == 1
-    duplicate, accepted = events(server, made)
-    assert (duplicate["outcome"], accepted["outcome"]) == ("duplicate", "accepted")
+    (duplicate,), (accepted,) = (events(server, made, outcome=outcome) for outcome in ("duplicate", "accepted"))
     assert duplicate["delivery"] == accepted["delivery"]
     assert accepted["event"] == body.get("type", "message")
 
@@ -352,6 +351,15 @@ def test_a_rate_holds_over_all_workers(server4: BusServer) -> None:
     assert 600 <= int(limited.headers["retry-after"]) <= 721
     assert refused(post(server4, made, secret="another secret"))
     assert inbox(server4, "rated")["count"] == 5
+
+
+def test_with_auth_on_wrong_signatures_are_counted_and_good_ones_are_not(fresh_server: Any) -> None:
+    key = {"X-API-Key": "a-key-for-the-tests"}
+    server = fresh_server(env={"API_KEY": key["X-API-Key"], "RATE_LIMIT_UNAUTHENTICATED_PER_MINUTE": "10"})
+    made = server.call("POST", "/api/integrations", {"scheme": "github", "to": "desk", "secret": SECRET}, key).body
+    assert [post(server, made).status for _ in range(20)] == [202] * 20
+    wrong = [post(server, made, secret="another secret").status for _ in range(12)]
+    assert (set(wrong), wrong[:10]) == ({401, 429}, [401] * 10)
 
 
 def test_a_paused_integration_asks_for_another_try_and_a_deleted_one_is_unknown(each_server: BusServer) -> None:
