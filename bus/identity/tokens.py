@@ -13,7 +13,7 @@ import re
 import jwt
 import msgspec
 
-from bus.errors import BusError, Unauthenticated, Unavailable
+from bus.errors import BusError, Malformed, Unauthenticated, Unavailable
 from bus.identity.caller import Caller, Grant
 from bus.identity.key_sets import Find, KeptKeySet, find_of_secret
 from bus.settings import Settings
@@ -130,7 +130,7 @@ class Tokens:
             f"jwt:{claims.sub}",
             self._grant(claims),
             expires_us=int((claims.exp + LEEWAY_SECONDS) * 1e6),
-            ids=(f"jwt:{claims.jti}" if claims.jti is not None else digest_id(digest),),
+            ids=(id_of_jti(claims.jti) if claims.jti is not None else digest_id(digest),),
         )
 
     def _grant(self, claims: _Claims) -> Grant:
@@ -160,13 +160,20 @@ def digest_id(digest: bytes) -> str:
 
 
 def id_of_token(text: str) -> str:
-    """What a token is revoked by, whoever signed it: its `jti`, or its digest."""
+    """What a token is revoked by, whoever signed it: its `jti`, or its digest. Raises Malformed."""
     try:
         claims = jwt.decode(text, options={"verify_signature": False})
     except jwt.PyJWTError:
-        raise _bad("it can't be read") from None
+        raise Malformed("`token` is no JWT; give it whole, or its `jti`.", code="bad_field", field="token") from None
     jti = claims.get("jti")
-    return f"jwt:{jti}" if isinstance(jti, str) else digest_id(token_digest(text))
+    return id_of_jti(jti) if isinstance(jti, str) else digest_id(token_digest(text))
+
+
+def id_of_jti(jti: str) -> str:
+    """What tokens with this `jti` are revoked by. Raises Malformed."""
+    if not _JTI.match(jti):
+        raise Malformed("A `jti` is 1 to 256 printable ASCII characters.", code="bad_field", field="jti")
+    return f"jwt:{jti}"
 
 
 _WHY: dict[type[jwt.PyJWTError], str] = {

@@ -118,7 +118,7 @@ class SessionViews:
         body: RevokeBody = read(_decode_revoke, body_of(BODY_BYTES), "body")
         if (body.jti is None) == (body.token is None):
             raise Malformed("Name the JWT by `jti`, or give it whole as `token`.", code="missing_field", field="jti")
-        token_id = f"jwt:{body.jti}" if body.jti is not None else tokens.id_of_token(body.token or "")
+        token_id = tokens.id_of_jti(body.jti) if body.jti is not None else tokens.id_of_token(body.token or "")
         until_us = _now_us() + (tokens.MAX_LIFE_SECONDS + 3 * tokens.LEEWAY_SECONDS) * 1_000_000
         self._bus.auth.revoke(token_id, until_us)
         return json_answer(TokenRevoked("revoked", token_id, iso(until_us).decode()))

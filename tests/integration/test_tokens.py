@@ -210,7 +210,9 @@ def test_a_revoked_token_is_refused_on_every_worker_and_its_sockets_end(bus: Bus
         assert sister.read_json()["type"] == "pong"
 
 
-@pytest.mark.parametrize("body", [{}, {"jti": "a", "token": "b"}, {"jti": 1}, {"unknown": 1}])
+@pytest.mark.parametrize(
+    "body", [{}, {"jti": "a", "token": "b"}, {"jti": 1}, {"unknown": 1}, {"jti": "\n"}, {"token": "x"}]
+)
 def test_what_to_revoke_must_be_said(bus: BusServer, body: dict[str, Any]) -> None:
     assert bus.call("POST", "/api/tokens/revoke", body, {"X-API-Key": KEY}).status == 400
 
