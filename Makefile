@@ -12,7 +12,7 @@ ROUNDS ?= 300
 REQUIREMENTS := requirements.txt requirements-tracing.txt requirements-dev.txt
 .DEFAULT_GOAL := help
 
-.PHONY: help setup run test test-all conformance check audit format docs bench crash-test lock clean
+.PHONY: help setup run test test-all conformance check audit format docs bench crash-test fuzz lock clean
 
 help: ## Say what there is to make
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' Makefile | awk -F'|' '{ printf "%-16s %s\n", $$1, $$2 }'
@@ -57,6 +57,10 @@ bench: $(TOOLS) ## Compare the bus with its peers: tables and plots in benchmark
 crash-test: $(TOOLS) ## Kill the server ROUNDS times (300) under load and look for what was lost
 	$(PY) -m tests.faults.crash --rounds $(ROUNDS)
 	$(PY) -m tests.faults.crash_delivery --rounds $(ROUNDS)
+
+fuzz: $(TOOLS) ## Feed parsers and signed ingress with broken bytes, for ten minutes and for 100,000 requests
+	$(PY) -m tests.fuzz.parsers --seconds 600
+	$(PY) -m tests.fuzz.ingress --requests 100000
 
 lock: $(TOOLS) ## Compile the requirements anew from the .in files (needs uv)
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
