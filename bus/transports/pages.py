@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from flask import Response, g, request
 
 from bus.errors import Forbidden, Malformed
+from bus.identity.caller import Right
 
 if TYPE_CHECKING:
     from bus.auth import Auth
@@ -72,7 +73,8 @@ class Pages:
 
     def let_read(self, response: Response) -> None:
         """Let the page read the answer, if it may."""
-        if request.method in _SAFE or "Origin" in request.headers:  # what a cache may keep
+        is_open = g.get("right") is Right.OPEN  # the same for whoever asks
+        if (request.method in _SAFE and not is_open) or "Origin" in request.headers:  # what a cache may keep
             response.vary.add("Origin")
         if g.get("origin") is not None:
             response.headers["Access-Control-Allow-Origin"] = request.headers["Origin"]

@@ -166,4 +166,6 @@ def _operations(views: SessionViews) -> list[Operation]:
 
 def register(app: Flask, bus: Bus) -> None:
     """Serve tickets, sessions and revocations, under /api and /api/v1."""
-    serve(app, Blueprint("sessions", __name__), _operations(SessionViews(bus)))
+    views = SessionViews(bus)
+    serve(app, Blueprint("sessions", __name__), _operations(views))
+    app.extensions["sessions"] = views

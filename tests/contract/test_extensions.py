@@ -21,6 +21,7 @@ EXTENSIONS = (
     "bus.transports.rest",
     "bus.transports.delivery",
     "bus.transports.keys",
+    "bus.transports.sessions",
     "bus.transports.ws",
     "bus.transports.openapi",
     "bus.transports.lane",

@@ -77,6 +77,7 @@ def test_secrets_are_shown_once_and_stand_nowhere_in_the_files_and_without_the_k
     Webhook(secret).verify((hit := sink.wait_for(1)[0]).body, hit.headers)
     server.terminate()
     server.env["SECRET_KEY"] = "another key than that of the file"
+    (server.data_dir / "webhooks.key").unlink()
     server.start()
     assert call(server, "GET", f"/api/webhooks/{made['id']}")["state"] == "unreadable"
     assert "sealed with another key" in server.log
@@ -277,7 +278,7 @@ def test_what_is_sent_and_what_waits_is_measured(fresh_server: Callable[..., Bus
     for class_ in ("2xx", "5xx"):
         assert found.value("bus_webhook_attempts_total", kind="standard", class_=class_) == 1
     assert found.value("bus_webhook_pending") == 1
-    assert found.value("bus_webhook_oldest_pending_seconds") > 0
+    assert found.value("bus_webhook_oldest_pending_seconds") == 0, "It rests until its next attempt."
     assert found.value("bus_webhook_endpoints", state="enabled") == 1
     assert found.value("bus_webhook_breaker_open") == 0
     assert found.value("bus_webhook_delivery_lag_seconds_count", kind="standard") == 1
