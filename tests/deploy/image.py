@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import subprocess
 import tarfile
 from collections.abc import Sequence
@@ -241,5 +242,5 @@ class Container:
     def close(self) -> None:
         """Kill what is left."""
         if self._process.poll() is None:
-            self._process.kill()
+            os.kill(self.pid, signal.SIGKILL)  # its world ends with it; who dropped rights outlives a parent's death
             self._process.wait(10)
