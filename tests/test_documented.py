@@ -69,8 +69,8 @@ def test_the_readme_names_files_that_exist() -> None:
 
 def test_ci_runs_the_test_commands_of_the_readme() -> None:
     assert set(TEST_COMMANDS) <= set(commands(text("README.md")))
-    run = [line for line in text(".ci/run").splitlines() if line.startswith("make ")]
-    assert run == TEST_COMMANDS
+    lines = [line.partition("#")[0] for line in text(".ci/run").splitlines() if line.startswith("make ")]
+    assert [f"make {target}" for line in lines for target in line.split()[1:]] == TEST_COMMANDS
 
 
 def test_every_make_target_says_what_it_does() -> None:
