@@ -152,15 +152,17 @@ class LocalBackplane:
         listener = _Socket(socket.AF_UNIX, socket.SOCK_STREAM)
         listener.setblocking(False)
         path = self._folder / f"{self.slot}.{self._token}.sock"
+        hidden = path.with_suffix(".new")  # a neighbour that dials before we listen would take us for dead
         try:
-            listener.bind(str(path))
+            listener.bind(str(hidden))
+            listener.listen(MAX_SLOTS)
+            hidden.rename(path)
         except OSError as error:
             listener.close()
             raise StartRefused(
                 f"The socket of this worker can't be made in {path.parent} ({error}); set TMPDIR to a folder with a shorter"
                 " name that this user may write."
             ) from None
-        listener.listen(MAX_SLOTS)
         self._listener = listener
         self._watcher = gevent.get_hub().loop.io(listener.fileno(), _READ)
         self._watcher.start(self._accept)
