@@ -75,13 +75,19 @@ def gunicorn(workers: int, *arguments: str) -> list[str]:
     return [sys.executable, "-m", "gunicorn", *counted, *arguments, "server_ws:app"]
 
 
-def eventually(condition: Callable[[], T], *, within_seconds: float = 10.0, what: str = "the condition") -> T:
+def eventually(
+    condition: Callable[[], T],
+    *,
+    within_seconds: float = 10.0,
+    every_seconds: float = POLL_SECONDS,
+    what: str = "the condition",
+) -> T:
     """Call `condition` until it returns something true, and return that. Raises TimeoutError after `within_seconds`."""
     deadline = time.monotonic() + within_seconds
     while not (outcome := condition()):
         if time.monotonic() >= deadline:
             raise TimeoutError(f"After {within_seconds} s, {what} still does not hold (last: {outcome!r}).")
-        time.sleep(POLL_SECONDS)
+        time.sleep(every_seconds)
     return outcome
 
 

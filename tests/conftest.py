@@ -34,16 +34,16 @@ def can_not_run(sentence: str) -> NoReturn:
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[BusServer]:
-    """A running server with one worker, shared by the module's tests."""
-    with BusServer() as running:
+def server(request: pytest.FixtureRequest) -> Iterator[BusServer]:
+    """A running server with one worker, shared by the module's tests; with the settings of its SERVER_ENV, if it has one."""
+    with BusServer(env=getattr(request.module, "SERVER_ENV", None)) as running:
         yield running
 
 
 @pytest.fixture(scope="module")
-def server4() -> Iterator[BusServer]:
-    """A running server with four workers, shared by the module's tests."""
-    with BusServer(workers=4) as running:
+def server4(request: pytest.FixtureRequest) -> Iterator[BusServer]:
+    """The same with four workers."""
+    with BusServer(workers=4, env=getattr(request.module, "SERVER_ENV", None)) as running:
         yield running
 
 

@@ -32,8 +32,11 @@ class Anchor(msgspec.Struct, frozen=True):
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
-    """One line of the trail. `user_id` did `operation` to the record `record_id` of `table_name`; `times`: so often within
-    a second."""
+    """One line of the trail: `user_id` did `operation` to the record `record_id` of `table_name`, and what came of it.
+
+    `outcome`: done, refused, failed. `times`: how often the same was refused within a second. `hash` is over the hash before
+    it and this record.
+    """
 
     number: int
     timestamp: str

@@ -41,7 +41,7 @@ class DrawnBucket:
 
     def give_back(self, cost: int) -> None:
         """As of Bucket."""
-        if self._handful > 1:
+        if self._grant is not None and cost < self._handful:
             self._left += cost
         else:
             self._bucket.give_back(cost)

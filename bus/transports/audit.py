@@ -24,32 +24,10 @@ if TYPE_CHECKING:
 OUTCOMES = ("done", "refused", "failed")
 
 
-class AuditRecord(msgspec.Struct):
-    """Who (`user_id`) did what (`operation`) to which record of what, and what came of it: done, refused, failed.
-
-    `times`: how often the same was refused within a second. `hash` is over the hash before it and this record.
-    """
-
-    number: int
-    timestamp: str
-    table_name: str
-    record_id: str
-    operation: str
-    outcome: str
-    old_values: dict[str, str] | None
-    new_values: dict[str, str] | None
-    user_id: str
-    org_id: str | None
-    address: str
-    request_id: str
-    times: int
-    hash: str
-
-
 class AuditRecords(msgspec.Struct):
     """The youngest first. `cursor` is for the next page, if there is `more`."""
 
-    records: list[AuditRecord]
+    records: list[Record]
     cursor: str
     more: bool
 

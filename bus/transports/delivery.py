@@ -43,7 +43,7 @@ from bus.topics import TopicSet, check_pattern
 from bus.trace_context import joined, trace_of
 from bus.transports import delivery_answers as answers
 from bus.transports import parameters
-from bus.transports.edge import body_of, caller, caller_is_gone, json_answer
+from bus.transports.edge import body_of, caller, caller_is_gone, json_answer, need_still, still_holds
 from bus.transports.openapi import Operation, Parameter, serve
 
 if TYPE_CHECKING:
@@ -113,9 +113,10 @@ class DeliveryViews:
             leases = bus.courier.queues.claim(owner, client, body.limit, wait, ack_wait_us)
         finally:
             self._end_wait(wait)
-        if leases and caller_is_gone():
+        if leases and (caller_is_gone() or not still_holds(bus)):
             bus.courier.queues.give_back([(owner, lease.message.seq) for lease in leases], client)
             leases = []  # it may have hung up one way only, and must not work on what others get now
+        need_still(bus)
         texts = b",".join(map(bus.courier.hand_out, leases))
         bus.hub.written.messages["http"] += len(leases)
         return json_answer(b'{"messages":[%b]}' % texts)
@@ -253,12 +254,14 @@ class DeliveryViews:
             answer = bus.delivery.requests.ask(draft, wait, require_online=body.require_online)
         finally:
             self._end_wait(wait)
+        need_still(bus)
         return self._answer(answer)
 
     def request_state(self, request_id: str) -> Response:
         wait = self._begin_wait(parameters.wait())
         try:
             answer = self._bus.delivery.requests.look(request_id, wait)
+            need_still(self._bus)
             policy.need(caller(), Action.ACT, answer.asker)
             return self._answer(answer)
         finally:

@@ -367,6 +367,18 @@ def spend(cost: int) -> None:
         g.grants = allowance.take(cost)
 
 
+def still_holds(bus: Bus) -> bool:
+    """False when the caller's credential has ended since the request began, while it waited: it gets nothing any more."""
+    me = caller()
+    return not me.credential or bus.auth.holds(me)
+
+
+def need_still(bus: Bus) -> None:
+    """Go on only while the caller's credential holds. Raises Unauthenticated."""
+    if not still_holds(bus):
+        raise Unauthenticated("The credential ended while the request waited.", code="bad_credential")
+
+
 def present_caller() -> Caller | None:
     """As `caller`; None where there is no bus, whose edge would have looked."""
     me: Caller | None = g.get("caller")

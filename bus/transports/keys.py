@@ -6,7 +6,7 @@ A key's text stands in the answer that made it, and nowhere else.
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 from flask import Blueprint, Flask, Response, request
@@ -14,7 +14,7 @@ from flask import Blueprint, Flask, Response, request
 from bus.errors import Malformed, NotFound
 from bus.events import Audited
 from bus.identity import keys, policy
-from bus.identity.caller import USUAL, Grant, Right, Scope
+from bus.identity.caller import Grant, Right, Scope
 from bus.identity.policy import Action
 from bus.message import iso
 from bus.protocol import read
@@ -30,16 +30,10 @@ BODY_BYTES = 256 * 1024
 MAX_LIFE_SECONDS = 10 * 366 * 86_400.0
 
 
-class KeyBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A key to make. `clients`: whom it may act as; see docs/identity.md for the other patterns. Times in seconds."""
+class KeyBody(Grant, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A key to make: what it grants, what it is for, and when it ends, in seconds from now."""
 
     label: str = ""
-    scopes: tuple[Scope, ...] = USUAL
-    clients: tuple[str, ...] = ()
-    send_to: tuple[str, ...] = ("*",)
-    topics: tuple[str, ...] = (">",)
-    queues: tuple[str, ...] = ("*",)
-    rate_per_minute: int | None = None
     expires_in: float | None = None
 
 
@@ -50,18 +44,23 @@ class RotateBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     expires_in: float | None = None
 
 
-class KeyShown(msgspec.Struct, kw_only=True):
-    """A key as it is listed. `key`: its text, in the answer that made it only."""
+class Granted(msgspec.Struct, kw_only=True):
+    """A grant, as it is shown: all of it."""
 
-    id: str
-    label: str
-    state: Literal["active", "expired", "revoked"]
     scopes: tuple[Scope, ...]
     clients: tuple[str, ...]
     send_to: tuple[str, ...]
     topics: tuple[str, ...]
     queues: tuple[str, ...]
     rate_per_minute: int | None
+
+
+class KeyShown(Granted, kw_only=True):
+    """A key as it is listed. `key`: its text, in the answer that made it only."""
+
+    id: str
+    label: str
+    state: Literal["active", "expired", "revoked"]
     created_at: str
     expires_at: str | None
     revoked_at: str | None
@@ -85,18 +84,12 @@ class KeyDeleted(msgspec.Struct):
     id: str
 
 
-class Me(msgspec.Struct):
+class Me(Granted, kw_only=True):
     """Who one is, and what one may do."""
 
     name: str
     admin: bool
     credential: bool
-    scopes: tuple[str, ...]
-    clients: tuple[str, ...]
-    send_to: tuple[str, ...]
-    topics: tuple[str, ...]
-    queues: tuple[str, ...]
-    rate_per_minute: int | None
     expires_at: str | None
 
 
@@ -134,14 +127,7 @@ class KeyViews:
         body: KeyBody = read(_decode_key, body_of(BODY_BYTES), "body")
         if len(body.label) > keys.MAX_LABEL:
             raise Malformed(f"`label` may have at most {keys.MAX_LABEL} characters.", code="bad_field", field="label")
-        grant = Grant(
-            scopes=body.scopes,
-            clients=body.clients,
-            send_to=body.send_to,
-            topics=body.topics,
-            queues=body.queues,
-            rate_per_minute=body.rate_per_minute,
-        ).check()
+        grant = Grant(**_fields(body)).check()
         made = self._make(body.label, grant, body.expires_in)
         self._bus.write(lambda transaction: keys.insert(transaction, made.key))
         self._heeded("key.created", made.key.id, grant)
@@ -178,14 +164,10 @@ class KeyViews:
         return json_answer(KeyDeleted("deleted", key_id))
 
     def me(self) -> Response:
-        me, grant = caller(), caller().grant
+        me = caller()
         expires = iso(me.expires_us).decode() if me.expires_us is not None else None
-        return json_answer(
-            Me(
-                me.name, me.admin, me.credential, grant.scopes, grant.clients, grant.send_to, grant.topics, grant.queues,
-                grant.rate_per_minute, expires,
-            )
-        )  # fmt: skip
+        shown = Me(name=me.name, admin=me.admin, credential=me.credential, expires_at=expires, **_fields(me.grant))
+        return json_answer(shown)
 
     def explain(self) -> Response:
         body: ExplainBody = read(_decode_explain, body_of(BODY_BYTES), "body")
@@ -240,12 +222,7 @@ def _shown(key: keys.Key, text: str | msgspec.UnsetType = msgspec.UNSET) -> KeyS
         id=key.id,
         label=key.label,
         state=key.state(_now_us()),  # type: ignore[arg-type]  # one of the three
-        scopes=key.grant.scopes,
-        clients=key.grant.clients,
-        send_to=key.grant.send_to,
-        topics=key.grant.topics,
-        queues=key.grant.queues,
-        rate_per_minute=key.grant.rate_per_minute,
+        **_fields(key.grant),
         created_at=created or "",
         expires_at=expires,
         revoked_at=revoked,
@@ -253,6 +230,11 @@ def _shown(key: keys.Key, text: str | msgspec.UnsetType = msgspec.UNSET) -> KeyS
         successor=key.successor,
         key=text,
     )
+
+
+def _fields(grant: Grant) -> dict[str, Any]:
+    """What a grant says, by name."""
+    return {name: getattr(grant, name) for name in Grant.__struct_fields__}
 
 
 def _now_us() -> int:

@@ -24,7 +24,7 @@ from bus.storage import ClientRow, Filter, Head, Page, Reader, Transaction
 from bus.storage.deliveries import Lease
 from bus.topics import TopicSet, check_pattern, patterns_of
 from bus.transports import answers, parameters
-from bus.transports.edge import body_of, caller, json_answer, spend
+from bus.transports.edge import body_of, caller, json_answer, need_still, spend
 from bus.transports.openapi import Operation, Parameter, serve
 from bus.transports.sends import Asked, Sends
 
@@ -101,6 +101,7 @@ class Rest:
         place = bus.place(name, request.args.get("since"), at_gap_go_to_latest=parameters.at_latest())
         only = Filter(type_, sender, since_us=place.since_us, topics=TopicSet(patterns) if patterns else None)
         page, leases = self._await_page(name, place, only, limit, wait)
+        need_still(bus)
         if type_ is None and sender is None and limit:
             bus.cursors.mark(name, page.upto)
         bus.hub.written.messages["http"] += len(page.messages) + len(leases)

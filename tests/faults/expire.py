@@ -29,6 +29,8 @@ TYPES = ("brief", "short", "day", "kept", "audit")
 PACE_SECONDS = 0.01
 CALM_SECONDS = 10
 PATIENCE_SECONDS = 1800
+MESSAGE_BYTES = 111
+"""Of a payload."""
 
 
 class Sender:
@@ -70,7 +72,7 @@ def percentile(times: list[float], part: float) -> float:
 def fill(server: BusServer, count: int) -> Counter[str]:
     """Send so many to all, in batches; how many of each type."""
     sent: Counter[str] = Counter()
-    payload = {"text": "x" * 100}
+    payload = {"text": "x" * (MESSAGE_BYTES - len('{"text":""}'))}
     for start in range(0, count, 1000):
         types = [TYPES[n % len(TYPES)] for n in range(start, min(start + 1000, count))]
         batch = [{"from": "ann", "to": "all", "type": type_, "payload": payload} for type_ in types]
@@ -89,8 +91,8 @@ def pass_time(server: BusServer, seconds: float, expired: int) -> tuple[Sender, 
     began = time.monotonic()
     with Sender(server) as sender:
         call(server, "POST", "/api/ttl/sweep")
-        swept = lambda: figures(server)["expired"] == expired or time.sleep(0.5)  # noqa: E731
-        eventually(swept, within_seconds=PATIENCE_SECONDS, what="the sweep")
+        swept = lambda: figures(server)["expired"] == expired  # noqa: E731
+        eventually(swept, within_seconds=PATIENCE_SECONDS, every_seconds=0.5, what="the sweep")
     return sender, time.monotonic() - began
 
 
@@ -113,7 +115,8 @@ def run(count: int, workers: int) -> None:
         sent = fill(server, count)
         print(f"{count:,} sent in {time.monotonic() - began:.0f} s")
         file = server.data_dir / "bus.db"
-        eventually(lambda: time.sleep(1) or file.stat().st_size, what="a checkpoint")
+        payloads = count * MESSAGE_BYTES
+        eventually(lambda: file.stat().st_size > payloads, within_seconds=60, every_seconds=0.5, what="a checkpoint")
         full = file.stat().st_size
         audits = 0
         gone: list[str] = []
@@ -145,7 +148,7 @@ def _wait_for_space(server: BusServer, full: int, count: int) -> None:
     file = server.data_dir / "bus.db"
     wanted = full * 0.3 + 8 * 1024 * 1024
     began = time.monotonic()
-    eventually(lambda: file.stat().st_size < wanted or time.sleep(0.5), within_seconds=3600, what="the space")
+    eventually(lambda: file.stat().st_size < wanted, within_seconds=3600, every_seconds=0.5, what="the space")
     print(
         f"the file: {full / 1e6:.0f} MB, then {file.stat().st_size / 1e6:.0f} MB, {time.monotonic() - began:.0f} s later"
     )

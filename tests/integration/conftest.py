@@ -9,6 +9,7 @@ import pytest
 from bus.testing import BusServer
 from tests.line import SEAMS
 from tests.refusals import KEY, nothing_stored
+from tests.sinks import Sink
 
 
 @pytest.fixture(scope="module", params=["server", "server4"], ids=["one worker", "four workers"])
@@ -60,3 +61,10 @@ def each_seams(request: pytest.FixtureRequest) -> BusServer:
     found = request.getfixturevalue(request.param)
     assert isinstance(found, BusServer)
     return found
+
+
+@pytest.fixture
+def sink() -> Iterator[Sink]:
+    """A receiver of webhooks."""
+    with Sink() as receiver:
+        yield receiver

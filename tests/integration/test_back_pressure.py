@@ -26,11 +26,7 @@ Start = Callable[..., BusServer]
 CAP = 5
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[BusServer]:
-    """A running server whose inboxes and queues hold little."""
-    with BusServer(env={"INBOX_LIMIT": str(CAP), "QUEUE_LIMIT": str(CAP)}) as running:
-        yield running
+SERVER_ENV = {"INBOX_LIMIT": str(CAP), "QUEUE_LIMIT": str(CAP)}
 
 
 @pytest.fixture(scope="module")

@@ -22,20 +22,8 @@ from tests.ingress_calls import FORM, JSON, SCHEMES, SECRET, events, fresh_body,
 from tests.refusals import check
 
 NOW = 1_800_000_000
-SEAMS = {"BUS_EXTENSIONS": "tests.ingress_seams"}
+SERVER_ENV = {"BUS_EXTENSIONS": "tests.ingress_seams"}
 TIMED = ("botlyne", "standard-webhooks", "stripe", "slack")
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[BusServer]:
-    with BusServer(env=SEAMS) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def server4() -> Iterator[BusServer]:
-    with BusServer(env=SEAMS, workers=4) as running:
-        yield running
 
 
 def refused(answer: Answer) -> bool:
@@ -143,7 +131,7 @@ def test_an_unknown_integration_is_answered_as_a_bad_signature(server: BusServer
 @pytest.fixture(scope="module")
 def stopped() -> Iterator[BusServer]:
     """A server at which it is always NOW."""
-    with BusServer(env={**SEAMS, "INGRESS_NOW": str(NOW)}) as running:
+    with BusServer(env={**SERVER_ENV, "INGRESS_NOW": str(NOW)}) as running:
         yield running
 
 

@@ -6,6 +6,7 @@ import json
 import sqlite3
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
@@ -204,6 +205,29 @@ def test_a_key_that_ends_closes_its_sockets_and_streams(bus: BusServer, end: str
         eventually(lambda: sent(bus, made["key"]).status == 401, what="the refusal")
         call(bus, "POST", "/api/send", {"from": "x", "to": "carol", "payload": "still there"})
         stays.wait_for(1)
+
+
+@pytest.mark.parametrize("what", ["messages", "claim"])
+def test_a_read_that_waits_gives_nothing_to_a_key_that_has_ended(bus: BusServer, what: str) -> None:
+    made = make(bus, clients=["waits"], queues=["wanted"])
+    calls: dict[str, tuple[str, str, object]] = {
+        "messages": ("GET", "/api/messages?since=latest&wait=10", None),
+        "claim": ("POST", "/api/queues/wanted/claim", {"wait": 10}),
+    }
+    answers: list[Answer] = []
+    thread = threading.Thread(target=lambda: answers.append(call(bus, *calls[what], key=made["key"])))
+    thread.start()
+    eventually(
+        lambda: call(bus, "GET", "/api/queues/wanted").status == 200 and thread.is_alive(), what="a waiting read"
+    )
+    call(bus, "POST", f"/api/keys/{made['id']}/revoke")
+    eventually(lambda: sent(bus, made["key"]).status == 401, what="the refusal")
+    call(bus, "POST", "/api/send", {"from": "x", "to": "waits" if what == "messages" else "queue:wanted", "payload": 1})
+    thread.join(15)
+    check(answers[0], 401, "bad_credential")
+    if what == "claim":  # it is nobody's yet
+        claimed = call(bus, "POST", "/api/queues/wanted/claim", {"client": "other", "wait": 5}).body["messages"]
+        assert [message["payload"] for message in claimed] == [1]
 
 
 def test_a_key_that_expires_closes_its_sockets(bus: BusServer) -> None:

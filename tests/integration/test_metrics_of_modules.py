@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -18,18 +18,7 @@ LEVERS = "tests.faults.health_levers"
 HOUR = 3600.0
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[BusServer]:
-    """A server that may call receivers on this machine, and whose health looks often."""
-    with BusServer(env={**ENV, "BUS_EXTENSIONS": LEVERS}) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def server4() -> Iterator[BusServer]:
-    """The same with four workers."""
-    with BusServer(env={**ENV, "BUS_EXTENSIONS": LEVERS}, workers=4) as running:
-        yield running
+SERVER_ENV = {**ENV, "BUS_EXTENSIONS": LEVERS}
 
 
 @pytest.fixture

@@ -35,11 +35,7 @@ print(json.dumps([[rule.rule, sorted(rule.methods - {"HEAD", "OPTIONS"}), rule.w
 """
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[BusServer]:
-    """A server that may call receivers of webhooks on this machine."""
-    with BusServer(env={"WEBHOOK_ALLOWED_TARGETS": "127.0.0.0/8"}) as running:
-        yield running
+SERVER_ENV = {"WEBHOOK_ALLOWED_TARGETS": "127.0.0.0/8"}  # receivers of webhooks on this machine
 
 
 @pytest.fixture(scope="module")

@@ -20,12 +20,6 @@ def managed(request: pytest.FixtureRequest) -> Iterator[BusServer]:
         yield server
 
 
-@pytest.fixture
-def sink() -> Iterator[Sink]:
-    with Sink() as receiver:
-        yield receiver
-
-
 def manager(server: BusServer, verb: str, **given: Any) -> Any:
     done = server.call("POST", f"/manager/{verb}", given)
     assert done.status == 200, done

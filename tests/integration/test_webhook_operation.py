@@ -6,7 +6,7 @@ import json
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
@@ -25,23 +25,7 @@ from tests.scraped import scrape
 from tests.sinks import Sink, answer, in_turn, silent
 from tests.webhook_calls import ENV, data_of, drop, hook, settled, stats
 
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[BusServer]:
-    with BusServer(env=ENV) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def server4() -> Iterator[BusServer]:
-    with BusServer(env=ENV, workers=4) as running:
-        yield running
-
-
-@pytest.fixture
-def sink() -> Iterator[Sink]:
-    with Sink() as receiver:
-        yield receiver
+SERVER_ENV = ENV
 
 
 # ---- secrets

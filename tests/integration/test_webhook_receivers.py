@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import ExitStack
 from datetime import datetime
 
@@ -43,10 +42,7 @@ ILL: dict[Mode, str] = {
 """What a receiver does, and the class of each attempt."""
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[BusServer]:
-    with BusServer(env=ENV) as running:
-        yield running
+SERVER_ENV = ENV
 
 
 def resident_bytes(server: BusServer) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import http.client
 import json
 import random
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,25 +17,7 @@ from tests.calls import call, send, send_all
 from tests.sinks import Sink, Visit, answer, in_turn
 from tests.webhook_calls import ENV, data_of, drop, hook, settled, stats
 
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[BusServer]:
-    """A server that may call receivers on this machine."""
-    with BusServer(env=ENV) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def server4() -> Iterator[BusServer]:
-    """The same with four workers."""
-    with BusServer(env=ENV, workers=4) as running:
-        yield running
-
-
-@pytest.fixture
-def sink() -> Iterator[Sink]:
-    with Sink() as receiver:
-        yield receiver
+SERVER_ENV = ENV
 
 
 # ---- what is sent
