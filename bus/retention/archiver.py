@@ -234,7 +234,8 @@ def _catalogue(entry: Entry) -> Callable[[Transaction], int]:
     def job(transaction: Transaction) -> int:
         row = msgspec.structs.astuple(entry)[1:]
         made = transaction.execute(
-            "INSERT INTO archives VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING number",
+            "INSERT INTO archives (file, reason, messages, bytes, first_stamp, last_stamp, made_at, complete)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?) RETURNING number",
             (*row[:7], int(entry.complete)),
         )
         return int(made[0][0])

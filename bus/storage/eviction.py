@@ -104,11 +104,11 @@ _DUE = f"""
 SELECT {_DUE_COLUMNS} FROM json_each(?1) j CROSS JOIN messages m ON m.seq = j.value
  WHERE ?2 IS NULL OR m.expires_at <= ?2"""
 _COUNT_REMOVED = """
-INSERT INTO removed VALUES (?, ?, ?, ?, ?) ON CONFLICT DO UPDATE
- SET n = n + excluded.n, archived = archived + excluded.archived, bytes = bytes + excluded.bytes"""
+INSERT INTO removed VALUES (?, ?, ?, ?, ?) ON CONFLICT (policy, reason) DO UPDATE
+ SET n = removed.n + excluded.n, archived = removed.archived + excluded.archived, bytes = removed.bytes + excluded.bytes"""
 _COUNT_EXPIRED = """
-INSERT INTO expired VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE
- SET n = n + excluded.n, max_seq = max(max_seq, excluded.max_seq)"""
+INSERT INTO expired VALUES (?, ?, ?, ?) ON CONFLICT (name, day) DO UPDATE
+ SET n = expired.n + excluded.n, max_seq = max(expired.max_seq, excluded.max_seq)"""
 _HANGS_ON = (
     ("messages", "seq"),
     ("addressed", "seq"),
