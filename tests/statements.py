@@ -10,41 +10,56 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).parents[1]
-_BEGINS = re.compile(r"\s*(SELECT|INSERT INTO|INSERT OR|UPDATE \w+ SET|DELETE FROM|WITH \w+)\b")
+_BEGINS = re.compile(r"\s*(SELECT|INSERT (INTO|OR)|UPDATE \w+ SET|DELETE FROM|WITH (RECURSIVE )?\w+ (\(|AS))")
 
 
 class Statement(NamedTuple):
-    """`text` is None where only the running program knows it: a part of it is a local name."""
+    """One of a module. `whole`: `text` is what runs; else `text` is a pattern that fits it, since a part of it is only
+    known where it runs."""
 
-    module: str
-    line: int
-    text: str | None
+    place: str
+    text: str
+    whole: bool
+
+    def fits(self, text: str) -> bool:
+        """True for what this may become."""
+        return self.text == text if self.whole else re.fullmatch(self.text, text, re.DOTALL) is not None
 
 
-def statements_of(path: Path) -> Iterator[Statement]:
-    """What begins like a statement in one module; values of module-level names are filled in."""
-    module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    namespace: dict[str, Any] = {}
-    for node in _texts(tree):
-        if not _BEGINS.match(_beginning(node)):
-            continue
-        if not namespace:
-            namespace = vars(importlib.import_module(module))
-        yield Statement(module, node.lineno, _value(node, namespace))
+def statements_of(file: Path) -> Iterator[Statement]:
+    """What begins like a statement in one module: in its code, and in the texts that it makes when it is imported."""
+    module = ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    found = [node for node in _texts(ast.parse(file.read_text(encoding="utf-8"))) if _BEGINS.match(_beginning(node))]
+    if not found:
+        return
+    names = vars(importlib.import_module(module))
+    seen = set()
+    for node in found:
+        text, whole = _value(node, names)
+        seen.add(text)
+        yield Statement(f"{module}:{node.lineno}", text, whole)
+    for name, value in list(names.items()):
+        for text in _texts_in(value):
+            if _BEGINS.match(text) and text not in seen and "{" not in text:
+                yield Statement(f"{module}:{name}", text, whole=True)
 
 
 def _texts(tree: ast.AST) -> Iterator[ast.Constant | ast.JoinedStr]:
-    """Texts, outermost first; not docstrings, nor the parts of a text."""
-    waiting = [tree]
-    while waiting:
-        node = waiting.pop()
-        if isinstance(node, ast.JoinedStr) or (isinstance(node, ast.Constant) and isinstance(node.value, str)):
-            yield node
-            continue
-        for child in ast.iter_child_nodes(node):
-            if not isinstance(child, ast.Expr) or not isinstance(child.value, ast.Constant):
-                waiting.append(child)
+    """Texts in the order of the code; not what stands alone, as docstrings do, nor the parts of a text."""
+    for child in ast.iter_child_nodes(tree):
+        if isinstance(child, ast.JoinedStr) or (isinstance(child, ast.Constant) and isinstance(child.value, str)):
+            yield child
+        elif not isinstance(child, ast.Expr) or not isinstance(child.value, ast.Constant):
+            yield from _texts(child)
+
+
+def _texts_in(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, tuple | list):
+        yield from (text for text in value if isinstance(text, str))
+    elif isinstance(value, dict):
+        yield from (text for text in value.values() if isinstance(text, str))
 
 
 def _beginning(node: ast.Constant | ast.JoinedStr) -> str:
@@ -52,9 +67,23 @@ def _beginning(node: ast.Constant | ast.JoinedStr) -> str:
     return str(first.value) if isinstance(first, ast.Constant) else ""
 
 
-def _value(node: ast.Constant | ast.JoinedStr, namespace: dict[str, Any]) -> str | None:
-    code = compile(ast.Expression(ast.copy_location(node, node)), "statement", "eval")
+def _value(node: ast.Constant | ast.JoinedStr, names: dict[str, Any]) -> tuple[str, bool]:
+    """The text, and whether it is whole: with the values of the module's names, but not of local ones."""
+    parts = node.values if isinstance(node, ast.JoinedStr) else [node]
+    texts = [_part(part, names) for part in parts]
+    if all(whole for _, whole in texts):
+        return "".join(text for text, _ in texts), True
+    return "".join(re.escape(text) if whole else text for text, whole in texts), False
+
+
+def _part(part: ast.expr, names: dict[str, Any]) -> tuple[str, bool]:
+    if isinstance(part, ast.Constant):
+        text = str(part.value)
+        gaps = re.split(r"\{\w*\}", text)
+        return (text, True) if len(gaps) == 1 else (".*".join(map(re.escape, gaps)), False)
+    assert isinstance(part, ast.FormattedValue)
+    code = compile(ast.Expression(part.value), "statement", "eval")
     try:
-        return str(eval(code, dict(namespace)))  # noqa: S307
+        return format(eval(code, dict(names)), ""), True  # noqa: S307
     except NameError:
-        return None
+        return ".*", False

@@ -209,7 +209,7 @@ class Retention:
         def job(reader: Reader) -> Found:
             files = entries(
                 reader,
-                "number >= ?1 AND (?3 IS NULL OR last_stamp >= ?3) AND (?4 IS NULL OR first_stamp <= ?4)"
+                "number >= ?1 AND (last_stamp >= ?3 OR ?3 IS NULL) AND (first_stamp <= ?4 OR ?4 IS NULL)"
                 " ORDER BY number LIMIT ?2",
                 (after[0], FILES_A_PAGE + 1, wanted.since_us, wanted.until_us),
             )

@@ -242,7 +242,7 @@ class _Step:
     # ---- leases that ended with their process
 
     def _reap(self) -> None:
-        lost = self._execute(_LAPSED.format(gone=self._plan.gone or "0"), (self._now, REAPED_AT_ONCE))
+        lost = self._execute(_LAPSED.format(gone=self._plan.gone or "false"), (self._now, REAPED_AT_ONCE))
         for number, endpoint, attempts, due_us, began_us, lapses, size, key in lost:
             dead = lapses + 1 >= MAX_LAPSES
             state = DEAD if dead else WAITING
