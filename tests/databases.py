@@ -40,7 +40,16 @@ class PostgresServer:
         self._data = self._folder / "data"
         self.port = free_port()
         chosen = [part for setting in settings for part in ("-c", setting)]
-        self._options = ["-p", str(self.port), "-h", HOST, "-k", str(self._folder), *(() if durable else _FAST), *chosen]
+        self._options = [
+            "-p",
+            str(self.port),
+            "-h",
+            HOST,
+            "-k",
+            str(self._folder),
+            *(() if durable else _FAST),
+            *chosen,
+        ]
         self._numbers = count(1)
         self._process: subprocess.Popen[bytes] | None = None
         if os.geteuid() == 0:

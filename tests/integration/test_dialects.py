@@ -26,7 +26,6 @@ from bus.ingress import journal
 from bus.message import Kind
 from bus.retention import archive, sweep
 from bus.storage import dialect, eviction
-from bus.storage.ledger import Ledger
 from bus.transports import delivery as routes
 from bus.webhooks import claims, deliveries, replays
 from tests.databases import PostgresServer, postgresql
