@@ -34,6 +34,9 @@ def translate(statement: str) -> Statement:
     text = _CROSS.sub("JOIN", text)
     text = _called(text, "json_each", lambda inside, after: _elements(inside, after, lists))
     text = _called(text, "json_extract", _last_number)
+    text = _called(
+        text, "json_group_array", lambda inside, after: (f"coalesce(CAST(json_agg({inside}) AS text), '[]')", after)
+    )
     text = _AS_TEXT.sub(r"convert_from(\1, 'UTF8')", text)
     text = _AS_INTEGER.sub(r"CAST(\1 AS BIGINT)", text)
     text = _MEMBERS.sub(lambda found: _array_test(found, lists), text)
@@ -157,6 +160,10 @@ def _array_test(found: re.Match[str], lists: set[int]) -> str:
     """Membership in a JSON array: as one in an array, which an index serves."""
     lists.add(int(found[2]) - 1)
     return f"<> ALL (${found[2]})" if found[1] else f"= ANY (${found[2]})"
+
+
+def _array_of_rows(inside: str, after: str) -> tuple[str, str]:
+    return f"coalesce(CAST(json_agg({inside}) AS text), '[]')", after
 
 
 def _last_number(inside: str, after: str) -> tuple[str, str] | None:

@@ -17,8 +17,8 @@ from bus.message import REQUIRES_ACK, Kind, Message
 from bus.storage import MAKE_KNOWN, STORED, Outcome, Pending
 from bus.storage.deliveries import Failure
 from bus.storage.ledger import Ledger
+from bus.storage.log_reader import WAITING
 from bus.storage.rows import COLUMNS, message_of
-from bus.storage.sqlite_reader import WAITING
 
 NAMES_REMEMBERED = 200_000
 NAMES_REMEMBERED_SECONDS = 3600.0
