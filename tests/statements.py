@@ -12,6 +12,9 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).parents[1]
 _BEGINS = re.compile(r"\s*(SELECT|INSERT (INTO|OR)|UPDATE \w+ SET|DELETE FROM|WITH (RECURSIVE )?\w+ (\(|AS))")
 
+_GAP = re.compile(r"\{\w*\}")
+"""What `str.format` fills."""
+
 
 class Statement(NamedTuple):
     """One of a module. `whole`: `text` is what runs; else `text` is a pattern that fits it, since a part of it is only
@@ -40,7 +43,7 @@ def statements_of(file: Path) -> Iterator[Statement]:
         yield Statement(f"{module}:{node.lineno}", text, whole)
     for name, value in list(names.items()):
         for text in _texts_in(value):
-            if _BEGINS.match(text) and text not in seen and "{" not in text:
+            if _BEGINS.match(text) and text not in seen and not _GAP.search(text):
                 yield Statement(f"{module}:{name}", text, whole=True)
 
 
@@ -49,8 +52,19 @@ def _texts(tree: ast.AST) -> Iterator[ast.Constant | ast.JoinedStr]:
     for child in ast.iter_child_nodes(tree):
         if isinstance(child, ast.JoinedStr) or (isinstance(child, ast.Constant) and isinstance(child.value, str)):
             yield child
+        elif isinstance(child, ast.BinOp) and isinstance(child.op, ast.Add):
+            yield ast.copy_location(ast.JoinedStr(_added(child)), child)
         elif not isinstance(child, ast.Expr) or not isinstance(child.value, ast.Constant):
             yield from _texts(child)
+
+
+def _added(node: ast.expr) -> list[ast.expr]:
+    """What is put together by `+`, as the parts of one text."""
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+        return [*_added(node.left), *_added(node.right)]
+    if isinstance(node, ast.JoinedStr):
+        return node.values
+    return [node if isinstance(node, ast.Constant) else ast.FormattedValue(node, -1)]
 
 
 def _texts_in(value: Any) -> Iterator[str]:
@@ -63,7 +77,7 @@ def _texts_in(value: Any) -> Iterator[str]:
 
 
 def _beginning(node: ast.Constant | ast.JoinedStr) -> str:
-    first = node if isinstance(node, ast.Constant) else node.values[0]
+    first = node if isinstance(node, ast.Constant) else next(iter(node.values), None)
     return str(first.value) if isinstance(first, ast.Constant) else ""
 
 
@@ -79,10 +93,10 @@ def _value(node: ast.Constant | ast.JoinedStr, names: dict[str, Any]) -> tuple[s
 def _part(part: ast.expr, names: dict[str, Any]) -> tuple[str, bool]:
     if isinstance(part, ast.Constant):
         text = str(part.value)
-        gaps = re.split(r"\{\w*\}", text)
+        gaps = _GAP.split(text)
         return (text, True) if len(gaps) == 1 else (".*".join(map(re.escape, gaps)), False)
     assert isinstance(part, ast.FormattedValue)
-    code = compile(ast.Expression(part.value), "statement", "eval")
+    code = compile(ast.fix_missing_locations(ast.Expression(part.value)), "statement", "eval")
     try:
         return format(eval(code, dict(names)), ""), True
     except NameError:
