@@ -1,4 +1,4 @@
-"""What an operator does is another matter on PostgreSQL: copies are its own tools', and the trail at rest is in a database."""
+"""What an operator does otherwise on PostgreSQL: copies are its own tools', and the trail at rest is in a database."""
 
 from __future__ import annotations
 
