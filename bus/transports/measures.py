@@ -133,7 +133,7 @@ class Measures:
         sends = [parts[name].sends for name in ("rest", "lane") if name in parts]
         ws = parts.get("ws")
         read("bus_sends_total", lambda: sum(each.handed_over for each in sends), "http")
-        read("bus_messages_ephemeral_total", lambda: bus.ephemeral_sent)
+        read("bus_messages_ephemeral_total", lambda: bus.sending.ephemeral_sent)
         read("bus_messages_redelivered_total", lambda: bus.courier.redelivered)
         read("bus_uncommitted_messages", lambda: bus.writer.waiting)
         read("bus_slow_consumers_total", lambda: bus.hub.written.fallen_behind)
@@ -145,9 +145,9 @@ class Measures:
         for stopwatch in self._stopwatches:
             stopwatch.start(metrics.histogram("bus_publish_duration_seconds", "http"))
         if ws is not None:
-            read("bus_sends_total", lambda: ws.handed_over, "websocket")
-            ws.stopwatch.start(metrics.histogram("bus_publish_duration_seconds", "websocket"))
-            self._stopwatches.append(ws.stopwatch)
+            read("bus_sends_total", lambda: ws.sends.handed_over, "websocket")
+            ws.sends.stopwatch.start(metrics.histogram("bus_publish_duration_seconds", "websocket"))
+            self._stopwatches.append(ws.sends.stopwatch)
         ages = {transport: metrics.histogram("bus_end_to_end_seconds", transport) for transport in PUSH}
         bus.hub.written.start(ages, metrics.histogram("bus_send_queue_bytes").observe)
 
