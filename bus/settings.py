@@ -260,6 +260,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     ] = "development"
 
     @property
+    def is_on_postgresql(self) -> bool:
+        """The log is in a PostgreSQL database, not in a file."""
+        return self.database_url.startswith(("postgresql://", "postgres://"))
+
+    @property
     def database_path(self) -> Path:
         """The SQLite file."""
         if not self.database_url:
