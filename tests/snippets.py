@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bus.settings import ROOT, Settings
-from bus.testing import BusServer
+from bus.testing import BusServer, eventually
 
 CODE = ("sh", "bash", "console", "python", "js", "javascript")
 DATA = ("json", "yaml", "env")
@@ -46,7 +46,7 @@ _SERVER = re.compile(r"^<!-- server:?(?P<settings>.*?)-->$", re.MULTILINE)
 _SEPARATOR = "\x1e"
 _SAME = (
     (re.compile(r"msg-[0-9a-f]{12}-[0-9a-z]+"), "msg-…"),
-    (re.compile(r"\b[0-9a-f]{12}:(?=\d)"), "<epoch>:"),
+    (re.compile(r"\b[0-9a-f]{12}:(?=[\d…])"), "<epoch>:"),
     (re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:\.\d+)?(?:\+00:00|Z)?"), "<time>"),
 )
 """What differs from run to run, and what stands for it in what is compared."""
@@ -139,7 +139,7 @@ class Session:
         if snippet.language == "console":
             self._console(snippet, text)
         elif snippet.how == "run until done":
-            self._going.append(self._start(self._command(snippet.language, text)))
+            self._going.append(self._start(snippet, self._command(snippet.language, text)))
         else:
             before = self._ran.setdefault(snippet.language, [])
             whole = "\n".join([*before, text]) if snippet.how == "run after" else text
@@ -167,16 +167,30 @@ class Session:
             return ["node", "--input-type=module", "-e", text]
         return ["bash", "-eo", "pipefail", "-c", text]
 
-    def _start(self, command: list[str]) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(
-            command,
-            cwd=self._folder,
-            env=self._env,
-            stdin=subprocess.DEVNULL,
-            stdout=(self._folder / "background.log").open("ab"),
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
+    def _start(self, snippet: Snippet, command: list[str]) -> subprocess.Popen[bytes]:
+        """Start what goes on, and wait for its first word, or its connection: it is at work then."""
+        before = self._connections()
+        path = self._folder / f"background-{snippet.line}.log"
+        with path.open("wb") as log:
+            process = subprocess.Popen(
+                command,
+                cwd=self._folder,
+                env=self._env,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        eventually(
+            lambda: path.stat().st_size or process.poll() is not None or self._connections() > before,
+            within_seconds=PATIENCE_SECONDS,
+            what=f"a word of {snippet.name}",
         )
+        return process
+
+    def _connections(self) -> int:
+        headers = {"X-API-Key": self._server.env.get("API_KEY", "")}
+        return int(self._server.call("GET", "/api/status", headers=headers).body["connections"]["active"])
 
     def _finish(self, snippet: Snippet, command: list[str]) -> str:
         done = subprocess.run(
