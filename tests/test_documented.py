@@ -116,3 +116,10 @@ def test_every_page_is_in_the_index() -> None:
     for page in (ROOT / "docs").rglob("*.md"):
         name = str(page.relative_to(ROOT / "docs"))
         assert name == "README.md" or f"]({name})" in index, f"docs/README.md does not lead to {name}."
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_file_of_the_project_that_a_page_names_is_there(document: Path) -> None:
+    for name in commands(document.read_text()):
+        for path in re.findall(r"(?<![\w/.])((?:tests|bus|deploy|docs|examples|extensions|benchmarks)/[\w./]+\.\w+)", name):
+            assert (ROOT / path).exists(), f"{document.name} names {path}, which is missing."
