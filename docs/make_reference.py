@@ -28,14 +28,15 @@ REST_HEAD = """\
 
 <!-- Made from the code by `make docs`; edit there. -->
 
-Every route of the bus but the WebSocket (`/ws/<client_id>`, see [protocol.md](../protocol.md)), as `/openapi.json` describes it.
-Each path under `/api/` exists under `/api/v1/` too. *Needs* is the [scope](../identity.md#api-keys) that a credential must
-have when auth is on; *open* routes ask for none, and *signed* ones for a sender's signature. What refusals look like, and every
-`code`, stands in [protocol.md](../protocol.md#errors). Any route may answer 503 while the store can't serve, and with auth on
-401, 403 and 429; one with a body 408, when that does not come. What the fields of a send and of a message mean is said in
-[protocol.md](../protocol.md#messages), those of an endpoint in [webhooks.md](../webhooks.md#endpoints), of an integration in
-[inbound_webhooks.md](../inbound_webhooks.md#integrations), of a key in [identity.md](../identity.md#api-keys). A bold *where*: it has
-to be given; a default stands in brackets.
+Every route of the bus but the WebSocket (`/ws/<client_id>`, see [protocol.md](../protocol.md)), as `/openapi.json` describes
+it. Each path under `/api/` exists under `/api/v1/` too. *Needs* is the [scope](../identity.md#api-keys) that a credential
+must have when auth is on; *open* routes ask for none, and *signed* ones for a sender's signature. A bold *where*: it has to
+be given; a default stands in brackets.
+
+What refusals look like, and every `code`, stands in [protocol.md](../protocol.md#errors). Any route may answer 503 while the
+store can't serve, and with auth on 401, 403 and 429; one with a body 408, when that does not come. What the fields mean: of
+a send and a message [protocol.md](../protocol.md#messages), of an endpoint [webhooks.md](../webhooks.md#endpoints), of an
+integration [inbound_webhooks.md](../inbound_webhooks.md#integrations), of a key [identity.md](../identity.md#api-keys).
 
 """
 
@@ -44,8 +45,8 @@ EVENTS_HEAD = """\
 
 <!-- Made from the code by `make docs`; edit there. -->
 
-What the bus tells of, and the words that it gives as reasons. Frames and their fields are in [protocol.md](../protocol.md), metrics
-in [metrics.md](../metrics.md).
+What the bus tells of, and the words that it gives as reasons. Frames and their fields are in
+[protocol.md](../protocol.md), metrics in [metrics.md](../metrics.md).
 
 ## Events for webhooks
 
@@ -87,6 +88,7 @@ GROUPS = {
     "ttl": "Retention and archive",
     "archive": "Retention and archive",
     "audit": "Audit",
+    "llms": "Descriptions",
     "health": "Health and metrics",
     "ready": "Health and metrics",
     "metrics": "Health and metrics",
@@ -194,7 +196,11 @@ def _form(schema: dict[str, Any]) -> str:
     )
     least = schema.get("minimum", schema.get("exclusiveMinimum"))
     most = schema.get("maximum")
-    bounds = "" if least is None and most is None else f", {'' if least is None else f'{least:g}'}–{'' if most is None else f'{most:g}'}"
+    bounds = (
+        ""
+        if least is None and most is None
+        else f", {'' if least is None else f'{least:g}'}–{'' if most is None else f'{most:g}'}"
+    )
     return str(kind) + bounds
 
 

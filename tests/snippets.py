@@ -10,8 +10,8 @@ What is code (`sh`, `bash`, `console`, `python`, `js`, `javascript`) needs an HT
     <!-- snippet: held by tests/… --> another test reads this page and runs it
     <!-- snippet: not run: … -->     why nobody can run it here
 
-`<!-- snippets: … -->` says the same of all blocks that follow. `<!-- server: A=b C=d -->` gives the page a server of its own,
-with these settings. A `console` block shows commands, behind `$ `, and what they print; `…` stands for any text.
+`<!-- snippets: … -->` says the same of all blocks that follow. `<!-- server: A=b C=d -->` gives the page a server of its
+own, with these settings. A `console` block shows commands, behind `$ `, and what they print; `…` stands for any text.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ SHOWN = ("text", "http", "mermaid")
 """What a block may be: to be run, to be read by a parser, or to be looked at."""
 
 PATIENCE_SECONDS = 60.0
-_FOLDERS = ("*.md", "docs/**/*.md", "examples/*.md", "clients/**/*.md")
+_FOLDERS = ("*.md", "llms.txt", "docs/**/*.md", "examples/*.md", "clients/**/*.md")
 DOCUMENTS = [path for glob in _FOLDERS for path in sorted(ROOT.glob(glob)) if "node_modules" not in path.parts]
 """The pages for users. Those of benchmarks describe machines and commands that take an hour."""
 

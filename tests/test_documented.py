@@ -108,7 +108,9 @@ def test_links_within_the_project_lead_somewhere(document: Path) -> None:
         assert file.exists(), f"{document.name} links to {target}, which is missing."
         assert file.resolve().is_relative_to(ROOT), f"{document.name} links to {target}, outside of the project."
         if anchor:
-            assert anchor in anchors(file.read_text()), f"{document.name} links to {target}; {path} has no such heading."
+            assert anchor in anchors(file.read_text()), (
+                f"{document.name} links to {target}; {path} has no such heading."
+            )
 
 
 def test_every_page_is_in_the_index() -> None:
@@ -121,5 +123,7 @@ def test_every_page_is_in_the_index() -> None:
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_a_file_of_the_project_that_a_page_names_is_there(document: Path) -> None:
     for name in commands(document.read_text()):
-        for path in re.findall(r"(?<![\w/.])((?:tests|bus|deploy|docs|examples|extensions|benchmarks)/[\w./]+\.\w+)", name):
+        for path in re.findall(
+            r"(?<![\w/.])((?:tests|bus|deploy|docs|examples|extensions|benchmarks)/[\w./]+\.\w+)", name
+        ):
             assert (ROOT / path).exists(), f"{document.name} names {path}, which is missing."

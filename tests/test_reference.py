@@ -11,8 +11,8 @@ import pytest
 
 from bus import events
 from bus.cli.main import cli
-from bus.settings import ROOT, Settings
 from bus.families import ALIASES, BUILD_INFO, FAMILIES, HTTP_REQUESTS
+from bus.settings import ROOT, Settings
 from server_ws import EXTENSIONS, create_app
 from webhooks import WebhookEvent
 
@@ -24,7 +24,9 @@ APP = create_app(Settings())
 
 @pytest.mark.parametrize("name", MADE)
 def test_a_page_that_is_made_from_the_code_is_up_to_date(name: str) -> None:
-    assert PAGES[f"docs/reference/{name}"] == MADE[name](), f"docs/reference/{name} is behind the code; run `make docs`."
+    assert PAGES[f"docs/reference/{name}"] == MADE[name](), (
+        f"docs/reference/{name} is behind the code; run `make docs`."
+    )
 
 
 @pytest.mark.parametrize(
@@ -85,7 +87,9 @@ def commands(group: click.Group, before: str = "") -> Iterator[tuple[str, click.
 
 
 @pytest.mark.skipif("docs/cli.md" not in PAGES, reason="The page of the command line is not written yet.")
-@pytest.mark.parametrize(("name", "command"), list(commands(cli)), ids=lambda each: each if isinstance(each, str) else "")
+@pytest.mark.parametrize(
+    ("name", "command"), list(commands(cli)), ids=lambda each: each if isinstance(each, str) else ""
+)
 def test_a_command_is_documented_and_explains_itself(name: str, command: click.Command) -> None:
     assert re.search(rf"\bbus {name}\b", PAGES["docs/cli.md"]), f"docs/cli.md does not show `python -m bus {name}`."
     assert command.help
@@ -97,3 +101,22 @@ def test_a_command_is_documented_and_explains_itself(name: str, command: click.C
 def test_an_extension_that_ships_is_named_in_the_architecture(name: str) -> None:
     text = (ROOT / "ARCHITECTURE.md").read_text()
     assert re.search(rf"\b{name.rpartition('.')[2]}\b", text), f"ARCHITECTURE.md does not name {name}."
+
+
+def test_the_page_for_models_names_routes_that_there_are_and_fits_on_a_page() -> None:
+    page = (ROOT / "llms.txt").read_text()
+    assert len(page.splitlines()) <= 80
+    rules = {
+        (method, re.sub(r"<[^>]*>", "<>", rule.rule))
+        for rule in APP.url_map.iter_rules()
+        for method in rule.methods or ()
+    }
+    named = re.findall(r"`(GET|POST|PUT|DELETE) (/[^`?\s]*)", page)
+    assert len(named) > 10
+    assert {(method, re.sub(r"<[^>]*>", "<>", path)) for method, path in named} <= rules
+
+
+def test_the_links_of_the_page_for_models_lead_to_files() -> None:
+    links = re.findall(r"\]\(https://github\.com/[\w-]+/[\w-]+/blob/main/([^)#]+)", (ROOT / "llms.txt").read_text())
+    assert links
+    assert all((ROOT / link).is_file() for link in links)

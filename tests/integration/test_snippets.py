@@ -14,7 +14,18 @@ import yaml
 from bus.settings import ROOT, load
 from bus.testing import BusServer
 from tests.conftest import require
-from tests.snippets import CODE, DATA, DOCUMENTS, SHOWN, Session, Snippet, idle_markers, is_run, matches, server_settings
+from tests.snippets import (
+    CODE,
+    DATA,
+    DOCUMENTS,
+    SHOWN,
+    Session,
+    Snippet,
+    idle_markers,
+    is_run,
+    matches,
+    server_settings,
+)
 from tests.snippets import snippets as snippets_of
 
 ALL = [snippet for page in DOCUMENTS for snippet in snippets_of(page)]
@@ -80,6 +91,9 @@ def test_the_snippets_of_a_page_run(
 
 def test_what_a_console_shows_is_compared() -> None:
     assert matches("a …\nb", "a long line\nb\n")
-    assert matches("msg-6998bd1b4e1f-000000001267 at 2026-02-21T17:27:21", "msg-0123456789ab-00000000000a at 2026-11-21T10:00:00.5Z")
+    assert matches(
+        "msg-6998bd1b4e1f-000000001267 at 2026-02-21T17:27:21",
+        "msg-0123456789ab-00000000000a at 2026-11-21T10:00:00.5Z",
+    )
     assert not matches("a\nb", "a\nc")
     assert not matches("[1]", "1")
