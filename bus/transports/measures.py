@@ -121,7 +121,9 @@ class Measures:
             self._stored = None  # what is not known is left out
             raise
 
-    def _of_store(self) -> Stored:
+    @property
+    def stored(self) -> Stored:
+        """What the last look found. Raises LookupError when it failed, or there was none."""
         if self._stored is None:
             raise LookupError("The store could not be read.")
         return self._stored
@@ -192,9 +194,9 @@ class Measures:
         bus, metrics, read = self._bus, self._metrics, self._metrics.read
         path = bus.settings.database_path
         metrics.prepare(self.look_at_store)
-        read("bus_messages_published_total", lambda: self._of_store().total)
-        read("bus_log_bytes", lambda: self._of_store().kept_bytes)
-        read("bus_dead_letters", lambda: self._of_store().dead_letters)
+        read("bus_messages_published_total", lambda: self.stored.total)
+        read("bus_log_bytes", lambda: self.stored.kept_bytes)
+        read("bus_dead_letters", lambda: self.stored.dead_letters)
         for owner in ("inbox", "queue"):
             read("bus_deliveries_waiting", partial(self._backlog, "waiting", owner), owner)
             read("bus_deliveries_leased", partial(self._backlog, "leased", owner), owner)
@@ -218,7 +220,7 @@ class Measures:
         bus.hub.tail.on_failed = partial(self._failed, "read")
 
     def _backlog(self, what: str, owner: str) -> int:
-        return int(getattr(self._of_store(), what)[owner])
+        return int(getattr(self.stored, what)[owner])
 
     def _failed(self, operation: str, error: BaseException) -> None:
         kind = type(error.__cause__ or error).__name__
