@@ -40,24 +40,28 @@ class Found(msgspec.Struct):
 
 
 def marks_within(caller: Caller) -> tuple[str, ...] | None:
-    """Marks of which each message that the caller may read has one; None: it may read all."""
+    """Marks of which each message that the caller may read has one; None: it may read about all."""
     if caller.admin or "read-all" in caller.scopes:
         return None
     if "read" not in caller.scopes:
         return ()
+    if caller.clients.is_all:
+        return None  # but for some topics and queues, perhaps: the policy has the last word
     grant = caller.grant
     names = [_mark(sort, name) for sort in "rf" for name in grant.clients]
     return (ALL, *names, *(_mark("q", queue) for queue in grant.queues), *map(_topic_mark, grant.topics))
 
 
 def _mark(sort: str, pattern: str) -> str:
-    return mark(sort, pattern[:-1]) + "*" if pattern.endswith("*") else mark(sort, pattern)
+    name = mark(sort, pattern.removesuffix("*"))
+    return name + "*" if pattern.endswith("*") and name != sort else name
 
 
 def _topic_mark(pattern: str) -> str:
     """The beginning that all matching topics have."""
-    levels = list(takewhile(lambda level: level not in ("*", ">"), pattern.split(".")))
-    return _mark("p", pattern if ".".join(levels) == pattern else "".join(f"{level}." for level in levels) + "*")
+    levels = takewhile(lambda level: level not in ("*", ">"), pattern.split("."))
+    beginning = "".join(f"{level}." for level in levels)
+    return _mark("p", pattern if beginning == f"{pattern}." else f"{beginning}*")
 
 
 class Finder(msgspec.Struct, frozen=True):

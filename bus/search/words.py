@@ -34,7 +34,7 @@ WORD = re.compile(r"[^\W_]+")
 _RUN = re.compile(f"[{_WITHOUT_SPACES}]+")
 _PIECE = re.compile(f"[{_WITHOUT_SPACES}]+|(?:(?![{_WITHOUT_SPACES}])[^\\W_])+")
 _LONG = re.compile(rf"([^\W_]{{{MAX_WORD}}})[^\W_]+")
-_TEXT = re.compile(rb'"((?:[^"\\]|\\.)*+)(?:"|\\?\Z)(?!\s*:)', re.DOTALL)
+_TEXT = re.compile(rb'"((?:[^"\\]|\\.)*+)(?:"(\s*:)?|\\?\Z)', re.DOTALL)
 _SOUND_MARKS = "\u3099\u309a"  # they make another sound in Japanese
 
 
@@ -141,10 +141,12 @@ def _texts(value: object) -> Iterator[str]:
 
 def _texts_in_beginning(beginning: bytes) -> Iterator[str]:
     """The texts in JSON that is cut off somewhere; what is cut in an escape or a character is left out."""
-    for text in _TEXT.findall(beginning):
+    for text, colon in _TEXT.findall(beginning):
+        if colon:
+            continue
         try:
             yield msgspec.json.decode(b'"%b"' % text, type=str)
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, UnicodeDecodeError):
             yield text.decode(errors="ignore")
 
 
@@ -152,7 +154,10 @@ def _texts_in_beginning(beginning: bytes) -> Iterator[str]:
 
 
 def mark(sort: str, name: str) -> str:
-    """A name as one word that nothing else is. Sorts: f the sender, t the type, r a recipient, p a topic, q a queue."""
+    """A name as one word that nothing else is. Sorts: f the sender, t the type, r a recipient, p a topic, q a queue.
+
+    Without a name: any topic, any queue.
+    """
     return sort + name.encode().hex()
 
 
@@ -164,7 +169,8 @@ def marks_of(kind: int, address: str, names: tuple[str, ...]) -> list[str]:
     if kind == Kind.ALL:
         return [ALL]
     if kind in (Kind.TOPIC, Kind.QUEUE):
-        return [mark("p" if kind == Kind.TOPIC else "q", address)]
+        sort = "p" if kind == Kind.TOPIC else "q"
+        return [mark(sort, address), mark(sort, "")]
     return [mark("r", name) for name in names]
 
 

@@ -13,14 +13,14 @@ from flask import Blueprint, Flask, Response, request
 from bus.errors import Malformed, Unavailable
 from bus.identity import policy
 from bus.identity.caller import Right
-from bus.message import Epochs, Kind, text_of
+from bus.message import Epochs, text_of
 from bus.protocol import encode
 from bus.resume import place_of
 from bus.search.finder import Finder, Found, Place, marks_within
 from bus.search.index import Index
 from bus.search.query import Wanted, parse
 from bus.search.snippets import Snippet
-from bus.search.words import ALL, mark, marks_of
+from bus.search.words import mark, marks_of
 from bus.storage import Reader
 from bus.threads import WorkerPool
 from bus.transports import parameters
@@ -168,8 +168,7 @@ def _marks(bus: Bus) -> tuple[tuple[str, ...], ...]:
     if type_ := args.get("type"):
         marks.append((mark("t", bus.names.check(type_, "type")),))
     if to := args.get("to"):
-        kind, address, names = bus.names.address(to)
-        marks.append((ALL,) if kind == Kind.ALL else tuple(marks_of(kind, address, names)))
+        marks.append(tuple(marks_of(*bus.names.address(to))[:1]))
     return tuple(marks)
 
 
