@@ -42,6 +42,7 @@ EXTENSIONS = (
     "extensions.tracing",
     "extensions.inbound_webhooks",
     "extensions.audit",
+    "extensions.search",
     "bus.console",
 )
 """What ships, in order of registration. Each module's last function is `register(app, bus)`."""

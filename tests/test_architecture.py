@@ -31,7 +31,7 @@ FLOORS: dict[int, list[str]] = {
         "bus.listener", "bus.hub", "bus.presence", "bus.process", "bus.own_ids", "bus.known",
         "bus.receipts", "bus.delivery*", "bus.retention*", "bus.audit*", "bus.heartbeat", "bus.drain", "bus.health*",
         "bus.sending",
-        "bus.tracing", "bus.profile", "bus.spans", "bus.webhooks*", "bus.ingress*", "bus.extensions",
+        "bus.tracing", "bus.profile", "bus.spans", "bus.webhooks*", "bus.ingress*", "bus.search*", "bus.extensions",
     ],
     2: ["bus.bus"],
     3: ["bus.transports*", "bus.console*"],
