@@ -280,7 +280,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     @property
     def database_path(self) -> Path:
         """The SQLite file. On PostgreSQL there is none; the node's side files lie beside where it would be."""
-        if self.on_postgresql:
+        if self.is_on_postgresql:
             return self.data_path / "postgresql"
         if not self.database_url:
             return self.data_path / "bus.db"
@@ -293,14 +293,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
         return self.database_url or self.postgres_url
 
     @property
-    def on_postgresql(self) -> bool:
+    def is_on_postgresql(self) -> bool:
         """True when the log lives in PostgreSQL."""
         return is_postgresql(self.store_url)
 
     @property
     def store_name(self) -> str:
         """What status pages call the store."""
-        return "postgresql" if self.on_postgresql else "sqlite"
+        return "postgresql" if self.is_on_postgresql else "sqlite"
 
     @property
     def lock_folder(self) -> Path:

@@ -31,8 +31,8 @@ SELECT {COLUMNS} FROM messages m WHERE m.seq = (SELECT min(seq) FROM (
       AND (m.expires_at IS NULL OR m.expires_at > ?2)
     UNION ALL SELECT min(a.seq) FROM addressed a JOIN messages m ON m.seq = a.seq
      WHERE a.name = ?1 AND m.flags & 1 = 0 AND a.seq > (SELECT mark FROM clients WHERE name = ?1)
-      AND (m.expires_at IS NULL OR m.expires_at > ?2)))"""
-_OPEN_INBOX = "INSERT OR IGNORE INTO clients VALUES (?1, 0, ?2, ?2, ?3, ?3)"
+      AND (m.expires_at IS NULL OR m.expires_at > ?2)) oldest)"""
+_OPEN_INBOX = "INSERT INTO clients VALUES (?1, 0, ?2, ?2, ?3, ?3) ON CONFLICT DO NOTHING"
 
 
 class Names:

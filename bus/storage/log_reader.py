@@ -18,8 +18,8 @@ from bus.storage.rows import COLUMNS, message_of
 from bus.topics import TopicSet
 
 _NARROW = (
-    " AND (?5 IS NULL OR m.type = ?5) AND (?6 IS NULL OR m.sender = ?6)"
-    " AND (?7 IS NULL OR m.stamp > ?7) AND (?8 IS NULL OR m.stamp <= ?8)"
+    " AND (m.type = ?5 OR ?5 IS NULL) AND (m.sender = ?6 OR ?6 IS NULL)"
+    " AND (m.stamp > ?7 OR ?7 IS NULL) AND (m.stamp <= ?8 OR ?8 IS NULL)"
 )
 
 
@@ -94,7 +94,7 @@ OPEN = f"""{
     " UNION ALL ".join(
         f"SELECT {COLUMNS}, d.attempt + {int(state == WAITING_STATE)}, d.due_key"
         " FROM deliveries d JOIN messages m ON m.seq = d.seq"
-        f" WHERE d.owner = ?1 AND d.state = {state} AND (?2 IS NULL OR m.type = ?2) AND (?3 IS NULL OR m.sender = ?3)"
+        f" WHERE d.owner = ?1 AND d.state = {state} AND (m.type = ?2 OR ?2 IS NULL) AND (m.sender = ?3 OR ?3 IS NULL)"
         " AND (m.expires_at IS NULL OR m.expires_at > ?4)"
         for state in (WAITING_STATE, LEASED, RESTING)
     )

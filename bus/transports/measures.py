@@ -52,10 +52,10 @@ CONNECTING = {"/ws/<client_id>": "websocket", "/stream/events": "sse"}
 WAITING = frozenset({*CONNECTING, "/api/request", "/api/queues/<queue>/claim", "/api/profile"})
 """Routes whose answer may wait for something to happen: how long says nothing of the bus."""
 
-_BACKLOGS = "SELECT owner LIKE 'queue:%', sum(waiting), sum(leased) FROM backlogs GROUP BY 1"
+_BACKLOGS = "SELECT substr(owner, 1, 6) = 'queue:', sum(waiting), sum(leased) FROM backlogs GROUP BY 1"
 _QUEUES = """
 SELECT owner, waiting, leased FROM backlogs
- WHERE owner > ?1 AND owner < 'queue;' AND (?2 IS NULL OR owner = ?2) ORDER BY owner LIMIT ?3"""
+ WHERE owner > ?1 AND owner < 'queue;' AND owner = coalesce(?2, owner) ORDER BY owner LIMIT ?3"""
 
 
 class Stored(msgspec.Struct):
@@ -199,7 +199,7 @@ class Measures:
         for owner in ("inbox", "queue"):
             read("bus_deliveries_waiting", partial(self._backlog, "waiting", owner), owner)
             read("bus_deliveries_leased", partial(self._backlog, "leased", owner), owner)
-        if bus.settings.on_postgresql:
+        if bus.settings.is_on_postgresql:
             read("bus_database_bytes", lambda: self._of_store().database_bytes, "main")
         else:
             read("bus_database_bytes", lambda: path.stat().st_size, "main")
