@@ -48,14 +48,13 @@ from bus.sending import Sending, Settled
 from bus.settings import Settings
 from bus.storage import Burst, Reader, Store, Transaction
 from bus.storage.log_writer import LogWriter
-from bus.storage.sqlite import SqliteStore
+from bus.storage.opening import open_store, readers
 from bus.storage.upkeep import UpkeepThread
 from bus.threads import Mailbox, WorkerPool
 from bus.worker import Background
 
 log = logging.getLogger("bus")
 
-READER_THREADS = 2
 MAX_UNCOMMITTED = 20_000
 MAX_UNCOMMITTED_BYTES = 64 * 1024 * 1024
 """Past either, sockets are not read and requests get 503: lag turns into waiting before memory does."""
@@ -78,15 +77,7 @@ class Bus:
         self.lock_folder = settings.lock_folder
         self.clock = Clock(self.lock_folder / "clock")
         self.companions = Companions()
-        self.store: Store = SqliteStore(
-            settings.database_path,
-            self.lock_folder,
-            self.clock.now_us,
-            durability=settings.durability,
-            inbox_limit=settings.inbox_limit,
-            queue_limit=settings.queue_limit,
-            companions=self.companions,
-        )
+        self.store: Store = open_store(settings, self.clock, self.companions)
         self.vitals = Vitals(settings)
         self.drain = Drain(lambda: self.hub, settings)
         self.running = self.leaving = self.draining = False
@@ -157,7 +148,8 @@ class Bus:
         self.epochs = self.store.epochs
         self.mailbox = Mailbox()
         self.companions.report_by(self.mailbox.post)
-        self.readers = WorkerPool(self.mailbox, self.store.reader, size=READER_THREADS)
+        size, overflow = readers(self.settings)
+        self.readers = WorkerPool(self.mailbox, self.store.reader, size=size, overflow=overflow)
         self.writer = LogWriter(self.mailbox, self.store.writer, self._committed)
         self.writer.on_relief = self._relieve
         self.cursors = Cursors(self.writer)
