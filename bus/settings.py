@@ -42,6 +42,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     database_url: Annotated[
         str, Meta(description="Where the log lives; a relative SQLite path is relative to the project.")
     ] = ""
+    redis_url: Annotated[
+        str,
+        Meta(
+            description="Wakes the nodes of a bus on PostgreSQL, and counts limits over all of them. redis://, rediss://,"
+            " unix://, redis+sentinel:// or redis+cluster://. Unset: LISTEN and NOTIFY, and limits a node."
+        ),
+    ] = ""
     durability: Annotated[
         Literal["full", "relaxed"],
         Meta(
