@@ -36,12 +36,14 @@ def check(url: str) -> None:
         raise StartRefused(f"REDIS_URL can't be used ({error}); give {FORMS}.") from None
 
 
-def client_of(url: str) -> Any:
-    """A client that is not connected yet. It is for one greenlet; it raises redis.RedisError or OSError when it is used."""
+def client_of(url: str, answer_seconds: float = ANSWER_SECONDS) -> Any:
+    """A client that is not connected yet. It is for one greenlet; it raises redis.RedisError or OSError when it is used.
+
+    `answer_seconds`: how long it waits for something to come."""
     scheme = urlsplit(url).scheme
     usual: dict[str, Any] = {
         "socket_connect_timeout": CONNECT_SECONDS,
-        "socket_timeout": ANSWER_SECONDS,
+        "socket_timeout": answer_seconds,
         "retry": Retry(NoBackoff(), 0),
         "protocol": 2,
     }

@@ -41,7 +41,7 @@ def unpack(packed: list[Any]) -> Message:
     """The message of an item."""
     seq, kind, names, sender, type_, stamp_us, rendered, *more = packed
     message = Message(kind, "", tuple(names), sender, type_, b"", stamp_us, seq=seq, rendered=rendered)
-    if more:
+    if len(more) >= 6:
         message.flags, message.address, leased_to, correlation_id, excluded, ttl_us = more[:6]
         message.excluded = tuple(excluded)
         message.leased_to = None if leased_to is None else tuple(leased_to)

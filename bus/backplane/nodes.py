@@ -215,6 +215,7 @@ class NodesBackplane:
             self._cut_off(now)
         if self._outbox.is_overfull:
             self._outbox.clear()
+            self._outbox.hint(self._head)
             self._tell_state(None)
         if now - self._beaten >= BEAT_SECONDS:
             self._outbox.beat()
@@ -246,8 +247,7 @@ class NodesBackplane:
         assert self._neighbours is not None
         self._outbox.put(encode([HELLO, self.number, not self._members]))
         self._tell_state(None)
-        if self._head:
-            self._outbox.hint(self._head)
+        self._outbox.hint(self._head)
         self._neighbours.missed()
 
     # ---- members

@@ -17,12 +17,15 @@ import redis
 from gevent.event import Event
 
 from bus.backplane.channel import Load
-from bus.redis_client import client_of, without_secrets
+from bus.redis_client import ANSWER_SECONDS, client_of, without_secrets
 
 log = logging.getLogger("bus.backplane")
 
 SHORTEST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.1, 5.0
 """Between two tries to connect: doubled each time, and drawn by chance up to that."""
+
+SILENT_SECONDS = 5.0
+"""Who hears nothing for so long, not even itself, connects anew."""
 
 LOADS_AT_ONCE = 50
 """After so many in a row others have a turn."""
@@ -67,15 +70,18 @@ class RedisChannel:
 
     def _begin(self) -> None:
         self._stopping = False
-        self._greenlets = [gevent.spawn(self._run, self._tell), gevent.spawn(self._run, self._listen)]
+        self._greenlets = [
+            gevent.spawn(self._run, self._tell, ANSWER_SECONDS),
+            gevent.spawn(self._run, self._listen, SILENT_SECONDS),
+        ]
 
-    def _run(self, work: Callable[[Any], None]) -> None:
+    def _run(self, work: Callable[[Any], None], answer_seconds: float) -> None:
         """Do it again and again, each time with a new connection."""
         tries = 0
         while not self._stopping:
             connects = self.connects
             try:
-                with closing(client_of(self._url)) as client:
+                with closing(client_of(self._url, answer_seconds)) as client:
                     work(client)
             except (redis.RedisError, OSError) as error:
                 if not self.problem:
@@ -103,14 +109,7 @@ class RedisChannel:
             heard.subscribe(self._all, self._to_one + self._member.hex())
             self.connects += 1
             self.problem = ""
-            in_a_row = 0
-            while True:
-                message = heard.get_message(timeout=1.0)
-                if message is None:
-                    in_a_row = 0
-                    continue
+            for number, message in enumerate(heard.listen()):
                 self._heard(message["data"])
-                in_a_row += 1
-                if in_a_row >= LOADS_AT_ONCE:
-                    in_a_row = 0
+                if number % LOADS_AT_ONCE == 0:
                     gevent.sleep(0)

@@ -59,7 +59,8 @@ class Host(Protocol):
 
 
 class Node(msgspec.Struct, frozen=True):
-    """`bus` names the log among others; `key` the node. `number` 0: the only one, or the first."""
+    """`bus` names the log among others, and the life that it is in: a restored copy, which begins another, is another bus.
+    `key` names the node. `number` is its own while it is seen once a day."""
 
     bus: str
     key: bytes
@@ -94,21 +95,19 @@ def enter(store: Store, settings: Settings) -> Node | None:
         import_module("bus.redis_client").check(settings.redis_url)
     key = _key_in(settings.lock_folder)
 
-    def job(transaction: Transaction) -> tuple[str, int]:
+    def job(transaction: Transaction) -> int:
         execute, now = transaction.execute, transaction.ledger.now
-        execute("INSERT INTO bus_identity VALUES (1, ?) ON CONFLICT DO NOTHING", (secrets.token_hex(8),))
-        (bus,) = execute("SELECT id FROM bus_identity")[0]
         known = execute("UPDATE bus_nodes SET seen_at = ? WHERE key = ? RETURNING number", (now, key.hex()))
         if known:
-            return bus, known[0][0]
+            return int(known[0][0])
         execute("DELETE FROM bus_nodes WHERE seen_at < ?", (now - FORGOTTEN_US,))
         taken = {number for (number,) in execute("SELECT number FROM bus_nodes")}
         number = next(number for number in range(len(taken) + 1) if number not in taken)
         execute("INSERT INTO bus_nodes VALUES (?, ?, ?)", (key.hex(), number, now))
-        return bus, number
+        return number
 
-    bus, number = _written(store, job)
-    return Node(bus, key, number)
+    epochs = store.epochs
+    return Node(f"{epochs.lives[0][1]}_{epochs.current}", key, _written(store, job))
 
 
 def join(node: Node | None, slot: Slot, bus: Host) -> tuple[Backplane, Leases]:

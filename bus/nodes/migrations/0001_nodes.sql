@@ -1,9 +1,3 @@
--- Which log this is, for what it shares a Redis with. One row.
-CREATE TABLE bus_identity (
-    one INTEGER PRIMARY KEY CHECK (one = 1),
-    id  TEXT NOT NULL
-);
-
 -- The nodes that work on the log. key: drawn by the node, and kept in its folder. number: as small as possible.
 CREATE TABLE bus_nodes (
     key     TEXT PRIMARY KEY,
