@@ -48,14 +48,13 @@ from bus.room import Room
 from bus.settings import Settings
 from bus.storage import Group, Job, Pending, Reader, Row, Store, Transaction
 from bus.storage.log_writer import LogWriter
-from bus.storage.sqlite import SqliteStore
+from bus.storage.opening import open_store, readers
 from bus.storage.upkeep import UpkeepThread
 from bus.threads import Mailbox, WorkerPool
 from bus.worker import Background
 
 log = logging.getLogger("bus")
 
-READER_THREADS = 2
 MAX_UNCOMMITTED = 20_000
 MAX_UNCOMMITTED_BYTES = 64 * 1024 * 1024
 """Past either, sockets are not read and requests get 503: lag turns into waiting before memory does."""
@@ -80,15 +79,7 @@ class Bus:
         self.lock_folder = settings.lock_folder
         self.clock = Clock(self.lock_folder / "clock")
         self._companions = Companions()
-        self.store: Store = SqliteStore(
-            settings.database_path,
-            self.lock_folder,
-            self.clock.now_us,
-            durability=settings.durability,
-            inbox_limit=settings.inbox_limit,
-            queue_limit=settings.queue_limit,
-            companions=self._companions,
-        )
+        self.store: Store = open_store(settings, self.clock, self._companions)
         self.vitals = Vitals(settings)
         self.drain = Drain(lambda: self.hub, settings)
         self.running = self.leaving = self.draining = False
@@ -158,7 +149,8 @@ class Bus:
         self.epochs = self.store.epochs
         self.mailbox = Mailbox()
         self._companions.report_by(self.mailbox.post)
-        self.readers = WorkerPool(self.mailbox, self.store.reader, size=READER_THREADS)
+        size, overflow = readers(self.settings)
+        self.readers = WorkerPool(self.mailbox, self.store.reader, size=size, overflow=overflow)
         self.writer = LogWriter(self.mailbox, self.store.writer, self._committed)
         self.writer.on_relief = self._relieve
         self.cursors = Cursors(self.writer)

@@ -67,11 +67,6 @@ class Node(msgspec.Struct, frozen=True):
     number: int
 
 
-def spans_nodes(settings: Settings) -> bool:
-    """True when processes of several machines may work on the log."""
-    return settings.database_url.startswith(("postgresql:", "postgres:"))
-
-
 def number_of(node: Node | None, slot: Slot) -> int:
     """A process's number among all on the log."""
     return slot.number if node is None else node.number * MAX_SLOTS + slot.number
@@ -79,12 +74,12 @@ def number_of(node: Node | None, slot: Slot) -> int:
 
 def migrations(settings: Settings) -> list[tuple[str, Path]]:
     """The tables of nodes, for a log that has several."""
-    return [("nodes", MIGRATIONS)] if spans_nodes(settings) else []
+    return [("nodes", MIGRATIONS)] if settings.is_on_postgresql else []
 
 
 def enter(store: Store, settings: Settings) -> Node | None:
     """Get this node's number of the log, which is open. None: the log is this machine's alone."""
-    if not spans_nodes(settings):
+    if not settings.is_on_postgresql:
         if settings.redis_url:
             log.warning(
                 "REDIS_URL does nothing for a log on SQLite, whose workers are all on this machine; it counts limits only",
@@ -125,7 +120,7 @@ def _backplane(node: Node, slot: Slot, bus: Host) -> NodesBackplane:
     if settings.redis_url:
         channel = import_module("bus.backplane.redis").RedisChannel(settings.redis_url, node.bus)
     else:
-        channel = import_module("bus.backplane.notify").NotifyChannel(settings.database_url, node.bus, bus.mailbox)
+        channel = import_module("bus.backplane.notify").NotifyChannel(settings.store_url, node.bus, bus.mailbox)
     return NodesBackplane(LocalBackplane(slot), channel, node.key, number_of(node, slot))
 
 

@@ -178,6 +178,6 @@ def page(reader: Reader, after: int, limit: int, since_us: int | None, until_us:
     """Files behind number `after` that may hold messages of a time."""
     return entries(
         reader,
-        "number > ?1 AND (?3 IS NULL OR last_stamp >= ?3) AND (?4 IS NULL OR first_stamp <= ?4) ORDER BY number LIMIT ?2",
+        "number > ?1 AND (last_stamp >= ?3 OR ?3 IS NULL) AND (first_stamp <= ?4 OR ?4 IS NULL) ORDER BY number LIMIT ?2",
         (after, limit, since_us, until_us),
     )

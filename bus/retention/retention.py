@@ -35,6 +35,7 @@ TRIES, TRY_SECONDS = 50, 0.2
 
 FILES_A_PAGE = 20
 RESTORED_A_STEP = 200
+_ARCHIVED = "SELECT count(*), coalesce(sum(messages), 0), coalesce(sum(bytes), 0) FROM archives"
 
 
 class Life(msgspec.Struct, frozen=True):
@@ -178,7 +179,7 @@ class Retention:
                 {"policy": policy, "reason": reason, "messages": n, "archived": archived, "bytes": size}
                 for policy, reason, n, archived, size in reader.execute("SELECT * FROM removed ORDER BY policy, reason")
             ]
-            files, messages, size = reader.execute("SELECT count(*), total(messages), total(bytes) FROM archives")[0]
+            files, messages, size = reader.execute(_ARCHIVED)[0]
             meta = dict(reader.execute("SELECT name, value FROM meta WHERE name IN (?, ?)", (guard.SEEN, RESTAMP)))
             head = reader.head()
             return {
@@ -188,7 +189,7 @@ class Retention:
                 "delivered": sum(row["messages"] for row in removed if row["reason"] == "delivered"),
                 "archived": sum(row["archived"] for row in removed),
                 "removed": removed,
-                "archive": {"files": files, "messages": int(messages), "bytes": int(size)},
+                "archive": {"files": files, "messages": messages, "bytes": size},
                 "waiting_for_delivery": reader.execute("SELECT count(DISTINCT seq) FROM undelivered")[0][0],
                 "applying_policies": RESTAMP in meta,
                 "swept_us": meta.get(guard.SEEN),
@@ -208,7 +209,7 @@ class Retention:
         def job(reader: Reader) -> Found:
             files = entries(
                 reader,
-                "number >= ?1 AND (?3 IS NULL OR last_stamp >= ?3) AND (?4 IS NULL OR first_stamp <= ?4)"
+                "number >= ?1 AND (last_stamp >= ?3 OR ?3 IS NULL) AND (first_stamp <= ?4 OR ?4 IS NULL)"
                 " ORDER BY number LIMIT ?2",
                 (after[0], FILES_A_PAGE + 1, wanted.since_us, wanted.until_us),
             )
@@ -295,7 +296,7 @@ def _expiring(
     reader: Reader, now: int, until: int, after: int, limit: int
 ) -> tuple[list[tuple[Message, int]], int, bool]:
     bound = reader.execute(
-        "SELECT max(seq) FROM (SELECT seq FROM messages WHERE seq > ? ORDER BY seq LIMIT ?)", (after, SCANNED)
+        "SELECT max(seq) FROM (SELECT seq FROM messages WHERE seq > ? ORDER BY seq LIMIT ?) w", (after, SCANNED)
     )
     end = bound[0][0]
     if end is None:

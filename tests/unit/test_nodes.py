@@ -27,7 +27,7 @@ class Air:
 
     def carry(self) -> None:
         """Carry until nobody has anything to say."""
-        while any([end.say() for end in self.ends]):
+        while sum([end.say() for end in self.ends]):
             pass
 
 
