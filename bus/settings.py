@@ -60,6 +60,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     db_connect_timeout: Annotated[
         float, Meta(ge=2, le=60, description="Seconds for a connection to PostgreSQL; libpq counts whole ones.")
     ] = 3.0
+    redis_url: Annotated[
+        str,
+        Meta(
+            description="Wakes the nodes of a bus on PostgreSQL, and counts limits over all of them. redis://, rediss://,"
+            " unix://, redis+sentinel:// or redis+cluster://. Unset: LISTEN and NOTIFY, and limits a node."
+        ),
+    ] = ""
     durability: Annotated[
         Literal["full", "relaxed"],
         Meta(
