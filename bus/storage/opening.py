@@ -13,7 +13,7 @@ SQLITE_READERS = 2
 
 def open_store(settings: Settings, clock: Clock, companions: Companions) -> Store:
     """The store of DATABASE_URL; nothing is opened yet. Raises StartRefused for a URL that can't be read."""
-    if not settings.on_postgresql:
+    if not settings.is_on_postgresql:
         return SqliteStore(
             settings.database_path,
             settings.lock_folder,
@@ -42,4 +42,4 @@ def open_store(settings: Settings, clock: Clock, companions: Companions) -> Stor
 
 def readers(settings: Settings) -> tuple[int, int]:
     """(threads that read, how many more may for a while)."""
-    return (settings.db_pool_size, settings.db_max_overflow) if settings.on_postgresql else (SQLITE_READERS, 0)
+    return (settings.db_pool_size, settings.db_max_overflow) if settings.is_on_postgresql else (SQLITE_READERS, 0)

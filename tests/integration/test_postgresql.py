@@ -7,12 +7,12 @@ from collections.abc import Iterator
 import pytest
 
 from bus.testing import BusServer
-from tests.databases import Postgres
+from tests.databases import PostgresServer
 
 
 @pytest.fixture(scope="module")
-def on_postgresql(postgres: Postgres) -> Iterator[BusServer]:
-    with BusServer(database_url=postgres.create()) as server:
+def on_postgresql(postgresql: PostgresServer) -> Iterator[BusServer]:
+    with BusServer(database_url=postgresql.make()) as server:
         yield server
 
 
