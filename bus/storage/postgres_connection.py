@@ -64,6 +64,11 @@ class Answer:
         if self.rows is _NOTHING:
             self._connection.flush()
 
+    def peek(self) -> list[tuple[Any, ...]]:
+        """All rows; they stay."""
+        self.load()
+        return self.rows  # type: ignore[no-any-return]
+
     def fetchall(self) -> list[tuple[Any, ...]]:
         """All rows that are left."""
         self.load()
