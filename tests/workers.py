@@ -10,6 +10,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import psycopg
+
 from bus.testing import BusServer, eventually, processes
 
 
@@ -49,16 +51,24 @@ def _stop(server: BusServer, pids: list[int]) -> bool:
     """Stop processes. False: one was in the middle of a commit, so they go on, for it would keep everybody from writing."""
     _signal(pids, signal.SIGSTOP)
     eventually(lambda: len([each for each in processes() if each.pid in pids and each.state == "T"]) == len(pids))
-    with (server.data_dir / "bus.db.workers" / "writers.lock").open("rb+") as lock:
-        for _ in range(100):  # a worker that goes on gives it back in no time
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                os.sched_yield()
-            else:
-                return True
+    for _ in range(100):  # a worker that goes on gives it back in no time
+        if _nobody_writes(server):
+            return True
+        os.sched_yield()
     _signal(pids, signal.SIGCONT)
     return False
+
+
+def _nobody_writes(server: BusServer) -> bool:
+    if server.database_url:
+        with psycopg.connect(server.database_url) as connection:
+            return bool(connection.execute("SELECT seq FROM log_head FOR UPDATE SKIP LOCKED").fetchall())
+    with (server.data_dir / "bus.db.workers" / "writers.lock").open("rb+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+    return True
 
 
 def _signal(pids: list[int], number: int) -> None:
