@@ -12,9 +12,13 @@ from collections.abc import Callable, Generator, Iterator
 from typing import Any, NoReturn
 
 import pytest
+from hypothesis import settings
 
 from bus.testing import LOG_TAIL_CHARACTERS, BusServer
 from tests.databases import Databases, NoPostgresError, PostgresServer
+
+settings.register_profile("no-clock", deadline=None)
+settings.load_profile("no-clock")  # how long an example takes is the machine's affair
 
 SERVERS = pytest.StashKey[list[BusServer]]()
 
@@ -59,6 +63,13 @@ def store(request: pytest.FixtureRequest) -> Iterator[str]:
         BusServer.database_for = Databases(request.getfixturevalue("postgresql"))
     yield name
     BusServer.database_for = None
+
+
+@pytest.fixture
+def on_sqlite(store: str) -> None:
+    """For tests that look into SQLite's files: where logs are kept elsewhere, they are passed over."""
+    if store != "sqlite":
+        pytest.skip("This test is about the files of SQLite.")
 
 
 @pytest.fixture(scope="module")

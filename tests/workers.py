@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import signal
 from collections import Counter
@@ -10,9 +9,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import psycopg
-
 from bus.testing import BusServer, eventually, processes
+from tests.stored import nobody_commits
 
 
 @contextmanager
@@ -52,23 +50,11 @@ def _stop(server: BusServer, pids: list[int]) -> bool:
     _signal(pids, signal.SIGSTOP)
     eventually(lambda: len([each for each in processes() if each.pid in pids and each.state == "T"]) == len(pids))
     for _ in range(100):  # a worker that goes on gives it back in no time
-        if _nobody_writes(server):
+        if nobody_commits(server):
             return True
         os.sched_yield()
     _signal(pids, signal.SIGCONT)
     return False
-
-
-def _nobody_writes(server: BusServer) -> bool:
-    if server.database_url:
-        with psycopg.connect(server.database_url) as connection:
-            return bool(connection.execute("SELECT seq FROM log_head FOR UPDATE SKIP LOCKED").fetchall())
-    with (server.data_dir / "bus.db.workers" / "writers.lock").open("rb+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-    return True
 
 
 def _signal(pids: list[int], number: int) -> None:

@@ -105,7 +105,7 @@ class BusHealth:
     def begin(self, _: BusStarted) -> None:
         """The process serves: judge it for the first time. Waits for a look at the store."""
         bus = self._bus
-        self.canary.begin(bus.backplane.slot)
+        self.canary.begin(bus.backplane.number)
         bus.backplane.hear("health", self._noted)
         rows = bus.read(lambda reader: reader.execute("SELECT owner, max(number) FROM migrations GROUP BY owner"))
         self._schema = dict(rows)
