@@ -7,6 +7,7 @@ answer, or at `flush`: what needs no answer costs no round trip. So an error may
 
 from __future__ import annotations
 
+import re
 import select
 import time
 from collections.abc import Iterator, Sequence
@@ -308,7 +309,7 @@ def _array(listed: str | bytes) -> bytes:
 def _statements(script: str) -> list[str]:
     """The statements of a script; a function's body between $$ may hold semicolons."""
     found, part = [], ""
-    for piece in script.split(";"):
+    for piece in re.sub(r"--[^\n]*", "", script).split(";"):
         part += piece
         if part.count("$$") % 2:
             part += ";"

@@ -13,7 +13,7 @@ import pytest
 from bus.settings import ROOT
 from bus.testing import BusServer, eventually
 from tests.auditing import AUDITING
-from tests.databases import Postgres
+from tests.databases import PostgresServer
 from tests.integration.test_audit import emit, records
 from tests.integration.test_cli import environment, run
 
@@ -40,8 +40,8 @@ def test_copies_are_left_to_postgresql(tmp_path: Path, command: tuple[str, ...])
     assert not list(tmp_path.iterdir())
 
 
-def test_the_trail_is_verified_at_rest_and_forgery_found(postgres: Postgres, fresh_server: Start) -> None:
-    url = postgres.create()
+def test_the_trail_is_verified_at_rest_and_forgery_found(postgresql: PostgresServer, fresh_server: Start) -> None:
+    url = postgresql.make()
     server = fresh_server(env=AUDITING, database_url=url)
     for number in range(3):
         emit(server, action=f"test.{number}")
@@ -59,8 +59,8 @@ def test_the_trail_is_verified_at_rest_and_forgery_found(postgres: Postgres, fre
     assert "secret" not in unreached.stderr
 
 
-def test_the_trail_takes_nothing_but_what_is_appended(postgres: Postgres, fresh_server: Start) -> None:
-    url = postgres.create()
+def test_the_trail_takes_nothing_but_what_is_appended(postgresql: PostgresServer, fresh_server: Start) -> None:
+    url = postgresql.make()
     server = fresh_server(env=AUDITING, database_url=url)
     emit(server, action="test.first")
     eventually(lambda: records(server), what="the record")
