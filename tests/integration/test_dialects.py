@@ -52,7 +52,7 @@ class Recorder:
     def __init__(self, connection: apsw.Connection) -> None:
         self._connection = connection
         self.asked: list[str] = []
-        self.ledger: Any = SimpleNamespace(now=1, outlive=lambda *_: [], evict=lambda *_: None)
+        self.ledger: Any = SimpleNamespace(now=1, outlive=lambda *_: [], evict=lambda *_: None, ahead=None)
 
     def execute(self, statement: str, bindings: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         self.asked.append(statement)
