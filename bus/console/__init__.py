@@ -65,10 +65,11 @@ class Files:
         response.headers["Cache-Control"] = "no-cache"  # kept, but asked for anew: an upgrade is seen at once
         response.headers["Content-Security-Policy"] = POLICY
         response.headers["Cross-Origin-Opener-Policy"] = "same-origin"
-        return response.make_conditional(request)
+        response.make_conditional(request)
+        return response
 
 
-def register(app: Flask, bus: Bus) -> None:
+def register(app: Flask, _: Bus) -> None:
     """Serve the console."""
     files = Files(FOLDER)
     blueprint = Blueprint("console", __name__)

@@ -121,10 +121,10 @@ class LogStreams:
             return Response(event_stream.retry(), headers=HEADERS, content_type="text/event-stream; charset=utf-8")
 
         def take_and_watch(descriptor: int, head: bytes) -> None:
-            self._opened = None
             take(descriptor, head)
-            if self._opened is not None:
-                self._watches[self._opened] = watch
+            opened, self._opened = self._opened, None
+            if opened is not None:
+                self._watches[opened] = watch
 
         return TakenOver(take_and_watch, dict(HEADERS))
 

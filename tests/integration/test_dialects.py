@@ -138,7 +138,7 @@ def sqlite() -> Iterator[apsw.Connection]:
 
 
 @pytest.fixture(scope="module")
-def postgresql(postgres: Postgres) -> Iterator[psycopg.Connection]:
+def postgresql(postgres: PostgresServer) -> Iterator[psycopg.Connection]:
     """The same on PostgreSQL."""
     with psycopg.connect(postgres.create(), autocommit=True) as connection:
         connection.execute(dialect.translate_script(_NOTED).encode())
