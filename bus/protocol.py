@@ -428,9 +428,14 @@ _NOTHING_MORE = (0, ACK_WAIT_US, None, None, None)
 # ---- outbound frames
 
 
+AROUND_MESSAGE = b'{"type":"message","message":', b"}"
+"""What stands before and behind a rendered message in the text of its WebSocket frame."""
+
+
 def message_frame(rendered: bytes) -> bytes:
     """A rendered message as the text of its WebSocket frame."""
-    return b'{"type":"message","message":%b}' % rendered
+    before, after = AROUND_MESSAGE
+    return before + rendered + after
 
 
 def sent_frame(ref: str | int, receipt: bytes) -> bytes:
