@@ -21,7 +21,6 @@ import bus.bus
 import bus.connection
 import bus.frames
 import bus.storage.log_writer
-import bus.storage.sqlite_writer
 import bus.transports.sends
 import bus.transports.ws
 from bus.connection import Connection
@@ -29,8 +28,9 @@ from bus.errors import Conflict, Malformed
 from bus.events import BusStarted, BusStopping
 from bus.profile import MAX_SECONDS, Measured, Missing, Profile, Ways, table_of
 from bus.storage import Burst, Item
-from bus.storage.sqlite_reader import SqliteReader
+from bus.storage.log_reader import LogReader
 from bus.storage.sqlite_writer import SqliteWriter
+from bus.storage.work import Work
 from bus.tracing import LOOP, Point, Trace
 from bus.transports.edge import json_answer
 from bus.transports.lane_connection import LaneConnection
@@ -98,13 +98,13 @@ POINTS = (
     Row("bus.writer", "submit", "queue", lambda ways, given, _: _count(given[0])),
     Row(bus.storage.log_writer, "_together", "gather", thread=WRITER),
     Row(SqliteWriter, "commit", "lock", Ways.stored, Ways.taken, thread=WRITER),
-    Row(bus.storage.sqlite_writer._Work, "take", "admit", lambda ways, given, _: _count(given[1]), thread=WRITER),
-    Row(bus.storage.sqlite_writer._Work, "_write_all", "insert", thread=WRITER),
+    Row(Work, "take", "admit", lambda ways, given, _: _count(given[1]), thread=WRITER),
+    Row(Work, "_write_all", "insert", thread=WRITER),
     Row(SqliteWriter, "_commit_locked", "commit", lambda ways, given, done: len(done[1]), thread=WRITER),
     Row("bus.writer", "_on_block", "share", lambda ways, given, _: len(given[1])),
     Row("bus.backplane", "share", "share"),
-    Row(bus.backplane.local, "_decode", "mesh"),
-    Row(bus.backplane.local, "_unpack", "mesh", _one),
+    Row(bus.backplane.local, "decode", "mesh"),
+    Row(bus.backplane.local, "unpack", "mesh", _one),
     Row("bus", "block", "mesh"),
     Row("bus.hub.tail", "offer", "tail"),
     Row("bus.hub", "deliver", "tail", lambda ways, given, _: len(given[0])),
@@ -123,9 +123,9 @@ POINTS = (
     Row(Connection, "write", "write", lambda ways, given, _: given[2]),
     Row(LaneConnection, "_answer", "write"),
     Row(bus.connection, "os.writev", "write"),
-    Row(SqliteReader, "inbox", "pages", lambda ways, given, page: len(page.messages), thread=READERS),
-    Row(SqliteReader, "log", "pages", lambda ways, given, page: len(page.messages), thread=READERS),
-    Row(SqliteReader, "open_deliveries", "pages", lambda ways, given, leases: len(leases), thread=READERS),
+    Row(LogReader, "inbox", "pages", lambda ways, given, page: len(page.messages), thread=READERS),
+    Row(LogReader, "log", "pages", lambda ways, given, page: len(page.messages), thread=READERS),
+    Row(LogReader, "open_deliveries", "pages", lambda ways, given, leases: len(leases), thread=READERS),
 )
 """What is timed. The order of the stages is the order of the table."""
 
