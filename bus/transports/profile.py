@@ -87,6 +87,7 @@ POINTS = (
     Row(bus.transports.sends, "plain_draft", "validate", _one),
     Row(bus.transports.sends, "read", "validate"),
     Row(Sends, "_draft", "validate", _one),
+    Row(Sends, "_alike", "validate", lambda ways, given, alike: len(alike.messages) if alike is not None else 0),
     Row("ws", "_handle_all", "accept"),
     Row(LaneConnection, "_serve", "accept"),
     Row(Sends, "publish", "accept"),

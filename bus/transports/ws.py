@@ -389,7 +389,7 @@ class WebSocketTransport:
                 policy.authorise(caller, draft.message, on_behalf_of)
             self.sends.handed_over += 1
             heard = partial(sent or self.sends.heard, connection, ref)
-            self._bus.publish(draft, heard, receipt=ref is not None or sent is not None)
+            self._bus.sending.publish(draft, heard, receipt=ref is not None or sent is not None)
         except BusError as error:
             if error.code == "bad_utf8":
                 raise frames.FrameError(1007, "A text frame must be UTF-8.") from None
