@@ -131,6 +131,11 @@ class Bus:
             raise ValueError(f"the tables of {name} are registered already")
         self._migrations.append((name, migrations))
 
+    @property
+    def migrations(self) -> Sequence[tuple[str, Path]]:
+        """Whose tables there are, and the folders of their migrations; the core's are the first."""
+        return self._migrations
+
     def write(self, job: Callable[[Transaction], Any]) -> Any:
         """Run `job(transaction)` on the writer in its next batch; waits for its answer in the calling greenlet."""
         return self.writer.call(job)

@@ -75,7 +75,7 @@ def stored(path: Path) -> Iterator[tuple[Anchor, Iterator[Record]]]:
 def stored_in(url: str) -> Iterator[tuple[Anchor, Iterator[Record]]]:
     """The same of a log on PostgreSQL; `url` is DATABASE_URL. Raises NoTrail."""
     try:
-        connection = PostgresConnection(url, statement_seconds=None)
+        connection = PostgresConnection(url.replace("+psycopg:", ":", 1), statement_seconds=None)
     except PostgresError as error:
         raise NoTrail(f"The database of the log does not answer: {error}") from None
 

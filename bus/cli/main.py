@@ -13,6 +13,7 @@ from bus.cli.archive import archive
 from bus.cli.audit import audit
 from bus.cli.backup import backup, restore_
 from bus.cli.claim import claim
+from bus.cli.database import copy, migrate, new_epoch
 from bus.cli.dead_letters import dead_letters
 from bus.cli.health import health
 from bus.cli.integrations import integrations
@@ -66,6 +67,9 @@ for command in (
     profile,
     backup,
     restore_,
+    migrate,
+    copy,
+    new_epoch,
     rotate_key,
     archive,
     audit,
