@@ -79,7 +79,8 @@ class Nodes:
     def holders(self) -> dict[str, str]:
         """Who has which lease now."""
         now = "extract(epoch FROM clock_timestamp()) * 1000000"
-        return {name: holder for name, holder in self.query(f"SELECT name, holder FROM leases WHERE until > {now}")}
+        found: list[Any] = self.query(f"SELECT name, holder FROM leases WHERE until > {now}")
+        return dict(found)
 
     def number_of(self, number: int) -> int:
         """The number that the log gave to a node."""

@@ -1,11 +1,11 @@
-"""The crash test over three nodes: accidents of nodes, of Redis and of the lines between, and a verdict on what was acknowledged.
+"""The crash test over three nodes: accidents of nodes, of Redis and of the lines between, and what became of what was acked.
 
     python -m tests.faults.crash_nodes --rounds 50 [--channel redis|notify] [--seed N]
 
-The producers, consumers and the verdict are those of tests.faults.crash; whoever is cut off comes back to another node. Each
-round has one accident, drawn by chance: a node is killed, or frozen for longer than its leases last; Redis is killed and comes
-back empty, frozen, flushed, or out of memory; the line between a node and Redis carries nothing for a while; PostgreSQL
-stops as in a crash of its machine.
+The producers, consumers and the verdict are those of tests.faults.crash; whoever is cut off comes back to another node.
+Each round has one accident, drawn by chance: a node is killed, or frozen, for longer than its leases last; Redis is killed,
+frozen, paused, flushed, or out of memory; the line between a node and Redis carries nothing for a while;
+PostgreSQL stops as in a crash of its machine.
 """
 
 from __future__ import annotations
