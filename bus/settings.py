@@ -408,20 +408,21 @@ def doubts(env_file: Path = ROOT / ".env") -> list[str]:
         mode = env_file.stat().st_mode
     except OSError:
         return []
-    secrets = [name for name, value in dotenv_values(env_file, interpolate=False).items() if value and _is_secret(name)]
+    secrets = [name for name, value in dotenv_values(env_file, interpolate=False).items() if value and is_secret(name)]
     if not secrets or not mode & 0o004:
         return []
     return [f"Other users of this machine can read {', '.join(secrets)} in {env_file}; say chmod 600 {env_file}."]
 
 
-def _is_secret(name: str) -> bool:
+def is_secret(name: str) -> bool:
+    """True for the name of a setting whose value nobody is shown."""
     return any(word in name for word in ("KEY", "SECRET", "TOKEN", "DATABASE_URL", "POSTGRES_URL"))
 
 
 def _explain(error: msgspec.ValidationError, values: Mapping[str, str]) -> StartRefused:
     problem, _, path = str(error).partition(" - at `$.")
     name = path.rstrip("`")
-    shown = "(hidden)" if _is_secret(name) else repr(values.get(name))
+    shown = "(hidden)" if is_secret(name) else repr(values.get(name))
     problem = problem.replace("`", "").replace(" | null", "").removesuffix(", got str")
     if problem.startswith("Invalid enum value"):
         problem = f"it must be one of {', '.join(get_args(get_type_hints(Settings)[name.lower()]))}"

@@ -22,7 +22,7 @@ FLOORS: dict[int, list[str]] = {
         "bus.webhooks", "bus.webhooks.body", "bus.webhooks.signing", "bus.contradictions", "bus.settings", "bus.families"],
     1: [
         "bus.metrics", "bus.metric_files", "bus.exposition", "bus.window", "bus.masking",
-        "bus.logs", "bus.launch", "bus.clock", "bus.threads", "bus.counters", "bus.topics",
+        "bus.logs", "bus.launch", "bus.clock", "bus.threads", "bus.counters", "bus.series", "bus.topics",
         "bus.nodes", "bus.nodes.leases", "bus.redis_client", "bus.backplane*", "bus.worker",
         "bus.dispatch", "bus.companions", "bus.key_file", "bus.addresses", "bus.guard", "bus.resolver",
         "bus.wire", "bus.outbound", "bus.storage*", "bus.nodes*", "bus.identity*", "bus.limits*", "bus.auth", "bus.cursors",
@@ -30,7 +30,8 @@ FLOORS: dict[int, list[str]] = {
         "bus.admission", "bus.audience", "bus.recent", "bus.chunks", "bus.pace", "bus.written",
         "bus.listener", "bus.hub", "bus.presence", "bus.process", "bus.own_ids", "bus.known",
         "bus.receipts", "bus.delivery*", "bus.retention*", "bus.audit*", "bus.heartbeat", "bus.drain", "bus.health*",
-        "bus.tracing", "bus.profile", "bus.spans", "bus.webhooks*", "bus.ingress*", "bus.extensions",
+        "bus.sending",
+        "bus.tracing", "bus.profile", "bus.spans", "bus.webhooks*", "bus.ingress*", "bus.search*", "bus.extensions",
     ],
     2: ["bus.bus"],
     3: ["bus.transports*", "bus.console*"],

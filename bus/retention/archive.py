@@ -141,6 +141,10 @@ class Folder:
             return []
         return sorted(file.name.removesuffix(SUFFIX) for file in self.path.glob(f"*{SUFFIX}"))
 
+    def has(self, name: str) -> bool:
+        """True when the file is here."""
+        return (self.path / f"{name}{SUFFIX}").exists()
+
     def forget(self, name: str) -> None:
         """Remove a file; one that is gone already is no error."""
         (self.path / f"{name}{SUFFIX}").unlink(missing_ok=True)

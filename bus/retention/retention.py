@@ -46,11 +46,15 @@ class Life(msgspec.Struct, frozen=True):
 
 
 class Found(msgspec.Struct):
-    """A page of the archive: lines, and where the next page begins: (number of the file, line in it)."""
+    """A page of the archive: lines, and where the next page begins: (number of the file, line in it).
+
+    `elsewhere`: files that were passed over, since another node has them.
+    """
 
     lines: list[Archived]
     cursor: tuple[int, int]
     more: bool
+    elsewhere: list[str] = []
 
 
 class Wanted(msgspec.Struct, frozen=True):
@@ -215,6 +219,8 @@ class Retention:
             )
             found, size = Found([], after, more=False), 0
             for entry in files[:FILES_A_PAGE]:
+                if not self._folder.has(entry.file):
+                    found.elsewhere.append(entry.file)
                 for at, line in self._lines(entry, after[1] if entry.number == after[0] else 0):
                     if len(found.lines) == limit or size > PAGE_BYTES:
                         found.more = True
@@ -234,7 +240,7 @@ class Retention:
             for at, line in enumerate(self._folder.read(entry.file)):
                 if at >= begin:
                     yield at, line
-        except FileNotFoundError:  # its own time was over a moment ago
+        except FileNotFoundError:  # another node has it, or its own time was over a moment ago
             return
         except UNREADABLE as error:
             log.error(
@@ -244,24 +250,28 @@ class Retention:
                 extra={"action": "archive_damaged"},
             )
 
-    def restore(self, wanted: Wanted, to: str | None, limit: int) -> tuple[int, int]:
-        """Put up to `limit` archived messages into the log again, as new ones with their old ids; (found, restored).
+    def restore(self, wanted: Wanted, to: str | None, limit: int) -> tuple[int, int, list[str]]:
+        """Put up to `limit` archived messages into the log again, as new ones with their old ids.
+
+        (found, restored, the files that another node has).
 
         One that is in the log is left alone. Raises the refusal of one that finds no room, if none did.
         """
         found = done = 0
         place, more = (0, 0), True
         refusal: BusError | None = None
+        elsewhere: list[str] = []
         while more and found < limit and refusal is None:
             lines = self.search(wanted, place, min(RESTORED_A_STEP, limit - found))
             place, more = lines.cursor, lines.more
             found += len(lines.lines)
+            elsewhere += lines.elsewhere
             stored, swept, refusal = self._host.write(self._restoring(lines.lines, to))
             self._host.tell_swept(swept)
             done += stored
         if refusal is not None and not done:
             raise refusal
-        return found, done
+        return found, done, elsewhere
 
     def _restoring(self, lines: list[Archived], to: str | None) -> Any:
         epochs = self._host.epochs()

@@ -131,6 +131,22 @@ class Inboxes:
             self._open_inboxes(item, batch)
         return item.error is None
 
+    @property
+    def opened(self) -> set[str]:
+        """Names whose row needs no look-up any more."""
+        return self._names.opened
+
+    def take_in(self, name: str, batch: Batch) -> Outcome | None:
+        """Count a plain message in that waits in one inbox, if that is known to have room. None: `make_room` has to look."""
+        names = self._names
+        left = names.left.get(name)
+        if not left or name not in names.fill or name not in names.opened:
+            return None
+        outcome = STORED if name in names.known else names.unknown.get(name)
+        if outcome is not None:
+            self._count_in(name, left, batch)
+        return outcome
+
     def _make_queue_room(self, item: Pending, batch: Batch) -> bool:
         owner = f"queue:{item.message.address}"
         backlog = self._ledger.backlog(owner)

@@ -28,7 +28,7 @@ from bus.message import (
     text_of,
 )
 from bus.protocol import body_key, encode
-from bus.storage import SEQ, STORED, TEXT, Group, Item, Job, Outcome, Pending
+from bus.storage import SEQ, STORED, TEXT, Burst, Group, Item, Job, Outcome, Pending
 from bus.storage.inboxes import Inboxes, Names
 from bus.storage.ledger import Ledger
 from bus.storage.lifetimes import NEVER, Lifetime, Lifetimes, read_lifetimes
@@ -140,6 +140,8 @@ class Work:
         for item in batch:
             if isinstance(item, Pending):
                 self._admit(item)
+            elif isinstance(item, Burst):
+                self._admit_burst(item)
             elif isinstance(item, Group):
                 self._admit_group(item.members)
             else:
@@ -257,6 +259,34 @@ class Work:
             self._execute(statement, [self._known_now(message, value) for value in bindings])
         if item.key is not None:
             self._remember(item, body)
+
+    def _admit_burst(self, burst: Burst) -> None:
+        """As `_admit`, of each. What is for all, or for a client whose inbox is known to have room, only needs a seq."""
+        inboxes, by_type, written, rows = self._inboxes, self._by_type, self.written, burst.rows
+        opened = inboxes.opened
+        sender = ""
+        for at, message in enumerate(burst.messages):
+            if not rows and message.type not in by_type and message.kind != Kind.LIST:
+                names = message.names
+                outcome: Outcome | None = STORED
+                if names and not (burst.present[at] and names[0] in opened):
+                    outcome = inboxes.take_in(names[0], self)
+                if outcome is not None:
+                    self.head += 1
+                    message.seq = self.head
+                    if message.sender != sender:
+                        sender = message.sender
+                        inboxes.know_sender(sender, self.head)
+                    written.append(message)
+                    if outcome is not STORED:
+                        burst.outcomes[at] = outcome
+                    continue
+            item = Pending(message, _unheard, present=burst.present[at], rows=rows.get(at, ()))
+            self._admit(item)
+            if item.error is not None:
+                burst.errors[at] = item.error
+            elif item.outcome is not None and item.outcome is not STORED:
+                burst.outcomes[at] = item.outcome
 
     def _known_now(self, message: Message, value: Any) -> Any:
         """What stands for SEQ or TEXT; any other value stands for itself."""
@@ -396,19 +426,27 @@ class Work:
 
     def insert(self) -> None:
         """Write the admitted messages that are not yet rows."""
-        written, offset = self.written, self._inserted
+        written, offset, default_us = self.written, self._inserted, self._default_expiry
         while left := len(written) - offset:
             size = 256 if left >= 256 else min(left, 64)
             values: list[Any] = []
             for m in written[offset : offset + size]:
-                expires_us, flags = m.expires_us, m.flags
-                if expires_us is None:
-                    expires_us = self._default_expiry
-                else:
-                    own = m.terms is not None and m.terms.ttl_us is not None and expires_us
-                    expires_us, flags = expires_us or None, flags | (OWN_EXPIRY if own else TYPE_EXPIRY)
-                values += (m.seq, m.kind, m.address, m.sender, m.type, m.stamp_us, expires_us, flags, m.extras)
-                values.append(m.payload)
+                expires_us, flags = default_us, m.flags
+                if m.expires_us is not None:
+                    own = m.terms is not None and m.terms.ttl_us is not None and m.expires_us
+                    expires_us, flags = m.expires_us or None, flags | (OWN_EXPIRY if own else TYPE_EXPIRY)
+                values += (
+                    m.seq,
+                    m.kind,
+                    m.address,
+                    m.sender,
+                    m.type,
+                    m.stamp_us,
+                    expires_us,
+                    flags,
+                    m.extras,
+                    m.payload,
+                )
             self._execute(_INSERTS[size], values)
             offset += size
         self._inserted = offset

@@ -32,13 +32,15 @@ SAMPLE = 10_000
 
 
 class Choice(msgspec.Struct, frozen=True):
-    """Which deliveries; None means any. `endpoint` is a number, the times are when the event was noted."""
+    """Which deliveries; None means any. `endpoint` is a number, the times are when the event was noted, `seq` is the place
+    of the message that the event is about."""
 
     endpoint: int | None = None
     state: str | None = None
     event: str | None = None
     since_us: int | None = None
     until_us: int | None = None
+    seq: int | None = None
 
     def where(self) -> tuple[str, list[Any]]:
         """Conditions on `d`, a delivery, and `e`, its event, and their bindings."""
@@ -48,6 +50,7 @@ class Choice(msgspec.Struct, frozen=True):
             ("e.name = ?", self.event),
             ("d.made_at >= ?", self.since_us),
             ("d.made_at < ?", self.until_us),
+            ("e.seq = ?", self.seq),
         ):
             if value is not None:
                 terms.append(term)

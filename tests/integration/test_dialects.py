@@ -138,9 +138,9 @@ def sqlite() -> Iterator[apsw.Connection]:
 
 
 @pytest.fixture(scope="module")
-def postgres(postgresql: PostgresServer) -> Iterator[psycopg.Connection]:
+def postgresql(postgres: Postgres) -> Iterator[psycopg.Connection]:
     """The same on PostgreSQL."""
-    with psycopg.connect(postgresql.make(), autocommit=True) as connection:
+    with psycopg.connect(postgres.create(), autocommit=True) as connection:
         connection.execute(dialect.translate_script(_NOTED).encode())
         for file in MIGRATIONS:
             connection.execute(dialect.script_of(file).encode())
@@ -176,9 +176,9 @@ def test_sqlite_understands_every_statement(sqlite: apsw.Connection, examples: l
     _all_are_understood(partial(apsw.ext.query_info, sqlite), examples)
 
 
-def test_postgresql_understands_every_statement(postgres: psycopg.Connection, examples: list[Statement]) -> None:
+def test_postgresql_understands_every_statement(postgresql: psycopg.Connection, examples: list[Statement]) -> None:
     def prepare(text: str) -> None:
-        result = postgres.pgconn.prepare(b"", dialect.translate(text).text)
+        result = postgresql.pgconn.prepare(b"", dialect.translate(text).text)
         if result.status != psycopg.pq.ExecStatus.COMMAND_OK:
             raise psycopg.ProgrammingError(result.get_error_message("utf-8"))
 
