@@ -74,10 +74,10 @@ export function chart({ label, series, format, height = 120, bare = false }) {
   }
 
   box.update = ({ begins, step_seconds: step }, points) => {
-    data = points;
+    data = bare ? points.map(known) : points;
     when = { begins: new Date(begins).getTime(), step };
     const most = nice(Math.max(...points.flat().map((value) => value ?? 0), 0));
-    points.forEach((one, at) => {
+    data.forEach((one, at) => {
       const [line, fill] = path(one, most);
       lines[at].setAttribute("d", line);
       fills[at].setAttribute("d", fill);
@@ -93,6 +93,12 @@ export function chart({ label, series, format, height = 120, bare = false }) {
     picture.setAttribute("aria-label", `${label}: now ${said}; the scale ends at ${format(most)}.`);
   };
   return box;
+}
+
+/** From the first point that is known, if that is not the only one. */
+function known(points) {
+  const first = points.findIndex((value) => value !== null);
+  return first > 0 && first < points.length - 1 ? points.slice(first) : points;
 }
 
 /** The next round number, so that a scale does not move with each point. */

@@ -112,10 +112,17 @@ async function troubles(signal) {
     found.push(el("li", el("span.name", badge("dead letters", "bad", true)),
       el("span", link("#/dead-letters", "There are dead letters"), el("span.soft", `; the oldest is of ${letter.owner}, ${letter.reason.replaceAll("_", " ")}.`))));
   }
-  for (const hook of hooks.webhooks) {
-    if (hook.state === "enabled") continue;
+  const stats = await Promise.all(hooks.webhooks.slice(0, 20).map((hook) => get(`/api/webhooks/${hook.id}/stats`, {}, signal).catch(() => null)));
+  for (const [at, hook] of hooks.webhooks.entries()) {
+    if (hook.state === "enabled") {
+      if (stats[at]?.lane.state === "open") {
+        found.push(el("li", el("span.name", badge("webhook failing", "bad", true)),
+          el("span", link(`#/webhooks/${hook.id}`, hook.description || hook.url), el("span.soft", `; ${plural(stats[at].pending, "delivery", "deliveries")} pending.`))));
+      }
+      continue;
+    }
     found.push(el("li", el("span.name", badge(`webhook ${hook.state}`, hook.state === "disabled" ? "bad" : "warn", true)),
-      el("span", link(`#/webhooks/${hook.id}`, hook.url), el("span.soft", hook.reason ? ` ${hook.reason}` : ""))));
+      el("span", link(`#/webhooks/${hook.id}`, hook.description || hook.url), el("span.soft", hook.reason ? ` ${hook.reason}` : ""))));
   }
   return found;
 }
