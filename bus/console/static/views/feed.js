@@ -5,7 +5,7 @@ import { badge, el, link, put, toast } from "../dom.js";
 import { address, number } from "../format.js";
 
 const ROWS = 200;
-const COLUMNS = [["Time", "tight.number"], ["From", "who-to"], ["To", "who-to"], ["Type", "who-to"], ["Payload", "clip.mono.soft"]];
+const COLUMNS = [["Time", "tight.tab"], ["From", "who-to"], ["To", "who-to"], ["Type", "who-to"], ["Payload", "clip.mono.soft"]];
 const clock = new Intl.DateTimeFormat("en-GB", { hour: "2-digit", minute: "2-digit", second: "2-digit", fractionalSecondDigits: 3 });
 
 /**
