@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -138,7 +140,7 @@ def test_a_feed_is_narrowed_paused_and_resumed(server: BusServer, console: Open)
     tab.page.keyboard.press("p")
     tab.shows("held back")
     tab.page.get_by_label("Client", exact=True).fill("somebody-else")
-    eventually(lambda: "client=somebody-else" in tab.page.url, what="the filter in the address")
+    eventually(lambda: "client=somebody-else" in tab.page.evaluate("location.hash"), what="the filter in the address")
     eventually(lambda: tab.page.locator("table tbody tr").count() == 0, what="an empty feed")
 
 
@@ -170,7 +172,7 @@ def test_a_dead_letter_is_looked_at_and_redriven_many_are_counted_first(server: 
 
 
 def test_a_webhook_is_tested_paused_and_replayed(server: BusServer, console: Open) -> None:
-    with Sink(answer(410)) as sink:
+    with Sink(answer(500)) as sink:
         made = hook(server, sink, types=["hooked"], description="Board", max_retries=0)
         send(server, "a", "x", type="hooked")
         tab = console(server)
@@ -178,12 +180,11 @@ def test_a_webhook_is_tested_paused_and_replayed(server: BusServer, console: Ope
         tab.shows("Board")
         tab.page.locator("td", has_text="dead").first.wait_for()
         tab.press("Test", exact=True)
-        tab.shows("http 4xx" if tab.page.locator("dialog", has_text="http 4xx").count() else "410")
+        tab.page.locator("dialog", has_text="http_5xx").wait_for()
         tab.press("Close")
         sink.mode = answer(200)
-        if call(server, "GET", f"/api/webhooks/{made['id']}")["state"] == "enabled":
-            tab.press("Pause", exact=True)
-            tab.shows("paused")
+        tab.press("Pause", exact=True)
+        tab.shows("It is paused; what is due is kept.")
         tab.press("Resume …")
         tab.page.locator("dialog").get_by_role("button", name="Resume").click()
         eventually(lambda: call(server, "GET", f"/api/webhooks/{made['id']}")["state"] == "enabled", what="its resumption")
@@ -204,7 +205,8 @@ def test_an_inbox_is_opened_and_nothing_is_taken(server: BusServer, console: Ope
     tab.page.get_by_role("link", name="boxed").click()
     tab.shows("look at me")
     assert call(server, "GET", f"/api/messages/{message_id}")["recipients"][0]["state"] == "waiting"
-    assert all(one["client"] != "operator" for one in call(server, "GET", "/api/clients")["clients"])
+    names = {one["client"] for one in call(server, "GET", "/api/clients", limit=1000)["clients"]}
+    assert not {name for name in names if name.startswith(("anon-", "console"))}
 
 
 def test_one_signs_in_sees_what_one_may_and_signs_out(fresh_server: Any, console: Open) -> None:
@@ -212,16 +214,16 @@ def test_one_signs_in_sees_what_one_may_and_signs_out(fresh_server: Any, console
     small = server.call("POST", "/api/keys", {"clients": ["alice"], "label": "small"}, ADMIN).body
     tab = console(server)
     tab.page.goto(f"{server.url}/console#/keys")
-    tab.page.get_by_label("API key").fill("bus_wrong")
+    tab.page.get_by_label("API key", exact=True).fill("bus_wrong")
     tab.press("Sign in")
     tab.page.get_by_role("alert").wait_for()
-    tab.page.get_by_label("API key").fill(KEY)
+    tab.page.get_by_label("API key", exact=True).fill(KEY)
     tab.press("Sign in")
     tab.shows("small")  # it goes on to where one wanted
     assert KEY not in tab.page.content()
     assert tab.page.evaluate("document.cookie + JSON.stringify(localStorage) + JSON.stringify(sessionStorage)") == "{}{}"
     tab.press("Sign out")
-    tab.page.get_by_label("API key").fill(small["key"])
+    tab.page.get_by_label("API key", exact=True).fill(small["key"])
     tab.press("Sign in")
     tab.shows(f"key:{small['id']}")
     tab.go("keys")
@@ -259,8 +261,8 @@ def test_a_policy_is_made_and_dropped(server: BusServer, console: Open) -> None:
     tab = console(server)
     tab.go("retention")
     tab.press("New policy")
-    tab.page.get_by_label("Type").fill("draft")
-    tab.page.get_by_label("Seconds").fill("7200")
+    tab.page.get_by_label("Type", exact=True).fill("draft")
+    tab.page.get_by_label("Seconds", exact=True).fill("7200")
     tab.press("Set it")
     tab.page.locator("tr", has_text="draft").get_by_role("button", name="Drop").click()
     tab.press("Drop it")
@@ -348,16 +350,16 @@ def test_signing_in_can_be_read_by_all(fresh_server: Any, console: Open) -> None
 
 def axe_script() -> str:
     """The text of axe-core."""
-    try:
-        from axe_playwright_python.base import AXE_PATH  # noqa: PLC0415  # a laptop may be without
-    except ImportError:
+    spec = importlib.util.find_spec("axe_playwright_python")
+    if spec is None or spec.origin is None:
         can_not_run("axe-playwright-python is not installed; requirements-dev.txt has it.")
-    return str(AXE_PATH.read_text())
+    return (Path(spec.origin).parent / "axe.min.js").read_text()
 
 
 def serious(page: Any, axe: str, view: str) -> list[str]:
     """What axe-core finds serious or critical. It is put in by the browser's own tools, which no policy stops."""
-    page.evaluate(axe)
+    if page.evaluate("window.axe === undefined"):
+        page.evaluate(axe)
     results = page.evaluate("axe.run(document, {resultTypes: ['violations']})")
     return [
         f"{view}: {problem['id']} at {[node['target'] for node in problem['nodes']][:3]}"

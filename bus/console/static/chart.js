@@ -13,7 +13,7 @@ const WIDTH = 600;
 export function chart({ label, series, format, height = 120, bare = false }) {
   const picture = svg("svg", { viewBox: `0 0 ${WIDTH} ${height}`, height, preserveAspectRatio: "none" });
   if (bare) picture.setAttribute("aria-hidden", "true");
-  else picture.setAttribute("role", "img");
+  else for (const [name, value] of [["role", "img"], ["aria-label", `${label}: nothing is known yet.`]]) picture.setAttribute(name, value);
   const grid = bare ? [] : [0, 0.5, 1].map((part) => svg("line", { class: "grid", x1: 0, x2: WIDTH, y1: part * height, y2: part * height }));
   const fills = series.map((one) => svg("path", { class: `fill ${one.class ?? ""}` }));
   const lines = series.map((one) => svg("path", { class: `line ${one.class ?? ""}` }));

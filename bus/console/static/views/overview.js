@@ -50,6 +50,7 @@ export default {
       const [last_seconds, step_seconds] = SPANS[span];
       const told = await figures({ names: NAMES, last_seconds, step_seconds }, context.signal);
       off.hidden = told !== null;
+      drawn.forEach((node) => (node.hidden = told === null));
       if (told === null) return;
       tiles.forEach((one) => one.update(told));
       flow.update(told, CHARTED.slice(0, 2).map((name) => told.series[name]));
@@ -79,8 +80,9 @@ export default {
     }
 
     context.tools(tabs);
-    context.add(verdict, off, el("div.figures", tiles),
-      el("div.cards", card("Messages", el("div.card-body", flow), flow.legend), card("Latency, 99 %", el("div.card-body", times), times.legend)),
+    const drawn = [el("div.figures", tiles), el("div.cards",
+      card("Messages", el("div.card-body", flow), flow.legend), card("Latency, 99 %", el("div.card-body", times), times.legend)), tabs];
+    context.add(verdict, off, drawn[0], drawn[1],
       el("div.columns",
         el("div.stack", card("Needs somebody", el("div.card-body", needs)), card("The log and this machine", about)),
         card("Health", el("div.card-body", checks))));
