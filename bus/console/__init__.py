@@ -68,10 +68,11 @@ class Files:
         response.headers["Cache-Control"] = "no-cache"  # kept, but asked for anew: an upgrade is seen at once
         response.headers["Content-Security-Policy"] = POLICY
         response.headers["Cross-Origin-Opener-Policy"] = "same-origin"
-        return response.make_conditional(request)
+        response.make_conditional(request)
+        return response
 
 
-def register(app: Flask, bus: Bus) -> None:
+def register(app: Flask, bus: Bus) -> None:  # noqa: ARG001 - the contract's signature
     """Serve the console."""
     files = Files(FOLDER)
 

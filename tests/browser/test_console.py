@@ -1,4 +1,4 @@
-"""The console in a real browser: what an operator does, with hostile messages, over restarts, by keyboard, in both themes."""
+"""The console in a real browser: what operators do, with hostile messages, over restarts, by keyboard, in both themes."""
 
 from __future__ import annotations
 
@@ -27,18 +27,23 @@ WATCH = """
 window.executed = [];
 window.violations = [];
 window.alert = (what) => window.executed.push(what);
-document.addEventListener("securitypolicyviolation", (e) => window.violations.push(`${e.violatedDirective} ${e.blockedURI}`));
+document.addEventListener("securitypolicyviolation", (e) => {
+    window.violations.push(`${e.violatedDirective} ${e.blockedURI}`);
+});
 """
 
 HOSTILE = [
     "<img src=x onerror=alert(1)>",
     "</script><script>alert(2)</script>",
     "javascript:alert(3)",
-    "\"><svg onload=alert(4)>",
+    '"><svg onload=alert(4)>',
     "{{7*7}}${alert(5)}",
     "&lt;b&gt;&#x6A;",
     "\u202egnp.exe\u0000\u2028",
 ]
+
+
+MADE_OF_TEXT = "main img, main script, main svg[onload], main iframe"
 
 
 class Console:
@@ -90,7 +95,9 @@ def console(context: Any) -> Iterator[Open]:
 
 
 @pytest.mark.parametrize("workers", [1, 4])
-def test_a_message_is_sent_and_seen_to_arrive(server: BusServer, server4: BusServer, console: Open, workers: int) -> None:
+def test_a_message_is_sent_and_seen_to_arrive(
+    server: BusServer, server4: BusServer, console: Open, workers: int
+) -> None:
     tab = console(server if workers == 1 else server4)
     tab.go("feed")
     tab.shows("live")
@@ -155,7 +162,10 @@ def test_a_dead_letter_is_looked_at_and_redriven_many_are_counted_first(server: 
     tab.shows("letter 0")
     tab.press("Redrive")
     tab.page.locator("dialog").get_by_role("button", name="Redrive").click()
-    eventually(lambda: call(server, "GET", f"/api/messages/{ids[0]}")["recipients"][0]["state"] == "waiting", what="the redrive")
+    eventually(
+        lambda: call(server, "GET", f"/api/messages/{ids[0]}")["recipients"][0]["state"] == "waiting",
+        what="the redrive",
+    )
     tab.go("dead-letters?owner=deaf")
     tab.press("Redrive all that match …")
     tab.shows("Redrive 2 dead letters?")
@@ -187,7 +197,9 @@ def test_a_webhook_is_tested_paused_and_replayed(server: BusServer, console: Ope
         tab.shows("It is paused; what is due is kept.")
         tab.press("Resume …")
         tab.page.locator("dialog").get_by_role("button", name="Resume").click()
-        eventually(lambda: call(server, "GET", f"/api/webhooks/{made['id']}")["state"] == "enabled", what="its resumption")
+        eventually(
+            lambda: call(server, "GET", f"/api/webhooks/{made['id']}")["state"] == "enabled", what="its resumption"
+        )
         tab.press("Replay …")
         tab.page.locator("dialog").get_by_role("button", name="Count").click()
         tab.shows("Send 1 delivery again?")
@@ -221,7 +233,9 @@ def test_one_signs_in_sees_what_one_may_and_signs_out(fresh_server: Any, console
     tab.press("Sign in")
     tab.shows("small")  # it goes on to where one wanted
     assert KEY not in tab.page.content()
-    assert tab.page.evaluate("document.cookie + JSON.stringify(localStorage) + JSON.stringify(sessionStorage)") == "{}{}"
+    assert (
+        tab.page.evaluate("document.cookie + JSON.stringify(localStorage) + JSON.stringify(sessionStorage)") == "{}{}"
+    )
     tab.press("Sign out")
     tab.page.get_by_label("API key", exact=True).fill(small["key"])
     tab.press("Sign in")
@@ -279,7 +293,14 @@ VIEWS = [
 def furnished(server: BusServer) -> Iterator[Callable[[str], str]]:
     """A server with something hostile in every view; a function that fills in the paths of views."""
     for text in HOSTILE:
-        send(server, ["shown", "hidden"], {text: [text, {"deep": text}]}, headers={"x": text}, thread_id=text, correlation_id=text)
+        send(
+            server,
+            ["shown", "hidden"],
+            {text: [text, {"deep": text}]},
+            headers={"x": text},
+            thread_id=text,
+            correlation_id=text,
+        )
         send(server, "shown", text, require_ack=True)
     message = send(server, "shown", HOSTILE[0], type="told", headers={"h": HOSTILE[1]}, require_ack=True)["message_id"]
     settle(server, "reject", message, "shown", reason=HOSTILE[0])
@@ -309,10 +330,20 @@ def test_what_is_hostile_stays_text_and_nothing_sticks_out(
     tab.page.set_viewport_size({"width": width, "height": 900})
     for view in VIEWS:
         tab.go(furnished(view))
-        tab.page.wait_for_load_state("networkidle") if view not in ("feed", "clients/shown") else tab.page.wait_for_timeout(600)
+        tab.page.wait_for_load_state("networkidle") if view not in (
+            "feed",
+            "clients/shown",
+        ) else tab.page.wait_for_timeout(600)
         tab.clean()
-        assert tab.page.evaluate("document.querySelectorAll('main img, main script, main svg[onload], main iframe').length") == 0
-        assert tab.page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0, f"{view} is wider than {width}"
+        assert (
+            tab.page.evaluate(
+                "document.querySelectorAll('main img, main script, main svg[onload], main iframe').length"
+            )
+            == 0
+        )
+        assert tab.page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0, (
+            f"{view} is wider than {width}"
+        )
     tab.go(furnished("messages/{message}"))
     tab.shows(HOSTILE[0])
     tab.shows(HOSTILE[1])

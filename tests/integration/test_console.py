@@ -214,7 +214,12 @@ def test_a_message_tells_its_whole_life(server: BusServer) -> None:
         settle(server, "nack", item, "worker-1", delay=0.001, reason="busy")
         eventually(lambda: standing(server, message_id)["state"] == "waiting", what="the end of the rest")
         (tried,) = standing(server, message_id)["attempts"]
-        assert (tried["attempt"], tried["consumer"], tried["outcome"], tried["reason"]) == (1, "worker-1", "nacked", "busy")
+        assert (tried["attempt"], tried["consumer"], tried["outcome"], tried["reason"]) == (
+            1,
+            "worker-1",
+            "nacked",
+            "busy",
+        )
         (item,) = call(server, "POST", "/api/queues/lives/claim", {"client": "worker-2"})["messages"]
         settle(server, "ack", item, "worker-2")
         done = standing(server, message_id)
