@@ -28,6 +28,7 @@ EXTENSIONS = (
     "bus.transports.sessions",
     "bus.transports.ws",
     "bus.transports.openapi",
+    "bus.transports.site",
     "bus.transports.lane",
     "bus.transports.profile",
     "streaming",
