@@ -231,6 +231,7 @@ function openSocket(url, protocols, token, listener) {
       opened = true;
       if (token !== null) socket.send(JSON.stringify({ type: "auth", token }));
     };
+    socket.onerror = () => opened || end({ reason: "the WebSocket did not open", code: 1006, opened }); // Node 20 says no more
     socket.onclose = (event) => {
       const reason = event.reason || (event.code === 1006 ? "the connection broke" : `the server closed with ${event.code}`);
       end({ reason: opened ? reason : "the WebSocket did not open", code: event.code, opened });
@@ -579,7 +580,8 @@ export class Client {
     const ref = ++this.#refs;
     const key = keyed ? { idempotency_key: `${this.#keys}-${ref}` } : {};
     const frame = { ...key, ...defined(fields), type, ref };
-    const size = JSON.stringify(frame).length; // throws a TypeError for what is no JSON
+    const size = sizeOf(frame);
+    if (size instanceof Error) return Promise.reject(size);
     /** @type {any} */ const pending = { ref, frame, size, isSend, isEphemeral: fields.ephemeral === true, attempted: false, again: 0 };
     pending.promise = new Promise((resolve, reject) => Object.assign(pending, { resolve, reject }));
     this.#outbox.set(ref, pending);
@@ -1077,6 +1079,15 @@ function remember(map, key, value) {
 
 /** @param {Record<string, any>} fields */
 const defined = (fields) => Object.fromEntries(Object.entries(fields).filter(([, value]) => value !== undefined));
+
+/** The length of something as JSON, or why it is none. @param {object} frame */
+function sizeOf(frame) {
+  try {
+    return JSON.stringify(frame).length;
+  } catch (error) {
+    return /** @type {TypeError} */ (error);
+  }
+}
 
 /** @param {unknown} error */
 const sentenceOf = (error) => (error instanceof Error ? error.message : String(error));
