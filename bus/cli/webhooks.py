@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import click
-import msgspec
 
+from bus.cli.listing import Listing, show_json
 from bus.cli.options import with_connection, with_json
 from bus.cli.show import moment, plural, printable
 from bus.client.rest import Rest, segment
@@ -25,25 +25,18 @@ def webhooks() -> None:
     """
 
 
-def _json(value: Any) -> None:
-    click.echo(msgspec.json.encode(value))
-
-
 @webhooks.command("list")
 @with_json
 @with_connection
 def list_(*, as_json: bool, url: str, api_key: str | None) -> None:
     """List the endpoints: state, kind, events, where."""
     rest, cursor, more = Rest(url, api_key=api_key), "0", True
-    if not as_json:
-        click.echo(f"{'ID':20} {'STATE':10} {'KIND':8} {'EVENTS':32} URL")
-    while more:
-        page = rest.get(ROOT, {"cursor": cursor}, dict[str, Any])
-        for hook in page["webhooks"]:
-            events = ",".join(hook["events"])
-            row = f"{hook['id']:20} {hook['state']:10} {hook['kind']:8} {events:32} {hook['url']}"
-            _json(hook) if as_json else click.echo(printable(row))
-        cursor, more = page["cursor"], page["more"]
+    with Listing("ID", "STATE", "KIND", "EVENTS", "URL", as_json=as_json) as listing:
+        while more:
+            page = rest.get(ROOT, {"cursor": cursor}, dict[str, Any])
+            for hook in page["webhooks"]:
+                listing.add(hook, hook["id"], hook["state"], hook["kind"], ",".join(hook["events"]), hook["url"])
+            cursor, more = page["cursor"], page["more"]
 
 
 @webhooks.command()
@@ -66,18 +59,19 @@ def add(*, target: str, url: str, api_key: str | None, **given: Any) -> None:
     body = {name: list(value) if isinstance(value, tuple) else value for name, value in given.items()}
     body = {name: value for name, value in body.items() if value}
     made = Rest(url, api_key=api_key).post(ROOT, {"url": target, **body}, dict[str, Any])
-    click.echo(msgspec.json.format(msgspec.json.encode(made)))
+    show_json(made, as_json=False)
 
 
 @webhooks.command()
 @click.argument("webhook_id", metavar="ID")
+@with_json
 @with_connection
-def show(*, webhook_id: str, url: str, api_key: str | None) -> None:
+def show(*, webhook_id: str, as_json: bool, url: str, api_key: str | None) -> None:
     """Show an endpoint, and how it fares."""
     rest, path = Rest(url, api_key=api_key), f"{ROOT}/{segment(webhook_id)}"
     shown = rest.get(path, {}, dict[str, Any])
     shown["stats"] = rest.get(f"{path}/stats", {}, dict[str, Any])
-    click.echo(msgspec.json.format(msgspec.json.encode(shown)))
+    show_json(shown, as_json=as_json)
 
 
 @webhooks.command()
@@ -154,16 +148,12 @@ def deliveries(*, delivery_id: str | None, as_json: bool, url: str, api_key: str
     rest, path = Rest(url, api_key=api_key), f"{ROOT}/deliveries"
     if delivery_id is not None:
         found = rest.get(f"{path}/{segment(delivery_id)}", {}, dict[str, Any])
-        click.echo(msgspec.json.format(msgspec.json.encode(found)))
+        show_json(found, as_json=as_json)
         return
-    if not as_json:
-        click.echo(f"{'CREATED':19}  {'ID':12} {'EVENT':22} {'STATE':8} {'TRIES':>5} {'CAUSE':14} WEBHOOK")
-    for each in rest.get(path, which, dict[str, Any])["deliveries"]:
-        row = (
-            f"{moment(each['created']):19}  {each['id']:12} {each['event']:22} {each['state']:8} {each['attempts']:>5}"
-        )
-        row = f"{row} {each['cause'] or '-':14} {each['webhook'] or '-'}"
-        _json(each) if as_json else click.echo(printable(row))
+    with Listing("CREATED", "ID", "EVENT", "STATE", ">TRIES", "CAUSE", "WEBHOOK", as_json=as_json) as listing:
+        for each in rest.get(path, which, dict[str, Any])["deliveries"]:
+            told = (each[name] for name in ("id", "event", "state", "attempts", "cause", "webhook"))
+            listing.add(each, moment(each["created"]), *told)
 
 
 @webhooks.command()
