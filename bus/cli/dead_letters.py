@@ -10,6 +10,7 @@ import msgspec
 
 from bus.cli.listing import Listing, show_json
 from bus.cli.options import DEFAULT_NAME, Command, with_connection, with_json
+from bus.cli.progress import Progress
 from bus.cli.show import moment, plural
 from bus.client import Calls, DeadLetter, Swept
 
@@ -125,11 +126,14 @@ def _sweep(
     if not yes:
         _ask(f"{verb} {plural(matched, 'dead letter')}?")
     given = which if message_id is None else {"owner": which.get("owner")}
-    done = sweep(message_id, **given)
+    with Progress(_DOING[verb], matched if message_id is None else None) as progress:
+        done = sweep(message_id, **given, on_progress=progress.to)
+        progress.to(matched)
     click.echo(f"{plural(done.redriven or done.purged or 0, 'dead letter')} {_DONE[verb]}.")
 
 
 _DONE = {"Redrive": "redriven", "Purge": "purged"}
+_DOING = {"Redrive": "Redriving", "Purge": "Purging"}
 
 
 def _ask(question: str) -> None:

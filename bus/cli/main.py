@@ -36,7 +36,9 @@ from bus.errors import BusError, StartRefused
 from bus.storage.sqlite_backup import NoCopy
 
 
-@click.group(cls=Sections, context_settings={"help_option_names": ["-h", "--help"]}, epilog=EXIT_CODES)
+@click.group(
+    cls=Sections, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120}, epilog=EXIT_CODES
+)
 @click.version_option(__version__, prog_name="multi-agent-bridge")
 @click.pass_context
 def cli(context: click.Context) -> None:

@@ -28,7 +28,7 @@ class Sections(click.Group):
         """Write the verbs under their headings."""
         for heading, names in self.sections.items():
             with formatter.section(heading):
-                formatter.write_dl([(name, self.commands[name].get_short_help_str(limit=100)) for name in names])
+                formatter.write_dl([(name, self.commands[name].get_short_help_str(limit=130)) for name in names])
 
 
 def verbs(group: click.Group, path: tuple[str, ...] = ()) -> Iterator[tuple[str, click.Command]]:

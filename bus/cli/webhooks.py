@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import click
 
 from bus.cli.listing import Listing, show_json
 from bus.cli.options import with_connection, with_json
+from bus.cli.progress import Progress
 from bus.cli.show import moment, plural, printable
 from bus.client.rest import Rest, segment
 
 ROOT = "/api/webhooks"
+LOOK_SECONDS = 0.2
 
 
 @click.group("webhooks")
@@ -164,8 +167,9 @@ def deliveries(*, delivery_id: str | None, as_json: bool, url: str, api_key: str
 @click.option("--since", help="Only from this ISO 8601 time on.")
 @click.option("--until", help="Only before this ISO 8601 time.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--no-wait", is_flag=True, help="Return when it has begun.")
 @with_connection
-def replay(*, delivery_id: str | None, yes: bool, url: str, api_key: str | None, **which: Any) -> None:
+def replay(*, delivery_id: str | None, yes: bool, no_wait: bool, url: str, api_key: str | None, **which: Any) -> None:
     """Send deliveries that ended again: one, or all that match. Says first how many there are, and asks."""
     rest = Rest(url, api_key=api_key)
     if delivery_id is not None:
@@ -179,8 +183,14 @@ def replay(*, delivery_id: str | None, yes: bool, url: str, api_key: str | None,
         return
     if not yes:
         click.confirm(f"Send {_deliveries(matched)} again?", abort=True, err=True)
-    begun = rest.post(f"{ROOT}/replays", body, dict[str, Any])
-    click.echo(f"{begun['id']}: {_deliveries(begun['matched'])}.")
+    made = rest.post(f"{ROOT}/replays", body, dict[str, Any])
+    if not no_wait:
+        with Progress("Putting back", matched) as progress:
+            while made["status"] == "running":
+                time.sleep(LOOK_SECONDS)
+                made = rest.get(f"{ROOT}/replays/{segment(made['id'])}", {}, dict[str, Any])
+                progress.to(made["replayed"])
+    click.echo(f"{made['id']}: {made['status']}, {_deliveries(made['matched'])}.")
 
 
 def _deliveries(count: int) -> str:
