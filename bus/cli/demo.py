@@ -98,12 +98,10 @@ class _Play:
         with ExitStack() as stack:
             names = ("planner", "coder", "reviewer", "tester")
             agents = {name: stack.enter_context(self._open(name)) for name in names}
-            self._planner, self._coder = agents["planner"], agents["coder"]
+            self._planner, self._coder, self._reviewer = agents["planner"], agents["coder"], agents["reviewer"]
             agents["coder"].on("task", self._work)
             agents["planner"].on("result", lambda _: self._count("results"))
-            agents["reviewer"].on_request(
-                "review", lambda message: {"verdict": "fine", "file": message.payload["file"]}
-            )
+            agents["reviewer"].on("review", self._review)
             agents["reviewer"].subscribe(topics=["demo.>"])
             for name in ("planner", "coder", "tester", "reviewer"):
                 agents[name].on(None, lambda _: self._count("deliveries"))
@@ -180,6 +178,9 @@ class _Play:
     def _work(self, message: Message) -> None:
         self._coder.send_nowait(message.sender, {"working": message.payload["number"]}, type="progress", ephemeral=True)
         self._coder.send_nowait(message.sender, {"done": message.payload["text"]}, type="result", ttl=TTL_SECONDS)
+
+    def _review(self, message: Message) -> None:
+        self._reviewer.reply(message, {"verdict": "fine", "file": message.payload["file"]}, ttl=TTL_SECONDS)
 
     def _build(self, message: Message) -> None:
         self._over.wait(0.05)

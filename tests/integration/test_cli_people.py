@@ -6,17 +6,15 @@ import json
 import os
 import pty
 import re
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import apsw
 import pytest
 
 from bus.settings import ROOT
-from bus.testing import BusServer, eventually, free_port
+from bus.testing import BusServer, eventually
 from tests.conftest import require
 from tests.integration.test_cli import PATIENCE_SECONDS, command, environment, run
 from tests.refusals import KEY
@@ -138,132 +136,32 @@ def test_the_shell_gets_a_command_that_works_anywhere(tmp_path: Path) -> None:
 # ---- doctor
 
 
-def examined(
-    folder: Path, *arguments: str, url: str = "http://127.0.0.1:9", **env: str
-) -> tuple[int, dict[str, list[dict[str, str]]]]:
-    """What the doctor says of a bus whose data is in a folder: the exit code, and its findings by check."""
-    given = {"DATA_DIR": str(folder), "MESSAGE_BUS_PORT": str(free_port()), **env}
-    done = run(url, "doctor", "--json", *arguments, **given)
-    findings: dict[str, list[dict[str, str]]] = {}
-    for line in done.stdout.splitlines():
-        finding = json.loads(line)
-        assert bool(finding.get("cure")) == (finding["level"] != "ok"), finding
-        findings.setdefault(finding["check"], []).append(finding)
-    return done.returncode, findings
+def examined(url: str, *arguments: str, **env: str) -> tuple[int, dict[str, str]]:
+    """What the doctor finds, as a command: its exit code, and what is not well, by check."""
+    done = run(url, "doctor", "--json", *arguments, **env)
+    findings = [json.loads(line) for line in done.stdout.splitlines()]
+    assert all(bool(found["cure"]) == (found["level"] != "ok") for found in findings)
+    assert done.stderr == ""
+    return done.returncode, {found["check"]: found["level"] for found in findings if found["level"] != "ok"}
 
 
-def levels(findings: dict[str, list[dict[str, str]]]) -> dict[str, str]:
-    """What is not well, by check."""
-    return {check: found["level"] for check, listed in findings.items() for found in listed if found["level"] != "ok"}
-
-
-def usual(findings: dict[str, list[dict[str, str]]]) -> dict[str, str]:
-    """As `levels`, without what is of the machine that runs the tests."""
-    return {
-        check: level
-        for check, level in levels(findings).items()
-        if check not in ("versions", "user", "files", "workers", "disk", "proxies")
-    }
-
-
-def test_the_doctor_finds_nothing_where_all_is_well(server: BusServer, tmp_path: Path) -> None:
-    _, findings = examined(tmp_path / "new", "--local")
-    assert usual(findings) == {}
-    assert {"versions", "sqlite", "settings", "folder", "store", "disk", "port", "workers", "files"} <= set(findings)
-    assert "bus" not in findings
-    _, both = examined(server.data_dir, url=server.url, MESSAGE_BUS_PORT=str(server.port))
-    assert usual(both) == {}
-    assert {"bus", "health", "version", "durability", "clock", "port"} <= set(both)
-    assert "own" in both["port"][0]["message"]
-    shown = run(server.url, "doctor", "--remote")
+def test_the_doctor_asks_a_bus_that_is_there_is_away_or_wants_a_key(locked_server: BusServer, tmp_path: Path) -> None:
+    assert examined("http://127.0.0.1:9", "--remote") == (2, {"bus": "wrong"})
+    assert examined(locked_server.url, "--remote") == (2, {"key": "wrong"})
+    assert examined(locked_server.url, "--remote", MESSAGE_BUS_API_KEY=KEY) == (0, {})
+    code, found = examined("http://127.0.0.1:9", "--local", DATA_DIR=str(tmp_path), WEB_CONCURRENCY="many")
+    assert (code, found["settings"]) == (2, "wrong")
+    shown = run(locked_server.url, "doctor", "--remote", MESSAGE_BUS_API_KEY=KEY)
     assert shown.stdout.startswith("ok       bus")
 
 
-def broken(name: str, folder: Path) -> dict[str, str]:
-    """Break something; returns the settings that go with it."""
-    store = folder / "bus.db"
-    if name == "settings":
-        return {"WEB_CONCURRENCY": "many"}
-    if name == "store":
-        store.write_bytes(store.read_bytes()[:5000] + b"\xff" * 20_000 + store.read_bytes()[25_000:])
-    elif name == "lost":
-        store.unlink()
-        (folder / "bus.db-wal").write_bytes(b"left")
-    elif name == "permissions":
-        store.chmod(0o644)
-    elif name == "clock":
-        with apsw.Connection(str(store)) as connection:
-            connection.execute("UPDATE messages SET stamp = stamp + 3600000000")
-    elif name == "disk":
-        return {"DISK_ALARM_BYTES": str(2**50)}
-    elif name == "port":
-        return {"MESSAGE_BUS_PORT": str(_taken())}
-    elif name == "workers":
-        return {"WEB_CONCURRENCY": "64"}
-    elif name == "files":
-        return {"MAX_CONNECTIONS": "100000000"}
-    elif name == "proxies":
-        return {"HTTPS_PROXY": "http://proxy.example:3128"}
-    return {}
-
-
-LISTENERS: list[socket.socket] = []
-
-
-def _taken() -> int:
-    listener = socket.create_server(("127.0.0.1", 0))
-    LISTENERS.append(listener)
-    return int(listener.getsockname()[1])
-
-
-@pytest.fixture(scope="module")
-def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a bus that has ended."""
-    folder = tmp_path_factory.mktemp("stopped")
-    with BusServer(data_dir=folder) as bus:
-        bus.call("POST", "/api/send", {"from": "a", "to": "b"})
-        bus.terminate()
-    return folder
-
-
-@pytest.mark.parametrize(
-    ("name", "check", "level"),
-    [
-        ("settings", "settings", "wrong"),
-        ("store", "store", "wrong"),
-        ("lost", "store", "wrong"),
-        ("permissions", "permissions", "warning"),
-        ("clock", "clock", "wrong"),
-        ("disk", "disk", "wrong"),
-        ("port", "port", "wrong"),
-        ("workers", "workers", "warning"),
-        ("files", "files", "warning"),
-        ("proxies", "proxies", "warning"),
-    ],
-)
-def test_the_doctor_finds_what_is_broken_once_and_says_the_cure(
-    stopped: Path, tmp_path: Path, name: str, check: str, level: str
-) -> None:
-    for file in stopped.glob("bus.db*"):
-        if file.is_file():
-            (tmp_path / file.name).write_bytes(file.read_bytes())
-            (tmp_path / file.name).chmod(0o600)
-    code, before = examined(tmp_path, "--local")
-    env = broken(name, tmp_path)
-    code, findings = examined(tmp_path, "--local", **env)
-    assert code == {"warning": 1, "wrong": 2}[level] or code == 2
-    fresh = {where: how for where, how in levels(findings).items() if levels(before).get(where) != how}
-    assert fresh == {check: level}
-    assert sum(found["level"] == level for found in findings[check]) == 1
-
-
-def test_the_doctor_asks_a_bus_that_is_away_or_wants_a_key(locked_server: BusServer, tmp_path: Path) -> None:
-    code, findings = examined(tmp_path, "--remote")
-    assert (code, levels(findings)) == (2, {"bus": "wrong"})
-    code, findings = examined(tmp_path, "--remote", url=locked_server.url)
-    assert (code, levels(findings)) == (2, {"key": "wrong"})
-    code, findings = examined(tmp_path, "--remote", url=locked_server.url, MESSAGE_BUS_API_KEY=KEY)
-    assert (code, levels(findings)) == (0, {})
+def test_the_doctor_knows_the_bus_on_its_own_port(server: BusServer) -> None:
+    here = {"DATA_DIR": str(server.data_dir), "MESSAGE_BUS_PORT": str(server.port)}
+    done = run(server.url, "doctor", "--json", **here)
+    findings = {found["check"]: found for found in map(json.loads, done.stdout.splitlines())}
+    assert {"port", "store", "bus", "health", "version", "durability", "clock"} <= set(findings)
+    assert "is the bus's own" in findings["port"]["message"]
+    assert {findings[check]["level"] for check in ("port", "store", "bus", "folder", "version", "clock")} == {"ok"}
 
 
 # ---- demo
