@@ -29,6 +29,8 @@ HEAD = """\
 `python -m bus` sends, follows, works, looks, mends and administers. `python -m bus --help` lists the verbs, and each has a
 `--help` with examples: this page is the same.
 
+<!-- snippets: held by tests/unit/cli/test_help.py -->
+
 | | |
 |---|---|
 | where the bus is | `--url`, or `MESSAGE_BUS_URL`; `http://127.0.0.1:5001` if neither is given |
@@ -75,7 +77,7 @@ def _verb(path: str, command: click.Command, level: str) -> str:
     told = "".join(row for row in rows if row)
     table = f"\n| option | |\n|---|---|\n{told}" if told else ""
     examples = "".join(f"python -m bus {line}\n" for line in EXAMPLES[path])
-    return f"\n{level} {path}\n\n`python -m bus {path} {usage}`\n\n{_prose(command)}\n{table}\n```\n{examples}```\n"
+    return f"\n{level} {path}\n\n`python -m bus {path} {usage}`\n\n{_prose(command)}\n{table}\n```sh\n{examples}```\n"
 
 
 def _prose(command: click.Command) -> str:

@@ -39,7 +39,7 @@ def _pause_of(bus: Bus) -> Callable[[float], None]:
 
 def register(app: Flask, bus: Bus) -> None:
     """Index what is kept, and serve the search over REST."""
-    index = index_of(bus.settings.database_url or "")
+    index = index_of(postgresql=bus.settings.is_on_postgresql)
     host = Host(
         bus.read,
         lambda job: bus.writer.call(job, lazy=True),

@@ -62,7 +62,15 @@ def list_(*, as_json: bool, url: str, api_key: str | None) -> None:
 
 @keys.command()
 @click.option("--label", default="", help="What it is for.")
-@click.option("--scope", "scopes", multiple=True, default=USUAL, show_default=True, type=click.Choice(SCOPES))
+@click.option(
+    "--scope",
+    "scopes",
+    multiple=True,
+    default=USUAL,
+    show_default=True,
+    type=click.Choice(SCOPES),
+    help="What it may do.",
+)
 @click.option("--client", "clients", multiple=True, help="A name that it may act as; 'ci-*' for all that begin so.")
 @click.option("--send-to", multiple=True, default=("*",), show_default=True, help="An address that it may send to.")
 @click.option("--topic", "topics", multiple=True, default=(">",), show_default=True, help="What it may subscribe to.")

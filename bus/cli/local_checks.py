@@ -35,7 +35,6 @@ AHEAD_SECONDS = 5.0
 """A last message this much younger than now: the clock was set back."""
 
 SHOWN = ("apsw", "flask", "gevent", "gunicorn", "msgspec", "psycopg", "redis")
-POSTGRESQL = ("postgres://", "postgresql://")
 
 
 def examine() -> Iterator[Finding]:
@@ -48,9 +47,7 @@ def examine() -> Iterator[Finding]:
         return
     yield from _settings(settings)
     yield from _folder(settings)
-    if settings.database_url.startswith(POSTGRESQL):
-        yield ok("store", "PostgreSQL; a running bus tells how it is: ask with --remote.")
-    else:
+    if not settings.is_on_postgresql:
         yield from _store(settings)
     yield from _disk(settings)
     yield _port(settings)
@@ -160,7 +157,7 @@ def _folder(settings: Settings) -> Iterator[Finding]:
         )
         return
     kind = _file_system(folder)
-    if kind in NETWORK_FILE_SYSTEMS and not settings.database_url.startswith(POSTGRESQL):
+    if kind in NETWORK_FILE_SYSTEMS and not settings.is_on_postgresql:
         yield wrong(
             "folder",
             f"{folder} is on a network file system ({kind}), whose locks can't be trusted.",

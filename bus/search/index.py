@@ -139,6 +139,6 @@ SELECT d.seq FROM search_index d LEFT JOIN messages m ON m.seq = d.seq
 )
 
 
-def index_of(database_url: str) -> Index:
-    """The statements for the store of this URL."""
-    return POSTGRESQL if database_url.startswith("postgres") else SQLITE
+def index_of(*, postgresql: bool) -> Index:
+    """The statements for a store."""
+    return POSTGRESQL if postgresql else SQLITE

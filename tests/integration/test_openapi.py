@@ -157,6 +157,7 @@ NOBODY = "http://127.0.0.1:1/hook"
 CALLS: dict[Operation, list[tuple[str, Any]]] = {
     ("POST", "/stream/broadcast"): [("", {"event": "news", "data": [1], "exclude": ["zed"], "from": "describer"})],
     ("GET", "/metrics"): [("", None), ("?format=json", None)],
+    ("GET", "/llms.txt"): [("", None)],
     ("GET", "/api/audit"): [("?limit=1", None)],
     ("GET", "/api/audit/export"): [("", None)],
     ("GET", "/metrics/detailed"): [("?family=client", None), ("?family=queue&limit=1", None)],
@@ -623,3 +624,9 @@ def test_the_page_shows_every_operation_and_runs_nothing(server: BusServer, docu
         if not path.startswith("/api/v1/"):
             assert {method, path, described["summary"]} <= set(page.words)
     assert not LEAK.search(answer.body)
+
+
+def test_the_page_for_models_is_the_projects_file(server: BusServer) -> None:
+    answer = server.call("GET", "/llms.txt")
+    assert answer.headers["content-type"] == "text/plain; charset=utf-8"
+    assert answer.body == (ROOT / "llms.txt").read_text()
