@@ -29,7 +29,6 @@ from bus.transports.openapi import Operation, Parameter, serve
 
 if TYPE_CHECKING:
     from bus.bus import Bus
-    from bus.nodes.leases import Leases
 
 MAX_WAITING = 32
 """Searches of one process that may wait for its search thread; beyond, 503."""
@@ -46,7 +45,7 @@ class Searchers:
         self._pool: WorkerPool | None = None
         self._waiting = 0  # bounded by MAX_WAITING
 
-    def start(self, _: Leases) -> None:
+    def start(self, _: object) -> None:
         """Begin. The connection is opened by the first search."""
         self._pool = WorkerPool(self._bus.mailbox, self._bus.store.reader, size=1)
         self._pool.start()
