@@ -248,6 +248,16 @@ class Connection:
             self.hub.touch(self)
         self.replies.append(self.encoding.control(text))
 
+    def reply_framed(self, texts: list[bytes]) -> None:
+        """As `reply`, of texts that are encoded already."""
+        if self.closing or self.descriptor < 0:
+            return
+        if self.replies is None:
+            self.replies = texts
+            self.hub.touch(self)
+        else:
+            self.replies += texts
+
     def write(self, data: bytes, messages: int) -> None:
         """Write now, or hold what the kernel does not take. The one way out."""
         if self.held is not None:

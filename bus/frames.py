@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 
 from websockets.speedups import apply_mask
 
@@ -122,6 +123,15 @@ def text_frame(payload: bytes) -> bytes:
     if 126 <= size < 65536:
         return _pack_16(WHOLE_TEXT, 126, size) + payload
     return frame(TEXT, payload)
+
+
+def text_frames(payloads: Sequence[bytes]) -> list[bytes]:
+    """As `text_frame`, of each."""
+    pack = _pack_16
+    return [
+        pack(WHOLE_TEXT, 126, len(payload)) + payload if 126 <= len(payload) < 65536 else frame(TEXT, payload)
+        for payload in payloads
+    ]
 
 
 def close_frame(code: int, reason: str = "") -> bytes:

@@ -283,8 +283,11 @@ class Epochs:
 
     def id_of(self, seq: int) -> bytes:
         """The id of the message at `seq`."""
-        prefix = self._only or self._prefixes[max(bisect_right(self._firsts, seq) - 1, 0)]
-        return b"%b%012x" % (prefix, seq)
+        return b"%b%012x" % (self.prefix_of(seq), seq)
+
+    def prefix_of(self, seq: int) -> bytes:
+        """What the id of the message at `seq` begins with: 12 hexadecimal digits of the seq follow."""
+        return self._only or self._prefixes[max(bisect_right(self._firsts, seq) - 1, 0)]
 
     def seq_of(self, message_id: str) -> int | None:
         """The seq that an id names, or None when it is not an id of this log."""

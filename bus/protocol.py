@@ -17,6 +17,7 @@ from bus.message import (
     NORMAL,
     PRIORITIES,
     REQUIRES_ACK,
+    Epochs,
     Kind,
     Message,
     Names,
@@ -435,6 +436,24 @@ def message_frame(rendered: bytes) -> bytes:
 def sent_frame(ref: str | int, receipt: bytes) -> bytes:
     """The receipt of a send; `receipt` is JSON members (bus.receipts)."""
     return b'{"type":"sent","ref":%b,%b}' % (encode(ref), receipt)
+
+
+def sent_frames(
+    refs: Sequence[str | int], messages: Sequence[Message], fates: Sequence[bytes], epochs: Epochs
+) -> list[bytes]:
+    """As `sent_frame`, of messages that are all in the log since the same commit, or all ephemeral."""
+    if messages[0].own_id:
+        return [
+            b'{"type":"sent","ref":%b,"message_id":"%b","seq":null,"recipients":%b}'
+            % (encode(ref), message.own_id.encode(), fate)
+            for ref, message, fate in zip(refs, messages, fates, strict=True)
+        ]
+    prefix = epochs.prefix_of(messages[0].seq)
+    return [
+        b'{"type":"sent","ref":%b,"message_id":"%b%012x","seq":%d,"recipients":%b}'
+        % (encode(ref), prefix, message.seq, message.seq, fate)
+        for ref, message, fate in zip(refs, messages, fates, strict=True)
+    ]
 
 
 def acked_frame(ref: str | int, message_id: str, status: str, attempt: int) -> bytes:

@@ -260,6 +260,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     ] = "development"
 
     @property
+    def is_on_postgresql(self) -> bool:
+        """The log is in a PostgreSQL database, not in a file."""
+        return self.database_url.startswith(("postgresql://", "postgres://"))
+
+    @property
     def database_path(self) -> Path:
         """The SQLite file."""
         if not self.database_url:
@@ -366,20 +371,21 @@ def doubts(env_file: Path = ROOT / ".env") -> list[str]:
         mode = env_file.stat().st_mode
     except OSError:
         return []
-    secrets = [name for name, value in dotenv_values(env_file, interpolate=False).items() if value and _is_secret(name)]
+    secrets = [name for name, value in dotenv_values(env_file, interpolate=False).items() if value and is_secret(name)]
     if not secrets or not mode & 0o004:
         return []
     return [f"Other users of this machine can read {', '.join(secrets)} in {env_file}; say chmod 600 {env_file}."]
 
 
-def _is_secret(name: str) -> bool:
+def is_secret(name: str) -> bool:
+    """True for the name of a setting whose value nobody is shown."""
     return any(word in name for word in ("KEY", "SECRET", "TOKEN"))
 
 
 def _explain(error: msgspec.ValidationError, values: Mapping[str, str]) -> StartRefused:
     problem, _, path = str(error).partition(" - at `$.")
     name = path.rstrip("`")
-    shown = "(hidden)" if _is_secret(name) else repr(values.get(name))
+    shown = "(hidden)" if is_secret(name) else repr(values.get(name))
     problem = problem.replace("`", "").replace(" | null", "").removesuffix(", got str")
     if problem.startswith("Invalid enum value"):
         problem = f"it must be one of {', '.join(get_args(get_type_hints(Settings)[name.lower()]))}"

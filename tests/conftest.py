@@ -12,8 +12,12 @@ from collections.abc import Callable, Generator, Iterator
 from typing import Any, NoReturn
 
 import pytest
+from hypothesis import settings
 
 from bus.testing import LOG_TAIL_CHARACTERS, BusServer
+
+settings.register_profile("no-clock", deadline=None)
+settings.load_profile("no-clock")  # how long an example takes is the machine's affair
 
 SERVERS = pytest.StashKey[list[BusServer]]()
 

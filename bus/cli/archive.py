@@ -47,6 +47,7 @@ class LinesPage(msgspec.Struct):
     messages: list[Line]
     cursor: str
     more: bool
+    elsewhere: list[str] = []
 
 
 class Restored(msgspec.Struct):
@@ -54,6 +55,7 @@ class Restored(msgspec.Struct):
 
     found: int
     restored: int
+    elsewhere: list[str] = []
 
 
 @click.group()
@@ -117,6 +119,16 @@ def _lines(rest: Rest, wanted: dict[str, str | None]) -> Iterator[Line]:
         page = rest.get("/api/archive/messages", {**wanted, "cursor": cursor}, LinesPage)
         cursor, more = page.cursor, page.more
         yield from page.messages
+        _tell_elsewhere(page.elsewhere)
+
+
+def _tell_elsewhere(files: list[str]) -> None:
+    if files:
+        click.echo(
+            f"{plural(len(files), 'file')} of the archive could not be read here, such as {files[0]}: another node wrote it."
+            " Ask that node, or let all nodes have one folder for DATA_DIR/archive.",
+            err=True,
+        )
 
 
 @archive.command()
@@ -134,3 +146,4 @@ def restore(*, to: str | None, limit: int, yes: bool, url: str, api_key: str | N
         given["to"] = to
     done = Rest(url, api_key=api_key).post("/api/archive/restore", {**given, "limit": limit}, Restored)
     click.echo(f"{plural(done.restored, 'message')} restored, of {done.found:,} found.")
+    _tell_elsewhere(done.elsewhere)

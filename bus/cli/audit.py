@@ -9,7 +9,7 @@ from typing import Any
 import click
 import msgspec
 
-from bus.audit.at_rest import NoTrail, exported, stored
+from bus.audit.at_rest import NoTrail, exported, stored, stored_in
 from bus.audit.record import Anchor, Broken, Chain, Record
 from bus.cli.options import Command, with_connection, with_json
 from bus.cli.show import moment, plural, printable
@@ -92,7 +92,10 @@ def verify(
     """
     try:
         if database is not None or at_rest:
-            with stored(database or load().database_path) as (anchor, records):
+            settings = load()
+            on_postgresql = database is None and settings.is_on_postgresql
+            found = stored_in(settings.database_url) if on_postgresql else stored(database or settings.database_path)
+            with found as (anchor, records):
                 chain = _checked(anchor, records, expect)
         else:
             lines = file if file is not None else Rest(url, api_key=api_key).lines(EXPORT, {})

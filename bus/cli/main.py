@@ -22,6 +22,7 @@ from bus.cli.process import Ended
 from bus.cli.profile import profile
 from bus.cli.replay import replay, replays
 from bus.cli.rotate_key import rotate_key
+from bus.cli.search import search
 from bus.cli.send import request, send
 from bus.cli.tail import tail
 from bus.cli.webhooks import webhooks
@@ -49,6 +50,7 @@ for command in (
     tail,
     claim,
     log,
+    search,
     thread,
     clients,
     queues,

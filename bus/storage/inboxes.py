@@ -17,8 +17,8 @@ from bus.message import REQUIRES_ACK, Kind, Message
 from bus.storage import MAKE_KNOWN, STORED, Outcome, Pending
 from bus.storage.deliveries import Failure
 from bus.storage.ledger import Ledger
+from bus.storage.log_reader import WAITING
 from bus.storage.rows import COLUMNS, message_of
-from bus.storage.sqlite_reader import WAITING
 
 NAMES_REMEMBERED = 200_000
 NAMES_REMEMBERED_SECONDS = 3600.0
@@ -31,8 +31,8 @@ SELECT {COLUMNS} FROM messages m WHERE m.seq = (SELECT min(seq) FROM (
       AND (m.expires_at IS NULL OR m.expires_at > ?2)
     UNION ALL SELECT min(a.seq) FROM addressed a JOIN messages m ON m.seq = a.seq
      WHERE a.name = ?1 AND m.flags & 1 = 0 AND a.seq > (SELECT mark FROM clients WHERE name = ?1)
-      AND (m.expires_at IS NULL OR m.expires_at > ?2)))"""
-_OPEN_INBOX = "INSERT OR IGNORE INTO clients VALUES (?1, 0, ?2, ?2, ?3, ?3)"
+      AND (m.expires_at IS NULL OR m.expires_at > ?2)) oldest)"""
+_OPEN_INBOX = "INSERT INTO clients VALUES (?1, 0, ?2, ?2, ?3, ?3) ON CONFLICT DO NOTHING"
 
 
 class Names:
@@ -130,6 +130,22 @@ class Inboxes:
         if message.names and (tracked or not (item.present and self._names.opened.issuperset(message.names))):
             self._open_inboxes(item, batch)
         return item.error is None
+
+    @property
+    def opened(self) -> set[str]:
+        """Names whose row needs no look-up any more."""
+        return self._names.opened
+
+    def take_in(self, name: str, batch: Batch) -> Outcome | None:
+        """Count a plain message in that waits in one inbox, if that is known to have room. None: `make_room` has to look."""
+        names = self._names
+        left = names.left.get(name)
+        if not left or name not in names.fill or name not in names.opened:
+            return None
+        outcome = STORED if name in names.known else names.unknown.get(name)
+        if outcome is not None:
+            self._count_in(name, left, batch)
+        return outcome
 
     def _make_queue_room(self, item: Pending, batch: Batch) -> bool:
         owner = f"queue:{item.message.address}"

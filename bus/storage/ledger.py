@@ -28,7 +28,6 @@ from bus.storage.deliveries import (
     LEASED,
     MAX_FAILURES,
     MAX_LEASE_US,
-    MEND,
     RESTING,
     SWEEP_BYTES,
     WAITING,
@@ -39,6 +38,7 @@ from bus.storage.deliveries import (
     Settled,
     Slot,
     Swept,
+    mend,
 )
 from bus.storage.rows import COLUMNS, message_of, named
 
@@ -335,8 +335,7 @@ class Ledger:
     def recover(self) -> None:
         """Mend what begins in the future: the clock was set back while nobody ran. Leases and rests keep their length, and
         what waits since then goes behind nothing that comes more than two minutes from now."""
-        for statement in MEND:
-            self._execute(statement, (self.now,))
+        mend(self._execute, self.now)
 
     def evict(self, through: int) -> Swept:
         """Messages up to the seq `through` are about to go: what is still open of them becomes a dead letter."""

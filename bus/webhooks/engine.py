@@ -166,8 +166,10 @@ class Webhooks:
         if self.host.backplane.alone:
             execute("DELETE FROM webhook_processes WHERE server <> ?", (self._server,))
         known = execute("SELECT 1 FROM webhook_processes WHERE server = ? LIMIT 1", (self._server,))
-        execute("INSERT OR REPLACE INTO webhook_processes VALUES (?, ?)", (slot, self._server))
-        changed = execute("UPDATE webhook_state SET server = ?1 WHERE server IS NOT ?1 RETURNING 1", (self._server,))
+        execute(_ENTERED, (slot, self._server))
+        changed = execute(
+            "UPDATE webhook_state SET server = ?1 WHERE server IS DISTINCT FROM ?1 RETURNING 1", (self._server,)
+        )
         if changed and not known:
             self.outbox.write(transaction, "system.started", Subject(), b"{}")
 
@@ -316,6 +318,7 @@ class Webhooks:
         self.occurrences.add("rate_limit.hit", Subject(), data)
 
 
+_ENTERED = "INSERT INTO webhook_processes VALUES (?, ?) ON CONFLICT (slot) DO UPDATE SET server = excluded.server"
 _OWED = "SELECT coalesce(sum(pending), 0), coalesce(sum(pending_bytes), 0) FROM webhook_lanes WHERE pending > 0"
 _FAREWELL = """
 SELECT 1 FROM webhook_deliveries d

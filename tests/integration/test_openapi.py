@@ -209,6 +209,10 @@ CALLS: dict[Operation, list[tuple[str, Any]]] = {
     ("DELETE", "/api/replays/{replay_id}"): [("", None)],
     ("GET", "/api/threads/{thread_id}"): [("", None), ("?limit=1", None)],
     ("GET", "/api/log"): [("", None), ("?until=latest&limit=1", None), ("?since=0123456789ab:5&type=note", None)],
+    ("GET", "/api/search"): [
+        ("?q=note&limit=1", None),
+        ("?q=no*&from=describer&to=described&type=note&since=earliest&until=latest&order=rank&cursor=5.0", None),
+    ],
     ("GET", "/api/clients"): [("", None), ("?limit=1", None), ("?cursor=zzz", None)],
     ("GET", "/api/clients/{client_id}"): [("", None)],
     ("GET", "/api/status"): [("", None)],
