@@ -18,7 +18,7 @@ from bus.admission import Admission
 from bus.audience import Audience
 from bus.auth import Auth
 from bus.backplane import Presence
-from bus.backplane.local import LocalBackplane, Slot
+from bus.backplane.local import Slot
 from bus.clock import Clock
 from bus.companions import Companion, Companions, Rows
 from bus.connection import Connection
@@ -37,6 +37,7 @@ from bus.limits.limits import Limits
 from bus.message import REDRIVEN, Kind, Message, Names, audience_of, now_us, text_of
 from bus.metric_files import forget
 from bus.metrics import Metrics
+from bus.nodes import node
 from bus.own_ids import OwnIds
 from bus.presence import presence_of, together
 from bus.process import begins_anew, calm_collector, connections_possible
@@ -48,14 +49,13 @@ from bus.sending import Sending, Settled
 from bus.settings import Settings
 from bus.storage import Burst, Reader, Store, Transaction
 from bus.storage.log_writer import LogWriter
-from bus.storage.sqlite import SqliteStore
+from bus.storage.opening import open_store, readers
 from bus.storage.upkeep import UpkeepThread
 from bus.threads import Mailbox, WorkerPool
 from bus.worker import Background
 
 log = logging.getLogger("bus")
 
-READER_THREADS = 2
 MAX_UNCOMMITTED = 20_000
 MAX_UNCOMMITTED_BYTES = 64 * 1024 * 1024
 """Past either, sockets are not read and requests get 503: lag turns into waiting before memory does."""
@@ -78,21 +78,12 @@ class Bus:
         self.lock_folder = settings.lock_folder
         self.clock = Clock(self.lock_folder / "clock")
         self.companions = Companions()
-        self.store: Store = SqliteStore(
-            settings.database_path,
-            self.lock_folder,
-            self.clock.now_us,
-            durability=settings.durability,
-            inbox_limit=settings.inbox_limit,
-            queue_limit=settings.queue_limit,
-            companions=self.companions,
-        )
+        self.store: Store = open_store(settings, self.clock, self.companions)
         self.vitals = Vitals(settings)
         self.drain = Drain(lambda: self.hub, settings)
         self.running = self.leaving = self.draining = False
-        self._migrations: list[tuple[str, Path]] = [("core", MIGRATIONS)]
-        self.admission = Admission()
-        self._dispatcher = Dispatcher()
+        self._migrations: list[tuple[str, Path]] = [("core", MIGRATIONS), *node.migrations(settings)]
+        self.admission, self._dispatcher = Admission(), Dispatcher()
         self.sending = Sending(self)
         self._paused: list[Connection] = []
         self.delivery = Delivery(self.read, self.write, self.clock, lambda: self.epochs, self.online)
@@ -157,11 +148,12 @@ class Bus:
         self.epochs = self.store.epochs
         self.mailbox = Mailbox()
         self.companions.report_by(self.mailbox.post)
-        self.readers = WorkerPool(self.mailbox, self.store.reader, size=READER_THREADS)
+        size, overflow = readers(self.settings)
+        self.readers = WorkerPool(self.mailbox, self.store.reader, size=size, overflow=overflow)
         self.writer = LogWriter(self.mailbox, self.store.writer, self._committed)
         self.writer.on_relief = self._relieve
         self.cursors = Cursors(self.writer)
-        self.backplane = LocalBackplane(self._slot)
+        self.backplane, self.leases = node.join(self.node, self._slot, self)
         self.audience = Audience(self.backplane)
         self.hub = Hub(self.epochs, self.readers, self.cursors, self, self.audience)
         self.delivery.start(self)
@@ -180,7 +172,7 @@ class Bus:
         self._dispatcher.start()
         self._hears_sent = self._dispatcher.wants(MessageSent)
         for worker in self.workers:
-            worker.start(self.lock_folder)
+            worker.start(self.leases)
         calm_collector()
         self.started_us = now_us()
         self.running = True
@@ -193,6 +185,7 @@ class Bus:
             self._slot = Slot(self.lock_folder, self._when_alone)
             self.clock.start()
             self.store.open(self._migrations)
+            self.node = node.enter(self.store, self.settings)
             self.vitals.disk.measure_now()
             self.counters = Counters(self.lock_folder / "counters", self._slot.number)
         except OSError as error:
@@ -200,7 +193,7 @@ class Bus:
                 f"The folder {self.lock_folder.parent} can't be written ({error.strerror}); make room on its disk, or set"
                 " DATA_DIR or DATABASE_URL to one that this user may write."
             ) from None
-        self.own_ids = OwnIds(self.clock.now_us, self._slot.number)
+        self.own_ids = OwnIds(self.clock.now_us, node.number_of(self.node, self._slot))
 
     def _when_alone(self) -> None:
         """Before any neighbour is let in: refuse a damaged log, and forget a former server's figures."""
@@ -407,6 +400,9 @@ class Bus:
 
     def left(self, slot: int) -> None:
         self.courier.queues.neighbour_left(slot)
+
+    def missed(self) -> None:
+        self.courier.catch_up()
 
     def subscriptions(self) -> Iterable[tuple[int, Collection[str]]]:
         return self.audience.subscriptions()

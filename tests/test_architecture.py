@@ -23,9 +23,9 @@ FLOORS: dict[int, list[str]] = {
     1: [
         "bus.metrics", "bus.metric_files", "bus.exposition", "bus.window", "bus.masking",
         "bus.logs", "bus.launch", "bus.clock", "bus.threads", "bus.counters", "bus.series", "bus.topics",
-        "bus.backplane*", "bus.worker",
+        "bus.nodes", "bus.nodes.leases", "bus.redis_client", "bus.backplane*", "bus.worker",
         "bus.dispatch", "bus.companions", "bus.key_file", "bus.addresses", "bus.guard", "bus.resolver",
-        "bus.wire", "bus.outbound", "bus.storage*", "bus.identity*", "bus.limits*", "bus.auth", "bus.cursors",
+        "bus.wire", "bus.outbound", "bus.storage*", "bus.nodes*", "bus.identity*", "bus.limits*", "bus.auth", "bus.cursors",
         "bus.resume", "bus.tail", "bus.waiters", "bus.event_stream", "bus.local_streams", "bus.connection", "bus.room",
         "bus.admission", "bus.audience", "bus.recent", "bus.chunks", "bus.pace", "bus.written",
         "bus.listener", "bus.hub", "bus.presence", "bus.process", "bus.own_ids", "bus.known",

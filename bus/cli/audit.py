@@ -94,7 +94,7 @@ def verify(
         if database is not None or at_rest:
             settings = load()
             on_postgresql = database is None and settings.is_on_postgresql
-            found = stored_in(settings.database_url) if on_postgresql else stored(database or settings.database_path)
+            found = stored_in(settings.store_url) if on_postgresql else stored(database or settings.database_path)
             with found as (anchor, records):
                 chain = _checked(anchor, records, expect)
         else:

@@ -8,12 +8,12 @@ ones in one row, and written once a second.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from bus.errors import BusError
+from bus.nodes.leases import Leases
 from bus.storage import Reader, Transaction
 from bus.worker import Worker
 
@@ -59,9 +59,9 @@ class Journal:
         self._flusher = Worker("ingress_journal", self.flush, interval_seconds=FLUSH_SECONDS)
         self._forgetter = Worker("ingress_forget", self.forget, interval_seconds=FORGET_SECONDS, exclusive=True)
 
-    def start(self, lock_folder: Path) -> None:
-        self._flusher.start(lock_folder)
-        self._forgetter.start(lock_folder)
+    def start(self, leases: Leases) -> None:
+        self._flusher.start(leases)
+        self._forgetter.start(leases)
 
     def stop(self) -> None:
         self._forgetter.stop()

@@ -18,6 +18,7 @@ from gevent.event import AsyncResult
 
 from bus.errors import BusError, Unavailable
 from bus.message import Message
+from bus.nodes.leases import fenced
 from bus.storage import Burst, Group, Item, Job, Pending, Transaction, Writer
 from bus.threads import Mailbox, drain, start_native
 
@@ -63,7 +64,8 @@ class LogWriter:
             self._queue.put(chunk)
 
     def call(self, run: Callable[[Transaction], Any], *, lazy: bool = False) -> Any:
-        """Run a write job and wait for its value in the calling greenlet; `lazy` as in `Job`. Raises what it raised."""
+        """Run a write job and wait for its value in the calling greenlet; `lazy` as in `Job`. Raises what it raised,
+        and LeaseLost if the greenlet works under a lease that is lost."""
         result: AsyncResult[Any] = AsyncResult()
 
         def settled(job: Job) -> None:
@@ -72,7 +74,7 @@ class LogWriter:
             else:
                 result.set_exception(job.error)
 
-        self.submit([Job(run, settled, lazy=lazy)])
+        self.submit([Job(fenced(run), settled, lazy=lazy)])
         return result.get()
 
     def stop(self) -> None:

@@ -59,17 +59,20 @@ class Answer:
         self.rows: Any = _NOTHING
         self._next = 0
 
-    def fetchall(self) -> list[tuple[Any, ...]]:
-        """All rows that are left."""
+    def load(self) -> None:
+        """Have the rows here. Raises what the statement, or one before it, failed by."""
         if self.rows is _NOTHING:
             self._connection.flush()
+
+    def fetchall(self) -> list[tuple[Any, ...]]:
+        """All rows that are left."""
+        self.load()
         rows, self._next = self.rows[self._next :] if self._next else self.rows, len(self.rows)
         return rows  # type: ignore[no-any-return]
 
     def fetchone(self) -> tuple[Any, ...] | None:
         """The next row."""
-        if self.rows is _NOTHING:
-            self._connection.flush()
+        self.load()
         if self._next >= len(self.rows):
             return None
         self._next += 1
@@ -130,6 +133,8 @@ class PostgresConnection:
         except psycopg.Error as error:
             raise self._lost(error) from None
         answer = Answer(self)
+        if not translated.answers:
+            answer.rows = []
         queue.append(answer)
         if len(queue) >= QUEUED_MOST:
             self.flush()

@@ -23,3 +23,7 @@ class SqliteReader(LogReader):
         changed = bool(version != self._version)
         self._version = version
         return changed
+
+    def size_bytes(self) -> int:
+        """See `bus.storage.Reader.size_bytes`."""
+        return int(self._one("PRAGMA page_count")[0] * self._one("PRAGMA page_size")[0])

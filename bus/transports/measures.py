@@ -64,6 +64,7 @@ class Stored(msgspec.Struct):
     total: int
     kept_bytes: int
     dead_letters: int
+    database_bytes: int
     waiting: dict[str, int]
     leased: dict[str, int]
 
@@ -200,9 +201,12 @@ class Measures:
         for owner in ("inbox", "queue"):
             read("bus_deliveries_waiting", partial(self._backlog, "waiting", owner), owner)
             read("bus_deliveries_leased", partial(self._backlog, "leased", owner), owner)
-        read("bus_database_bytes", lambda: path.stat().st_size, "main")
-        wal = path.with_name(path.name + "-wal")
-        read("bus_database_bytes", lambda: wal.stat().st_size if wal.exists() else 0, "wal")
+        if bus.settings.is_on_postgresql:
+            read("bus_database_bytes", lambda: self._of_store().database_bytes, "main")
+        else:
+            read("bus_database_bytes", lambda: path.stat().st_size, "main")
+            wal = path.with_name(path.name + "-wal")
+            read("bus_database_bytes", lambda: wal.stat().st_size if wal.exists() else 0, "wal")
         read("bus_disk_free_bytes", lambda: psutil.disk_usage(str(path.parent)).free)
         read("bus_disk_size_bytes", lambda: psutil.disk_usage(str(path.parent)).total)
         metrics.set("bus_durability_info", 1, bus.settings.durability)
@@ -290,7 +294,12 @@ class Measures:
 def _stored(reader: Reader) -> Stored:
     head = reader.head()
     found = Stored(
-        head.total, head.kept_bytes, count(reader, Choice()), {"inbox": 0, "queue": 0}, {"inbox": 0, "queue": 0}
+        head.total,
+        head.kept_bytes,
+        count(reader, Choice()),
+        reader.size_bytes(),
+        {"inbox": 0, "queue": 0},
+        {"inbox": 0, "queue": 0},
     )
     for is_queue, waiting, leased in reader.execute(_BACKLOGS):
         owner = "queue" if is_queue else "inbox"

@@ -28,7 +28,7 @@ from bus.retention import archive, sweep
 from bus.storage import dialect, eviction
 from bus.transports import delivery as routes
 from bus.webhooks import claims, deliveries, replays
-from tests.databases import Postgres
+from tests.databases import PostgresServer
 from tests.statements import ROOT, Statement, statements_of
 
 ONE_DIALECT = re.compile(r"bus\.storage\.(sqlite|postgres)\w*:|bus\.cli\.|bus\.storage\.dialect")
