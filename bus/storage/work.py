@@ -168,7 +168,7 @@ class Work:
 
     def _look_ahead(self, ahead: Ahead, batch: Sequence[Item]) -> None:
         """Ask what these sends will ask: whether their keys were used, and how much room their recipients have."""
-        sends = [send for item in batch for send in (item.members if isinstance(item, Group) else [item])]
+        sends = [send for item in batch for send in _sends(item)]
         for send in sends:
             if send.key is not None:
                 ahead.ask(_USED, send.message.sender, send.key)
@@ -475,6 +475,15 @@ class Work:
             self._execute(_INSERTS[size], values)
             offset += size
         self._inserted = offset
+
+
+def _sends(item: Item) -> Sequence[Pending]:
+    """The sends of an item, one by one."""
+    if isinstance(item, Group):
+        return item.members
+    if isinstance(item, Burst):
+        return [Pending(message, _unheard, present=item.present[at]) for at, message in enumerate(item.messages)]
+    return [item] if isinstance(item, Pending) else []
 
 
 def _unheard(_: Pending) -> None:
