@@ -34,7 +34,7 @@ from bus.heartbeat import Heartbeat
 from bus.hub import Hub
 from bus.known import Known
 from bus.limits.limits import Limits
-from bus.message import REDRIVEN, Kind, Message, Names, audience_of, now_us, text_of
+from bus.message import REDRIVEN, Kind, Message, Names, audience_of, now_us, texts_of
 from bus.metric_files import forget
 from bus.metrics import Metrics
 from bus.nodes import node
@@ -314,8 +314,7 @@ class Bus:
                 if REDRIVEN not in message.extras:
                     self.emit(MessageSent(message))
         if self.backplane.size > 1:
-            for message in messages:
-                text_of(message, self.epochs)
+            texts_of(messages, self.epochs)
             self.backplane.share(first, last, messages)
         self.hub.tail.offer(first, last, messages)
 

@@ -168,7 +168,7 @@ class Work:
 
     def _look_ahead(self, ahead: Ahead, batch: Sequence[Item]) -> None:
         """Ask what these sends will ask: whether their keys were used, and how much room their recipients have."""
-        sends = [send for item in batch for send in _sends(item)]
+        sends = [send for item in batch for send in _sends_of(item)]
         for send in sends:
             if send.key is not None:
                 ahead.ask(_USED, send.message.sender, send.key)
@@ -477,12 +477,13 @@ class Work:
         self._inserted = offset
 
 
-def _sends(item: Item) -> Sequence[Pending]:
-    """The sends of an item, one by one."""
+def _sends_of(item: Item) -> Sequence[Pending]:
+    """What an item sends; of a burst, as if each were sent by itself."""
+    if isinstance(item, Burst):
+        pairs = zip(item.messages, item.present, strict=True)
+        return [Pending(message, _unheard, present=there) for message, there in pairs]
     if isinstance(item, Group):
         return item.members
-    if isinstance(item, Burst):
-        return [Pending(message, _unheard, present=item.present[at]) for at, message in enumerate(item.messages)]
     return [item] if isinstance(item, Pending) else []
 
 

@@ -31,7 +31,9 @@ from bus.webhooks import claims, deliveries, replays
 from tests.databases import PostgresServer
 from tests.statements import ROOT, Statement, statements_of
 
-ONE_DIALECT = re.compile(r"bus\.storage\.(sqlite|postgres)\w*:|bus\.cli\.|bus\.storage\.dialect")
+ONE_DIALECT = re.compile(
+    r"bus\.(storage|search)\.(sqlite|postgres)\w*:|bus\.search\.index:|bus\.cli\.|bus\.storage\.dialect"
+)
 """Modules that speak to one of the two alone."""
 
 MIGRATIONS = sorted(ROOT.glob("bus/*/migrations/[0-9]*.sql"), key=lambda file: ("storage" not in file.parts, file))
