@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -234,6 +235,17 @@ def test_who_can_not_find_out_says_so(
     with pytest.raises(Unavailable) as refused:
         writer.commit([sending("bob")])
     assert refused.value.code == "outcome_unknown"
+
+
+def test_another_primary_ends_the_process(store: PostgresStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A standby that was promoted may lack the end of the log: whoever knew that end begins anew."""
+    ended: list[int] = []
+    monkeypatch.setattr(postgres.os, "kill", lambda _, number: ended.append(number))
+    store._identity = store._identity.replace("/00000001/", "/00000002/")
+    with contextlib.closing(store.writer()) as writer, pytest.raises(Unavailable):
+        writer.commit([sending("bob")])
+
+    assert set(ended) == {signal.SIGTERM}
 
 
 # ---- opening
