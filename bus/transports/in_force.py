@@ -53,7 +53,9 @@ def in_force(settings: Settings) -> SettingsInForce:
             origin = "program"
         shown = (MASK if value else None) if secret else masked_value(field, value)
         listed.append(
-            SettingInForce(name, shown, masked_value(field, getattr(default, field)), origin, secret, _sentence(hints[field]))
+            SettingInForce(
+                name, shown, masked_value(field, getattr(default, field)), origin, secret, _sentence(hints[field])
+            )
         )
     return SettingsInForce(listed)
 

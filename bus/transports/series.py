@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import msgspec
 from flask import Blueprint, Response, request
 
-from bus.backplane.local import try_exclusive
+from bus.nodes.leases import try_exclusive
 from bus.errors import Malformed, Unavailable
 from bus.events import BusStarted
 from bus.identity.caller import Right
