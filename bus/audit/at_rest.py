@@ -12,7 +12,6 @@ import msgspec
 
 from bus.audit import trail
 from bus.audit.record import Anchor, Record
-from bus.storage.postgres_connection import PostgresConnection, PostgresError
 
 
 class NoTrail(Exception):
@@ -74,8 +73,10 @@ def stored(path: Path) -> Iterator[tuple[Anchor, Iterator[Record]]]:
 @contextlib.contextmanager
 def stored_in(url: str) -> Iterator[tuple[Anchor, Iterator[Record]]]:
     """The same of a log on PostgreSQL; `url` is DATABASE_URL. Raises NoTrail."""
+    from bus.storage.postgres_connection import PostgresConnection, PostgresError  # noqa: PLC0415  # its driver is an extra
+
     try:
-        connection = PostgresConnection(url, statement_seconds=None)
+        connection = PostgresConnection(url.replace("+psycopg:", ":", 1), statement_seconds=None)
     except PostgresError as error:
         raise NoTrail(f"The database of the log does not answer: {error}") from None
 

@@ -29,7 +29,13 @@ from tests.snippets import (
 from tests.snippets import snippets as snippets_of
 
 ALL = [snippet for page in DOCUMENTS for snippet in snippets_of(page)]
-RUN = [page for page in DOCUMENTS if any(is_run(snippet) for snippet in snippets_of(page))]
+LONG = ("docs/howto.md", "UPGRADE_GUIDE.md")
+"""Pages with so many commands that they take more than ten seconds."""
+RUN = [
+    pytest.param(page, marks=[pytest.mark.slow] if str(page.relative_to(ROOT)) in LONG else [])
+    for page in DOCUMENTS
+    if any(is_run(snippet) for snippet in snippets_of(page))
+]
 
 
 def by_name(value: Snippet | Path) -> str:
@@ -72,6 +78,7 @@ def test_data_can_be_read(snippet: Snippet) -> None:
                 json.loads(line)
 
 
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize("page", RUN, ids=by_name)
 def test_the_snippets_of_a_page_run(
     page: Path, request: pytest.FixtureRequest, fresh_server: Callable[..., BusServer], tmp_path: Path
