@@ -327,6 +327,7 @@ NODES = (
         "Commits that went as hints, and ephemeral messages that did not go, for want of room.",
     ),
     counter("bus_backplane_connects_total", "Connections made to the channel between nodes."),
+    gauge("bus_limits_shared", "1 while a worker counts requests over all nodes.", across="worker"),
     counter("bus_leases_taken_over_total", "Leases taken from processes that had not renewed them."),
 )
 

@@ -263,6 +263,8 @@ class Measures:
     def _watch_nodes(self) -> None:
         read, nodes, leases = self._metrics.read, self._bus.backplane, self._bus.leases
         if isinstance(nodes, NodesBackplane):
+            limits = self._bus.limits
+            read("bus_limits_shared", lambda: int(limits.tally is not None and limits.tally.up))
             read("bus_backplane_up", lambda: int(nodes.up))
             read("bus_backplane_members", lambda: nodes.members)
             read("bus_backplane_loads_total", lambda: nodes.sent, "sent")
