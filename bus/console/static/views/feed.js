@@ -4,7 +4,7 @@ import { get } from "../api.js";
 import { badge, el, link, put, toast } from "../dom.js";
 import { address, number } from "../format.js";
 
-const ROWS = 200;
+const ROWS = 100;
 const COLUMNS = [["Time", "tight.tab"], ["From", "who-to"], ["To", "who-to"], ["Type", "who-to"], ["Payload", "clip.mono.soft"]];
 const clock = new Intl.DateTimeFormat("en-GB", { hour: "2-digit", minute: "2-digit", second: "2-digit", fractionalSecondDigits: 3 });
 
