@@ -37,11 +37,13 @@ FRAMES = """() => {
 
 
 class Round(NamedTuple):
-    """`microseconds`: the server's processor time for a message; `frames`: milliseconds from frame to frame."""
+    """`microseconds`: the server's processor time for a message; `frames`: milliseconds from frame to frame; `busy`: how
+    much of a second the page's main thread works."""
 
     per_second: float
     microseconds: float
     frames: list[float]
+    busy: float
 
 
 def load(port: int, rate: int, end: multiprocessing.synchronize.Event) -> None:
@@ -77,9 +79,20 @@ def run(server: BusServer, page: Any, view: str | None, seconds: float) -> Round
     """One round: `view` None leaves the console closed."""
     page.goto("about:blank" if view is None else f"{server.url}/console#/{view}")
     time.sleep(2)
+    tools = page.context.new_cdp_session(page)
+    tools.send("Performance.enable", {"timeDomain": "threadTicks"})
     page.evaluate(FRAMES)
+    before = main_thread(tools)
     figures = measured(server, seconds)
-    return Round(*figures, page.evaluate("window.frames_.slice(1)"))
+    busy = (main_thread(tools) - before) / seconds
+    tools.detach()
+    return Round(*figures, page.evaluate("window.frames_.slice(1)"), busy)
+
+
+def main_thread(tools: Any) -> float:
+    """Seconds of processor time that the page's main thread has used."""
+    told = {one["name"]: one["value"] for one in tools.send("Performance.getMetrics")["metrics"]}
+    return float(told["TaskDuration"])
 
 
 def main() -> None:
@@ -90,8 +103,10 @@ def main() -> None:
     parser.add_argument("--rate", type=int, default=10_000)
     asked = parser.parse_args()
     end = multiprocessing.Event()
+    settings = {"INBOX_LIMIT": "100000000", "MAX_LOG_BYTES": str(64 << 20)}
     with (
-        BusServer(env={"INBOX_LIMIT": "100000000", "MAX_LOG_BYTES": str(64 << 20)}) as server,
+        BusServer(env=settings) as server,
+        connect(f"{server.ws_url}/ws/listener"),
         sync_playwright() as play,
     ):
         loader = multiprocessing.Process(target=load, args=(server.port, asked.rate, end))
@@ -114,17 +129,24 @@ def main() -> None:
 
 def report(rounds: dict[str | None, list[Round]]) -> None:
     closed = statistics.median(one.microseconds for one in rounds[None])
-    print("| console | messages/s | processor time a message | added, of a core | frame p50 | p99 | longest |")
-    print("|---|---:|---:|---:|---:|---:|---:|")
+    columns = ("messages/s", "CPU a message", "added, of a core", "page, of a core", "frame p50", "p99", "longest")
+    print(f"| console | {' | '.join(columns)} |")
+    print("|---" + "|---:" * len(columns) + "|")
     for view, taken in rounds.items():
         cost = statistics.median(one.microseconds for one in taken)
         rate = statistics.median(one.per_second for one in taken)
         frames = sorted(frame for one in taken for frame in one.frames)
         p50, p99, longest = (frames[min(len(frames) - 1, int(len(frames) * q))] for q in (0.5, 0.99, 1.0))
         more = "" if view is None else f"{(cost - closed) * rate / 1e4:+.1f} %"
-        print(
-            f"| {view or 'closed'} | {rate:,.0f} | {cost:.2f} µs | {more} | {p50:.1f} ms | {p99:.1f} ms | {longest:.0f} ms |"
+        busy = statistics.median(one.busy for one in taken) * 100
+        figures = (
+            f"{rate:,.0f}",
+            f"{cost:.2f} µs",
+            more,
+            f"{busy:.0f} %",
+            *(f"{ms:.0f} ms" for ms in (p50, p99, longest)),
         )
+        print(f"| {view or 'closed'} | {' | '.join(figures)} |")
 
 
 if __name__ == "__main__":

@@ -23,6 +23,8 @@ EXTENSIONS = (
     "bus.transports.keys",
     "bus.transports.sessions",
     "bus.transports.ws",
+    "bus.transports.log_streams",
+    "bus.transports.in_force",
     "bus.transports.openapi",
     "bus.transports.lane",
     "bus.transports.profile",
@@ -35,6 +37,7 @@ EXTENSIONS = (
     "extensions.tracing",
     "extensions.inbound_webhooks",
     "extensions.audit",
+    "bus.console",
 )
 ALL = (*EXTENSIONS, THIRD_PARTY)
 
