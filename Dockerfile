@@ -21,9 +21,10 @@ RUN groupadd --system --gid 10001 bus \
     && install --directory --owner bus --group bus --mode 0700 /data
 COPY --from=requirements /opt/bus /opt/bus
 WORKDIR /app
-COPY *.py ./
+COPY *.py llms.txt ./
 COPY bus/ bus/
 COPY extensions/ extensions/
+COPY clients/javascript/ clients/javascript/
 ENV PATH=/opt/bus/bin:/usr/local/bin:/usr/bin:/bin \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \

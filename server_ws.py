@@ -30,6 +30,8 @@ EXTENSIONS = (
     "bus.transports.log_streams",
     "bus.transports.in_force",
     "bus.transports.openapi",
+    "bus.transports.llms",
+    "bus.transports.site",
     "bus.transports.lane",
     "bus.transports.profile",
     "streaming",
@@ -41,6 +43,7 @@ EXTENSIONS = (
     "extensions.tracing",
     "extensions.inbound_webhooks",
     "extensions.audit",
+    "extensions.search",
     "bus.console",
 )
 """What ships, in order of registration. Each module's last function is `register(app, bus)`."""

@@ -43,6 +43,7 @@ class MetricFiles:
     def __init__(self, folder: Path, slot: int, take: Callable[[], list[Block]]) -> None:
         self._folder = folder
         self._take = take
+        self.on_sample: Callable[[list[Block]], None] = lambda _: None  # hears what each sample holds
         self._path = _path(folder, slot)
         former = _read(self._path)
         self._inherited = {block.name: block for block in former.blocks if block.kind in _RISES} if former else {}
@@ -61,7 +62,9 @@ class MetricFiles:
     def sample(self) -> Callable[[], None]:
         """Take a sample; what is returned puts it in the place of the last, whole or not at all, and may run on a native
         thread. One after the other: an older one must not follow a newer. It raises OSError."""
-        data = _encode(_Sample(time.monotonic(), self.own()))
+        blocks = self.own()
+        self.on_sample(blocks)
+        data = _encode(_Sample(time.monotonic(), blocks))
         draft = self._path.with_suffix(".new")
 
         def write() -> None:

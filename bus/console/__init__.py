@@ -72,7 +72,7 @@ class Files:
         return response
 
 
-def register(app: Flask, bus: Bus) -> None:  # noqa: ARG001 - the contract's signature
+def register(app: Flask, _: Bus) -> None:
     """Serve the console."""
     files = Files(FOLDER)
 

@@ -250,7 +250,7 @@ class Rest:
                 answers.StatusConnections(sum(by_client.values()), by_client),
                 answers.StatusQueue(bus.writer.waiting, MAX_UNCOMMITTED),
                 pending_acks,
-                answers.Durability(bus.settings.durability, "sqlite", bus.store.survives),
+                answers.Durability(bus.settings.durability, bus.settings.store_name, bus.store.survives),
                 bus.epochs.current,
                 bus.epochs.cursor(head.seq),
                 bus.backplane.size,

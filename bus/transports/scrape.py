@@ -29,6 +29,7 @@ from bus.transports import parameters
 from bus.transports.edge import json_answer
 from bus.transports.measures import Measures
 from bus.transports.openapi import Operation, Parameter, serve
+from bus.transports.series import Series
 from bus.worker import Worker
 
 if TYPE_CHECKING:
@@ -104,17 +105,20 @@ class Scrape:
         bus = self._bus
         self._app = app
         self._measures = Measures(app, bus)
+        self._series = Series(bus, self._measures)
         bus.on(BusStarted, self._begin)
         bus.add_worker(_Sampler(self._tick, self._end))
         if bus.settings.metrics_port is not None:
-            bus.add_worker(Worker("metrics-port", self._serve_own_port, interval_seconds=1.0, exclusive=True))
+            bus.add_worker(Worker("metrics-port", self._serve_own_port, interval_seconds=1.0, per_node=True))
         serve(app, Blueprint("enhanced_metrics", __name__), self._operations())
+        self._series.register(app)
 
     # ---- sampling
 
     def _begin(self, _: BusStarted) -> None:
         self._measures.begin()
         self._files = MetricFiles(self._bus.lock_folder, self._bus.backplane.slot, self._sample)
+        self._files.on_sample = self._series.note
         self._files.sample()()
 
     def _sample(self) -> list[Block]:

@@ -26,6 +26,8 @@ EXTENSIONS = (
     "bus.transports.log_streams",
     "bus.transports.in_force",
     "bus.transports.openapi",
+    "bus.transports.llms",
+    "bus.transports.site",
     "bus.transports.lane",
     "bus.transports.profile",
     "streaming",
@@ -37,6 +39,7 @@ EXTENSIONS = (
     "extensions.tracing",
     "extensions.inbound_webhooks",
     "extensions.audit",
+    "extensions.search",
     "bus.console",
 )
 ALL = (*EXTENSIONS, THIRD_PARTY)
