@@ -9,12 +9,15 @@ from typing import Self
 
 
 class PageServer:
-    """Serves one page at every path, from a thread of its own, until `close`."""
+    """Serves `page`, which may be changed, at every path, from a thread of its own, until `close`."""
 
-    def __init__(self, page: str) -> None:
+    def __init__(self, page: str = "") -> None:
+        self.page = page
+        served = self
+
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                data = page.encode()
+                data = served.page.encode()
                 self.send_response(200)
                 self.send_header("Content-Type", "text/html; charset=utf-8")
                 self.send_header("Content-Length", str(len(data)))

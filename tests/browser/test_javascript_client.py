@@ -229,35 +229,30 @@ def test_a_log_that_begins_anew_is_told(fresh_server: Any, tab: Any) -> None:
     assert page.told("gap") == ["epoch_changed"]
 
 
-def test_a_page_of_another_origin_imports_it_and_connects(fresh_server: Any, tab: Any) -> None:
-    with (
-        PageServer("<!doctype html><title>elsewhere</title>") as elsewhere,
-        PageServer("<title>stranger</title>") as other,
-    ):
+STRANGER = """async ([from, token]) => {
+    const { Client } = await import(from);
+    const bus = new Client("alice", {token});
+    let opened = 0;
+    bus.on("open", () => opened++);
+    const over = new Promise((resolve) => bus.on("close", resolve));
+    const failed = bus.connect().catch((error) => error.code);
+    await over;
+    await bus.close();
+    return [await failed, opened];
+}"""
+
+
+def test_a_page_of_another_origin_imports_it_and_connects(fresh_server: Any, tab: Any, context: Any) -> None:
+    page = "<!doctype html><title>elsewhere</title>"
+    with PageServer(page) as elsewhere, PageServer(page) as other:
         server = fresh_server(env={"API_KEY": KEY, "ALLOWED_ORIGINS": elsewhere.url})
         alice = key(server, "alice")
         for before, transport in (("", "websocket"), (NO_WEBSOCKET, "sse")):
-            page = tab(server, "alice", at=elsewhere.url, before=before, token=alice)
-            assert page.outcome == transport
-            page.send("alice", 0, 3)
-            assert page.payloads(3)[-3:] == [0, 1, 2]
-        stranger = context_page_refused(tab, server, other.url, alice)
-        assert stranger == ("closed", 0)
-
-
-def context_page_refused(tab: Any, server: BusServer, url: str, token: str) -> tuple[str, int]:
-    """What becomes of a client on a page that may not call: it never connects."""
-    page = tab(server, "alice", at="about:blank").page
-    page.goto(url)
-    script = """async ([from, token]) => {
-        const { Client } = await import(from);
-        const bus = new Client("alice", {token});
-        let opened = 0;
-        bus.on("open", () => opened++);
-        const failed = bus.connect().catch((error) => error.code);
-        await new Promise((resolve) => setTimeout(resolve, 1000));
-        await bus.close();
-        return [await failed, opened];
-    }"""
-    code, opened = page.evaluate(script, [f"{server.url}/client.js", token])
-    return code, opened
+            named = tab(server, "alice", at=elsewhere.url, before=before, token=alice)
+            assert named.outcome == transport
+            named.send("alice", 0, 3)
+            assert named.payloads(3)[-3:] == [0, 1, 2]
+        stranger = context.new_page()
+        stranger.goto(other.url)
+        assert stranger.evaluate(STRANGER, [f"{server.url}/client.js", alice]) == ["closed", 0]
+        stranger.close()
