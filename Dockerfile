@@ -21,7 +21,7 @@ RUN groupadd --system --gid 10001 bus \
     && install --directory --owner bus --group bus --mode 0700 /data
 COPY --from=requirements /opt/bus /opt/bus
 WORKDIR /app
-COPY *.py ./
+COPY *.py llms.txt ./
 COPY bus/ bus/
 COPY extensions/ extensions/
 COPY clients/javascript/ clients/javascript/

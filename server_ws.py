@@ -27,7 +27,10 @@ EXTENSIONS = (
     "bus.transports.keys",
     "bus.transports.sessions",
     "bus.transports.ws",
+    "bus.transports.log_streams",
+    "bus.transports.in_force",
     "bus.transports.openapi",
+    "bus.transports.llms",
     "bus.transports.site",
     "bus.transports.lane",
     "bus.transports.profile",
@@ -40,6 +43,8 @@ EXTENSIONS = (
     "extensions.tracing",
     "extensions.inbound_webhooks",
     "extensions.audit",
+    "extensions.search",
+    "bus.console",
 )
 """What ships, in order of registration. Each module's last function is `register(app, bus)`."""
 

@@ -14,11 +14,11 @@ from typing import Any
 
 from gevent.event import AsyncResult
 
-from bus.admission import Admission, refusal_of
+from bus.admission import Admission
 from bus.audience import Audience
 from bus.auth import Auth
 from bus.backplane import Presence
-from bus.backplane.local import LocalBackplane, Slot
+from bus.backplane.local import Slot
 from bus.clock import Clock
 from bus.companions import Companion, Companions, Rows
 from bus.connection import Connection
@@ -28,40 +28,39 @@ from bus.delivery.delivery import Delivery
 from bus.dispatch import Dispatcher, When, always
 from bus.drain import Drain
 from bus.errors import BusError, Malformed, StartRefused, Unavailable
-from bus.events import BusStarted, BusStopping, ClientConnected, ClientDisconnected, Event, MessageRefused, MessageSent
+from bus.events import BusStarted, BusStopping, ClientConnected, ClientDisconnected, Event, MessageSent
 from bus.health.vitals import Vitals
 from bus.heartbeat import Heartbeat
 from bus.hub import Hub
 from bus.known import Known
 from bus.limits.limits import Limits
-from bus.message import REDRIVEN, REQUIRES_ACK, Kind, Message, Names, audience_of, now_us, text_of
+from bus.message import REDRIVEN, Kind, Message, Names, audience_of, now_us, texts_of
 from bus.metric_files import forget
 from bus.metrics import Metrics
+from bus.nodes import node
 from bus.own_ids import OwnIds
 from bus.presence import presence_of, together
 from bus.process import begins_anew, calm_collector, connections_possible
 from bus.protocol import Draft
-from bus.receipts import Receipt, deliver_us, fate, fate_of_ephemeral
+from bus.receipts import Receipt
 from bus.resume import Place, place_for
 from bus.room import Room
+from bus.sending import Sending, Settled
 from bus.settings import Settings
-from bus.storage import Group, Job, Pending, Reader, Row, Store, Transaction
+from bus.storage import Burst, Reader, Store, Transaction
 from bus.storage.log_writer import LogWriter
-from bus.storage.sqlite import SqliteStore
+from bus.storage.opening import open_store, readers
 from bus.storage.upkeep import UpkeepThread
 from bus.threads import Mailbox, WorkerPool
 from bus.worker import Background
 
 log = logging.getLogger("bus")
 
-READER_THREADS = 2
 MAX_UNCOMMITTED = 20_000
 MAX_UNCOMMITTED_BYTES = 64 * 1024 * 1024
 """Past either, sockets are not read and requests get 503: lag turns into waiting before memory does."""
 
 MIGRATIONS = Path(__file__).parent / "storage" / "migrations"
-
-Settled = Callable[["Receipt | BusError"], None]
 
 
 class Bus:
@@ -78,29 +77,20 @@ class Bus:
         self.auth = Auth(settings)
         self.lock_folder = settings.lock_folder
         self.clock = Clock(self.lock_folder / "clock")
-        self._companions = Companions()
-        self.store: Store = SqliteStore(
-            settings.database_path,
-            self.lock_folder,
-            self.clock.now_us,
-            durability=settings.durability,
-            inbox_limit=settings.inbox_limit,
-            queue_limit=settings.queue_limit,
-            companions=self._companions,
-        )
+        self.companions = Companions()
+        self.store: Store = open_store(settings, self.clock, self.companions)
         self.vitals = Vitals(settings)
         self.drain = Drain(lambda: self.hub, settings)
         self.running = self.leaving = self.draining = False
-        self._migrations: list[tuple[str, Path]] = [("core", MIGRATIONS)]
-        self.admission = Admission()
-        self._dispatcher = Dispatcher()
-        self._gathered: list[Pending | Group | Job] = []
+        self._migrations: list[tuple[str, Path]] = [("core", MIGRATIONS), *node.migrations(settings)]
+        self.admission, self._dispatcher = Admission(), Dispatcher()
+        self.sending = Sending(self)
         self._paused: list[Connection] = []
         self.delivery = Delivery(self.read, self.write, self.clock, lambda: self.epochs, self.online)
         self.limits = Limits(settings, self)
         self.workers: list[Background] = [*self.vitals.workers(self.read), *self.delivery.workers(), self.limits]
         self.make_known = Known(self.read, self.write).make
-        self.started_us = self.ephemeral_sent = 0
+        self.started_us = 0
 
     # ---- verbs for extensions
 
@@ -133,13 +123,18 @@ class Bus:
 
         There are MessageSent, MessageReceived, MessageFailed, and what jobs announce (`Transaction.announce`).
         """
-        return self._companions.add(kind, rows)
+        return self.companions.add(kind, rows)
 
     def use_tables(self, name: str, migrations: Path) -> None:
         """Have a numbered folder of SQL files applied with the core's, once, under `name`."""
         if any(name == taken for taken, _ in self._migrations):
             raise ValueError(f"the tables of {name} are registered already")
         self._migrations.append((name, migrations))
+
+    @property
+    def migrations(self) -> Sequence[tuple[str, Path]]:
+        """Whose tables there are, and the folders of their migrations; the core's are the first."""
+        return self._migrations
 
     def write(self, job: Callable[[Transaction], Any]) -> Any:
         """Run `job(transaction)` on the writer in its next batch; waits for its answer in the calling greenlet."""
@@ -157,12 +152,13 @@ class Bus:
         self._open()
         self.epochs = self.store.epochs
         self.mailbox = Mailbox()
-        self._companions.report_by(self.mailbox.post)
-        self.readers = WorkerPool(self.mailbox, self.store.reader, size=READER_THREADS)
+        self.companions.report_by(self.mailbox.post)
+        size, overflow = readers(self.settings)
+        self.readers = WorkerPool(self.mailbox, self.store.reader, size=size, overflow=overflow)
         self.writer = LogWriter(self.mailbox, self.store.writer, self._committed)
         self.writer.on_relief = self._relieve
         self.cursors = Cursors(self.writer)
-        self.backplane = LocalBackplane(self._slot)
+        self.backplane, self.leases = node.join(self.node, self._slot, self)
         self.audience = Audience(self.backplane)
         self.hub = Hub(self.epochs, self.readers, self.cursors, self, self.audience)
         self.delivery.start(self)
@@ -181,7 +177,7 @@ class Bus:
         self._dispatcher.start()
         self._hears_sent = self._dispatcher.wants(MessageSent)
         for worker in self.workers:
-            worker.start(self.lock_folder)
+            worker.start(self.leases)
         calm_collector()
         self.started_us = now_us()
         self.running = True
@@ -194,6 +190,7 @@ class Bus:
             self._slot = Slot(self.lock_folder, self._when_alone)
             self.clock.start()
             self.store.open(self._migrations)
+            self.node = node.enter(self.store, self.settings)
             self.vitals.disk.measure_now()
             self.counters = Counters(self.lock_folder / "counters", self._slot.number)
         except OSError as error:
@@ -201,7 +198,7 @@ class Bus:
                 f"The folder {self.lock_folder.parent} can't be written ({error.strerror}); make room on its disk, or set"
                 " DATA_DIR or DATABASE_URL to one that this user may write."
             ) from None
-        self._own_ids = OwnIds(self.clock.now_us, self._slot.number)
+        self.own_ids = OwnIds(self.clock.now_us, node.number_of(self.node, self._slot))
 
     def _when_alone(self) -> None:
         """Before any neighbour is let in: refuse a damaged log, and forget a former server's figures."""
@@ -263,32 +260,19 @@ class Bus:
 
         Without `receipt`, it hears of refusals only.
         """
-        pending = self._accept(draft, settled, receipt=receipt)
-        if pending is not None:
-            if not self._gathered:
-                self.hub.kick()
-            self._gathered.append(pending)
+        self.sending.publish(draft, settled, receipt=receipt)
 
     def publish_all(self, drafts: Sequence[Draft], settled: Sequence[Settled], *, atomic: bool) -> None:
         """Accept several drafts for one commit. Atomic: all are stored, or none."""
-        if not atomic:
-            for draft, settle in zip(drafts, settled, strict=True):
-                self.publish(draft, settle)
+        if atomic:
+            self.sending.publish_group(drafts, settled)
             return
-        if any(draft.ephemeral for draft in drafts):
-            raise Malformed("An atomic batch can't hold ephemeral messages.", code="ephemeral_conflict", field="atomic")
-        accepted = [self._accept(draft, settle) for draft, settle in zip(drafts, settled, strict=True)]
-        members = [pending for pending in accepted if pending is not None]
-        if len(members) == len(drafts):
-            self._gathered.append(Group(members))
-            self.hub.kick()
-            return
-        refusal = Malformed(
-            "Another message of the atomic batch was refused; nothing was stored.", code="batch_refused"
-        )
-        for pending in members:
-            pending.error = refusal
-            pending.settled(pending)
+        for draft, settle in zip(drafts, settled, strict=True):
+            self.sending.publish(draft, settle)
+
+    def publish_burst(self, burst: Burst) -> None:
+        """As `publish`, of plain sends that came together; see `bus.storage.Burst`."""
+        self.sending.publish_burst(burst)
 
     def send(self, drafts: Sequence[Draft], *, atomic: bool = False) -> list[Receipt | BusError]:
         """Publish and wait for every answer, in the calling greenlet."""
@@ -300,7 +284,7 @@ class Bus:
     @property
     def overloaded(self) -> bool:
         """True when so much waits for the disk that no more should be taken in."""
-        waiting = self.writer.waiting + len(self._gathered)
+        waiting = self.writer.waiting + self.sending.rows
         return waiting > MAX_UNCOMMITTED or self.writer.waiting_bytes > MAX_UNCOMMITTED_BYTES
 
     def check_load(self) -> None:
@@ -312,75 +296,6 @@ class Bus:
         """Stop reading a connection until the writer has caught up."""
         connection.pause()
         self._paused.append(connection)
-
-    def _accept(self, draft: Draft, settled: Settled, *, receipt: bool = True) -> Pending | None:
-        message = draft.message
-        try:
-            for accept in self.admission.lookers:
-                message = accept(message) or message
-        except Exception as error:  # noqa: BLE001  # logged there
-            self._refuse(message, refusal_of(error), settled)
-            return None
-        if draft.ephemeral:
-            self._publish_ephemeral(message, settled if receipt else None)
-            return None
-        if self.vitals.disk.is_on:
-            self._refuse(message, self.vitals.disk.refusal(), settled)
-            return None
-        rows: Sequence[Row] = self._companions.rows_of(MessageSent(message)) if self._companions.sent else ()
-        names = message.names
-        if message.terms is not None or message.flags:
-            rows = [*rows, *draft.rows]
-            if deliver_us(message) is not None:
-                message.own_id = self._own_ids.scheduled()
-        there: tuple[str, ...] = ()
-        if len(names) == 1:
-            there = names if self.is_live(names[0]) else ()
-        elif names:
-            there = tuple(filter(self.is_live, names))
-        live = there if message.flags & REQUIRES_ACK else ()
-        present = bool(names) and len(there) == len(names)
-        return Pending(message, self._settle, settled, draft.key, present, live, rows, len(names) // 10, receipt)
-
-    def _refuse(self, message: Message, refusal: BusError, settled: Settled) -> None:
-        self.counters.add("messages_refused")
-        self.emit(MessageRefused(message.sender, refusal.code))
-        settled(refusal)
-
-    def _settle(self, pending: Pending) -> None:
-        settled = pending.answer
-        assert settled is not None
-        if pending.error is not None:
-            self._refuse(pending.message, pending.error, settled)
-            return
-        message, outcome = pending.message, pending.outcome
-        assert outcome is not None
-        if outcome.failures:
-            self.courier.tell_failures(outcome.failures)
-        if not pending.receipt:
-            return
-        recipients = fate(message, outcome, self.is_live, self.audience_size)
-        if not outcome.scheduled:
-            message_id = message.own_id.encode() if message.own_id else self.epochs.id_of(message.seq)
-            settled(Receipt(message_id, message.seq, message.stamp_us, recipients, outcome.duplicate))
-            return
-        due_us = deliver_us(message)
-        own_id = message.own_id.encode()
-        settled(
-            Receipt(own_id, None, message.stamp_us, recipients, outcome.duplicate, scheduled=True, deliver_us=due_us)
-        )
-
-    def _publish_ephemeral(self, message: Message, settled: Settled | None) -> None:
-        self.ephemeral_sent += 1
-        message.own_id = self._own_ids.ephemeral(message.stamp_us)
-        if self.backplane.size > 1:
-            text_of(message, self.epochs)
-            self.backplane.share_ephemeral(message)
-        self.hub.deliver((message,))
-        if settled is None:
-            return
-        recipients = fate_of_ephemeral(message, self.is_live, self.audience_size)
-        settled(Receipt(message.own_id.encode(), None, message.stamp_us, recipients))
 
     def audience_size(self, message: Message) -> int:
         """How many hear a message that names nobody."""
@@ -399,13 +314,12 @@ class Bus:
                 if REDRIVEN not in message.extras:
                     self.emit(MessageSent(message))
         if self.backplane.size > 1:
-            for message in messages:
-                text_of(message, self.epochs)
+            texts_of(messages, self.epochs)
             self.backplane.share(first, last, messages)
         self.hub.tail.offer(first, last, messages)
 
     def _relieve(self) -> None:
-        self._companions.tell()
+        self.companions.tell()
         self.hub.commit_ended()
         if self._paused and self.writer.waiting < MAX_UNCOMMITTED // 2:
             paused, self._paused = self._paused, []
@@ -442,12 +356,11 @@ class Bus:
 
     def turn_ended(self) -> None:
         said = self.courier.turn_ended()
-        if self._gathered or said:
-            gathered, self._gathered = self._gathered, []
-            self.writer.submit([*gathered, *said])
+        if self.sending.rows or said:
+            self.writer.submit([*self.sending.take(), *said])
 
     def is_committing(self) -> bool:
-        return bool(self._gathered or self.writer.waiting)
+        return bool(self.sending.rows or self.writer.waiting)
 
     def tracked(self, message: Message) -> None:
         self.courier.arrived(message)
@@ -491,6 +404,9 @@ class Bus:
 
     def left(self, slot: int) -> None:
         self.courier.queues.neighbour_left(slot)
+
+    def missed(self) -> None:
+        self.courier.catch_up()
 
     def subscriptions(self) -> Iterable[tuple[int, Collection[str]]]:
         return self.audience.subscriptions()

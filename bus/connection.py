@@ -20,7 +20,7 @@ import sys
 import termios
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import gevent
@@ -70,8 +70,8 @@ class Encoding(Protocol):
     beat_seconds: float
     """How often a peer that does not answer gets a ping."""
 
-    def message(self, message: Message, rendered: bytes) -> bytes:
-        """A message of the log, or an ephemeral one. No bytes: this encoding leaves it out."""
+    def messages(self, messages: Sequence[Message], texts: Sequence[bytes]) -> list[bytes]:
+        """Messages of the log, or ephemeral ones, rendered. No bytes: this encoding leaves that one out."""
         ...
 
     def leased(self, rendered: bytes) -> bytes:
@@ -247,6 +247,16 @@ class Connection:
             self.replies = []
             self.hub.touch(self)
         self.replies.append(self.encoding.control(text))
+
+    def reply_framed(self, texts: list[bytes]) -> None:
+        """As `reply`, of texts that are encoded already."""
+        if self.closing or self.descriptor < 0:
+            return
+        if self.replies is None:
+            self.replies = texts
+            self.hub.touch(self)
+        else:
+            self.replies += texts
 
     def write(self, data: bytes, messages: int) -> None:
         """Write now, or hold what the kernel does not take. The one way out."""

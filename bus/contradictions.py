@@ -1,4 +1,4 @@
-"""Settings that can't be together: what is told of JWTs has to make a whole."""
+"""Settings that can't be together, or that mean nothing: what is told of the log, of JWTs, pages and proxies."""
 
 from __future__ import annotations
 
@@ -46,3 +46,53 @@ def check_jwt(settings: Settings) -> None:
         raise StartRefused(
             "JWT_JWKS_URL must be an https:// URL or a file; keys that came over http:// could be anyone's."
         )
+
+
+def is_postgresql(url: str) -> bool:
+    """True for a URL of PostgreSQL, also one that names a driver (postgresql+asyncpg://)."""
+    return url.partition("://")[0].partition("+")[0] in ("postgresql", "postgres") and "://" in url
+
+
+def check_database(settings: Settings) -> None:
+    """Refuse a URL of a log that can't be one. Raises StartRefused."""
+    if settings.postgres_url and not is_postgresql(settings.postgres_url):
+        raise StartRefused(
+            "POSTGRES_URL must begin with postgresql:// (for example postgresql://user:password@host/db)."
+        )
+    if settings.database_url and settings.postgres_url not in ("", settings.database_url):
+        raise StartRefused("DATABASE_URL and POSTGRES_URL contradict one another; remove one of them.")
+    url = settings.store_url
+    if url and not url.startswith("sqlite:///") and not is_postgresql(url):
+        raise StartRefused(
+            "DATABASE_URL must begin with sqlite:/// (for example sqlite:///data/bus.db) or postgresql://."
+        )
+    if url in ("sqlite:///", "sqlite:///:memory:"):
+        raise StartRefused("DATABASE_URL must name a file: messages that were acknowledged have to last.")
+
+
+def check_pages(settings: Settings) -> None:
+    """Origins and hosts are compared whole: what looks like a pattern would let in nobody, or was meant to let in all."""
+    for origin in settings.origins():
+        scheme, _, host = origin.partition("://")
+        is_page = scheme in ("http", "https") or scheme.endswith("-extension")
+        if not is_page or not host or set(host) & set("/*?#@, "):
+            raise StartRefused(
+                f"ALLOWED_ORIGINS has {origin!r}, which is no origin; list each as https://app.example.com, with its port if"
+                " it has one. There is no pattern for all: a page of any site could then act as whoever looks at it."
+            )
+    for host in settings.hosts():
+        if set(host) & set("/*?#@, "):
+            raise StartRefused(
+                f"ALLOWED_HOSTS has {host!r}, which is no host name; list each one whole, without a pattern."
+            )
+
+
+def check_proxies(settings: Settings) -> None:
+    try:
+        networks = settings.proxies()
+    except ValueError:
+        raise StartRefused(
+            "TRUSTED_PROXIES must list networks like 127.0.0.1/32 or 10.1.0.0/16, with no bit set after the prefix."
+        ) from None
+    if any(not network.prefixlen for network in networks):
+        raise StartRefused("TRUSTED_PROXIES trusts the whole world, so any header would do; list your proxies alone.")

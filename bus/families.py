@@ -205,6 +205,7 @@ STORE = (
         policy=("immediate", "short", "medium", "long", "custom", "other"),
     ),
     counter("bus_retention_archived_total", "Messages archived before they left the log.", by="message_ttl"),
+    counter("bus_search_indexed_total", "Messages that the search was given to index.", by="extensions.search"),
 )
 
 PROCESS = (

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 
 from websockets.speedups import apply_mask
 
@@ -122,6 +123,17 @@ def text_frame(payload: bytes) -> bytes:
     if 126 <= size < 65536:
         return _pack_16(WHOLE_TEXT, 126, size) + payload
     return frame(TEXT, payload)
+
+
+def text_frames(texts: Sequence[bytes], before: bytes = b"", after: bytes = b"") -> list[bytes]:
+    """As `text_frame`, of each of the texts, with what stands before and after it."""
+    more, pack = len(before) + len(after), _pack_16
+    return [
+        b"%b%b%b%b" % (pack(WHOLE_TEXT, 126, size), before, text, after)
+        if 126 <= (size := len(text) + more) < 65536
+        else frame(TEXT, before + text + after)
+        for text in texts
+    ]
 
 
 def close_frame(code: int, reason: str = "") -> bytes:

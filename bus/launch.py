@@ -16,6 +16,9 @@ def main() -> NoReturn:
         load()
     except StartRefused as refusal:
         sys.exit(f"The server does not start: {refusal}")
+    if not os.environ.get("WEB_CONCURRENCY"):
+        # Empty is unset, to us; gunicorn reads it by itself, and can't read that.
+        os.environ.pop("WEB_CONCURRENCY", None)
     config = str(ROOT / "gunicorn.conf.py")
     arguments = ["-m", "gunicorn", "-c", config, "--chdir", str(ROOT), "server_ws:app"]
     os.chdir(ROOT)  # -m looks for modules there

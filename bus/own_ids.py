@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+
+from bus.message import Message
 
 
 class OwnIds:
@@ -21,12 +23,13 @@ class OwnIds:
         """For a message that enters the log later."""
         return self._new("s")
 
-    def ephemeral(self, stamp_us: int) -> str:
-        """For a message that never does, received at `stamp_us`. What one read brought shares the beginning of its ids."""
-        if stamp_us != self._stamp_us:
-            self._stamp_us, self._beginning, self._ephemerals = stamp_us, self._new("e"), 0
-        self._ephemerals += 1
-        return f"{self._beginning}-{self._ephemerals:04x}"
+    def ephemeral(self, messages: Sequence[Message]) -> None:
+        """For messages that never do. What came at one time shares the beginning of its ids."""
+        for message in messages:
+            if message.stamp_us != self._stamp_us:
+                self._stamp_us, self._beginning, self._ephemerals = message.stamp_us, self._new("e"), 0
+            self._ephemerals += 1
+            message.own_id = f"{self._beginning}-{self._ephemerals:04x}"
 
     def _new(self, sort: str) -> str:
         self._given += 1

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from bus.storage import Pending
+from bus.storage import Burst, Pending
 from bus.tracing import IDLE, LOOP, OTHER, TRACING, Spent, clock
 
 MAX_SECONDS = 60.0
@@ -45,13 +45,25 @@ class Measured(msgspec.Struct):
 
 
 class Way:
-    """One message on its way; moments in nanoseconds."""
+    """One message on its way: a `Pending`, or one of a burst, at its place; moments in nanoseconds."""
 
-    __slots__ = ("moments", "pending")
+    __slots__ = ("_item", "_place", "message", "moments")
 
-    def __init__(self, pending: Pending) -> None:
-        self.pending = pending
+    def __init__(self, item: Pending | Burst, place: int = 0) -> None:
+        self._item = item
+        self._place = place
+        self.message = item.messages[place] if isinstance(item, Burst) else item.message
         self.moments = [clock()]
+
+    @property
+    def is_stored(self) -> bool | None:
+        """Whether a commit has put it into the log; None: it was in none yet."""
+        item, seq = self._item, self.message.seq
+        if isinstance(item, Burst):
+            return False if self._place in item.errors else bool(seq) or None
+        if item.outcome is None:
+            return None if item.error is None else False
+        return bool(seq) and not item.outcome.duplicate
 
 
 class Ways:
@@ -80,22 +92,32 @@ class Ways:
         """After the bus has looked at a message."""
         if pending is None:
             return 0
+        self._see(pending, 0)
+        return 1
+
+    def accepted_burst(self, arguments: Sequence[Any], _: object) -> int:
+        """After the bus has looked at a burst. One that was parted is not followed; the ephemeral are counted elsewhere."""
+        burst: Burst = arguments[0]
+        for place in range(len(burst.present)):
+            self._see(burst, place)
+        return len(burst.present)
+
+    def _see(self, item: Pending | Burst, place: int) -> None:
         self._seen += 1
         under_way = len(self._accepted) + len(self._committed) + len(self._back)
         if self._seen % self.stride == 0 and under_way < MAX_UNDER_WAY:
-            self._accepted.append(Way(pending))
-        return 1
+            self._accepted.append(Way(item, place))
 
-    def sent_unstored(self, _: Sequence[Any], __: object) -> int:
-        """After an ephemeral message."""
-        self.ephemeral += 1
-        return 1
+    def sent_unstored(self, arguments: Sequence[Any], _: object) -> int:
+        """After ephemeral messages."""
+        self.ephemeral += len(arguments[0])
+        return len(arguments[0])
 
     def came_back(self, arguments: Sequence[Any]) -> None:
         """Before the event loop handles the commit of `arguments`: a batch, its first seq, its messages and more."""
         _, first, messages, *_ = arguments
         now, last = clock(), first + len(messages) - 1
-        while self._committed and self._committed[0].pending.message.seq <= last:
+        while self._committed and self._committed[0].message.seq <= last:
             way = self._committed.popleft()
             way.moments.append(now)
             self._back.append(way)
@@ -104,7 +126,7 @@ class Ways:
         """After a flush."""
         delivered = self._delivered()
         now = clock()
-        while self._back and self._back[0].pending.message.seq <= delivered:
+        while self._back and self._back[0].message.seq <= delivered:
             self._keep([*self._back.popleft().moments, now])
         return 0
 
@@ -127,11 +149,11 @@ class Ways:
         self.commits[count] += 1
         now = clock()
         while self._accepted:
-            pending = self._accepted[0].pending
-            if pending.outcome is None and pending.error is None:
+            is_stored = self._accepted[0].is_stored
+            if is_stored is None:
                 break  # it is not in this batch, and none behind it
             way = self._accepted.popleft()
-            if pending.outcome is not None and not pending.outcome.duplicate and pending.message.seq:
+            if is_stored:
                 way.moments += (self._began, now)
                 self._committed.append(way)
         return count

@@ -16,7 +16,7 @@ import msgspec
 from dotenv import dotenv_values
 from msgspec import Meta
 
-from bus.contradictions import check_jwt
+from bus.contradictions import check_database, check_jwt, check_pages, check_proxies, is_postgresql
 from bus.errors import Malformed, StartRefused
 from bus.webhooks import signing
 
@@ -40,7 +40,32 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     ] = 1
     data_dir: Annotated[str, Meta(description="Folder for what lasts, relative to the project.")] = "data"
     database_url: Annotated[
-        str, Meta(description="Where the log lives; a relative SQLite path is relative to the project.")
+        str,
+        Meta(
+            description="Where the log lives: sqlite:///path (relative to the project), or postgresql://user:password@host/db."
+            " Unset: POSTGRES_URL, or bus.db in DATA_DIR."
+        ),
+    ] = ""
+    postgres_url: Annotated[str, Meta(description="Another name of DATABASE_URL, for PostgreSQL.")] = ""
+    db_pool_size: Annotated[
+        int, Meta(ge=1, le=100, description="Connections to PostgreSQL that a worker reads by; it writes by one more.")
+    ] = 10
+    db_max_overflow: Annotated[
+        int, Meta(ge=0, le=100, description="Further ones while reads wait; each is closed half a minute after.")
+    ] = 20
+    db_statement_timeout: Annotated[
+        float,
+        Meta(ge=0.1, le=600, description="Seconds that PostgreSQL gives a statement; beyond, it is refused with 503."),
+    ] = 5.0
+    db_connect_timeout: Annotated[
+        float, Meta(ge=2, le=60, description="Seconds for a connection to PostgreSQL; libpq counts whole ones.")
+    ] = 3.0
+    redis_url: Annotated[
+        str,
+        Meta(
+            description="Wakes the nodes of a bus on PostgreSQL, and counts limits over all of them. redis://, rediss://,"
+            " unix://, redis+sentinel:// or redis+cluster://. Unset: LISTEN and NOTIFY, and limits a node."
+        ),
     ] = ""
     durability: Annotated[
         Literal["full", "relaxed"],
@@ -261,11 +286,28 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
 
     @property
     def database_path(self) -> Path:
-        """The SQLite file."""
+        """The SQLite file. On PostgreSQL there is none; the node's side files lie beside where it would be."""
+        if self.is_on_postgresql:
+            return self.data_path / "postgresql"
         if not self.database_url:
             return self.data_path / "bus.db"
         path = Path(self.database_url.removeprefix("sqlite:///"))
         return path if path.is_absolute() else ROOT / path
+
+    @property
+    def store_url(self) -> str:
+        """DATABASE_URL, or its other name."""
+        return self.database_url or self.postgres_url
+
+    @property
+    def is_on_postgresql(self) -> bool:
+        """True when the log lives in PostgreSQL."""
+        return is_postgresql(self.store_url)
+
+    @property
+    def store_name(self) -> str:
+        """What status pages call the store."""
+        return "postgresql" if self.is_on_postgresql else "sqlite"
 
     @property
     def lock_folder(self) -> Path:
@@ -366,20 +408,21 @@ def doubts(env_file: Path = ROOT / ".env") -> list[str]:
         mode = env_file.stat().st_mode
     except OSError:
         return []
-    secrets = [name for name, value in dotenv_values(env_file, interpolate=False).items() if value and _is_secret(name)]
+    secrets = [name for name, value in dotenv_values(env_file, interpolate=False).items() if value and is_secret(name)]
     if not secrets or not mode & 0o004:
         return []
     return [f"Other users of this machine can read {', '.join(secrets)} in {env_file}; say chmod 600 {env_file}."]
 
 
-def _is_secret(name: str) -> bool:
-    return any(word in name for word in ("KEY", "SECRET", "TOKEN"))
+def is_secret(name: str) -> bool:
+    """True for the name of a setting whose value nobody is shown."""
+    return any(word in name for word in ("KEY", "SECRET", "TOKEN", "DATABASE_URL", "POSTGRES_URL"))
 
 
 def _explain(error: msgspec.ValidationError, values: Mapping[str, str]) -> StartRefused:
     problem, _, path = str(error).partition(" - at `$.")
     name = path.rstrip("`")
-    shown = "(hidden)" if _is_secret(name) else repr(values.get(name))
+    shown = "(hidden)" if is_secret(name) else repr(values.get(name))
     problem = problem.replace("`", "").replace(" | null", "").removesuffix(", got str")
     if problem.startswith("Invalid enum value"):
         problem = f"it must be one of {', '.join(get_args(get_type_hints(Settings)[name.lower()]))}"
@@ -388,13 +431,7 @@ def _explain(error: msgspec.ValidationError, values: Mapping[str, str]) -> Start
 
 
 def _check(settings: Settings) -> None:
-    url = settings.database_url
-    if url.startswith(("postgresql://", "postgres://")):
-        raise StartRefused("DATABASE_URL names PostgreSQL, which this version does not serve yet; use sqlite:///path.")
-    if url and not url.startswith("sqlite:///"):
-        raise StartRefused("DATABASE_URL must begin with sqlite:/// (for example sqlite:///data/bus.db).")
-    if url in ("sqlite:///", "sqlite:///:memory:"):
-        raise StartRefused("DATABASE_URL must name a file: messages that were acknowledged have to last.")
+    check_database(settings)
     if settings.enable_auth is False and settings.api_key:
         raise StartRefused("ENABLE_AUTH=false and API_KEY contradict one another; remove one of them.")
     check_jwt(settings)
@@ -414,27 +451,10 @@ def _check(settings: Settings) -> None:
         raise StartRefused(
             "METRICS_PORT is the main port, where /metrics is in any case; name another one, or leave it unset."
         )
-    _check_pages(settings)
+    check_pages(settings)
     _check_webhooks(settings)
-    _check_proxies(settings)
+    check_proxies(settings)
     check_bind(settings, [settings.message_bus_host])
-
-
-def _check_pages(settings: Settings) -> None:
-    """Origins and hosts are compared whole: what looks like a pattern would let in nobody, or was meant to let in all."""
-    for origin in settings.origins():
-        scheme, _, host = origin.partition("://")
-        is_page = scheme in ("http", "https") or scheme.endswith("-extension")
-        if not is_page or not host or set(host) & set("/*?#@, "):
-            raise StartRefused(
-                f"ALLOWED_ORIGINS has {origin!r}, which is no origin; list each as https://app.example.com, with its port if"
-                " it has one. There is no pattern for all: a page of any site could then act as whoever looks at it."
-            )
-    for host in settings.hosts():
-        if set(host) & set("/*?#@, "):
-            raise StartRefused(
-                f"ALLOWED_HOSTS has {host!r}, which is no host name; list each one whole, without a pattern."
-            )
 
 
 def _check_webhooks(settings: Settings) -> None:
@@ -463,17 +483,6 @@ def _check_webhooks(settings: Settings) -> None:
         settings.target_ports()
     except ValueError:
         raise StartRefused("WEBHOOK_ALLOWED_PORTS must list ports from 1 to 65535, separated by commas.") from None
-
-
-def _check_proxies(settings: Settings) -> None:
-    try:
-        networks = settings.proxies()
-    except ValueError:
-        raise StartRefused(
-            "TRUSTED_PROXIES must list networks like 127.0.0.1/32 or 10.1.0.0/16, with no bit set after the prefix."
-        ) from None
-    if any(not network.prefixlen for network in networks):
-        raise StartRefused("TRUSTED_PROXIES trusts the whole world, so any header would do; list your proxies alone.")
 
 
 def check_bind(settings: Settings, addresses: list[str]) -> None:

@@ -25,7 +25,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Self, TypeVar
+from typing import Any, ClassVar, NamedTuple, Self, TypeVar
 
 import msgspec
 
@@ -94,8 +94,11 @@ def eventually(
 class BusServer:
     """One server: a master and its workers. Building it opens nothing; `start` does, `close` undoes it.
 
-    Not thread-safe, but for `call`, which any thread may use.
+    Not thread-safe, but for `call`, which any thread may use. `database_for(server)`, where it is set, gives the URL of the
+    database of each that is not told one.
     """
+
+    database_for: ClassVar[Callable[[BusServer], str] | None] = None
 
     def __init__(
         self,
@@ -105,10 +108,11 @@ class BusServer:
         command: Sequence[str] | None = None,
         data_dir: Path | None = None,
         port: int | None = None,
+        database_url: str | None = None,
     ) -> None:
         """`env` overrides settings; None for `command` means `python server_ws.py` (see also `gunicorn`); None for
         `data_dir` a temporary folder that `close` removes; None for `port` a free one, kept over restarts. `workers`
-        is what is waited for at the start, whatever the command.
+        is what is waited for at the start, whatever the command. None for `database_url`: SQLite, in the data folder.
 
         A stop closes sockets without the drain's notice and spread, so that tests are quick, and no disk is too full for
         them; say otherwise in `env`.
@@ -116,7 +120,8 @@ class BusServer:
         self.workers = workers
         self.command = list(command) if command is not None else [sys.executable, "server_ws.py"]
         self.env = dict(env or {})
-        self._given_data_dir = data_dir
+        self.given_data_dir = data_dir
+        self._database_url = database_url
         self._given_port = port
         self._port = port
         self._folder: Path | None = None
@@ -142,7 +147,15 @@ class BusServer:
     @property
     def data_dir(self) -> Path:
         """Where the log lives."""
-        return self._given_data_dir or _known(self._folder, "data folder") / "data"
+        return self.given_data_dir or _known(self._folder, "data folder") / "data"
+
+    @property
+    def database_url(self) -> str:
+        """DATABASE_URL, where it was given; empty: SQLite, in the data folder."""
+        if self._database_url is None:
+            give = type(self).database_for
+            self._database_url = give(self) if give is not None else ""
+        return self._database_url
 
     @property
     def log(self) -> str:
@@ -309,6 +322,8 @@ class BusServer:
             WEB_CONCURRENCY=str(self.workers),
         )
         environment.update(self.env)
+        if not environment["DATABASE_URL"]:
+            environment["DATABASE_URL"] = self.database_url
         return environment
 
     def _has_started(self) -> bool:

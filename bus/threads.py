@@ -19,6 +19,9 @@ from gevent.monkey import get_original
 
 log = logging.getLogger("bus.threads")
 
+OVERFLOW_SECONDS = 30.0
+"""How long a thread beyond a pool's size waits for work before it ends."""
+
 Callback = Callable[[Any, BaseException | None], None]
 
 
@@ -63,20 +66,29 @@ class WorkerPool:
     `jobs` waiting are bounded by who submits them: one page a connection, one request a greenlet.
     """
 
-    def __init__(self, mailbox: Mailbox, open_resource: Callable[[], Any], *, size: int) -> None:
+    def __init__(self, mailbox: Mailbox, open_resource: Callable[[], Any], *, size: int, overflow: int = 0) -> None:
+        """`overflow`: how many more threads there may be while jobs wait; each ends when it had none for a while."""
         self._mailbox = mailbox
         self._open_resource = open_resource
         self._size = size
+        self._overflow = overflow
         self._jobs: Any = SimpleQueue()
+        self._begun = 0
         self._ended = 0
 
     def start(self) -> None:
         for _ in range(self._size):
-            start_native(self._work)
+            self._begin()
+
+    def _begin(self, patience: float | None = None) -> None:
+        self._begun += 1
+        start_native(lambda: self._work(patience))
 
     def submit(self, job: Callable[[Any], Any], then: Callback) -> None:
         """Run `job(resource)` on a thread, then `then(value, error)` on the event loop."""
         self._jobs.put((job, then))
+        if self._overflow and self._jobs.qsize() > 1 and self._begun - self._ended < self._size + self._overflow:
+            self._begin(OVERFLOW_SECONDS)
 
     def call(self, job: Callable[[Any], Any]) -> Any:
         """As `submit`, but wait for it in the calling greenlet. Raises what the job raised."""
@@ -93,17 +105,20 @@ class WorkerPool:
 
     def stop(self) -> None:
         """Let the threads end after what is queued, and wait for it for at most 5 s. In a greenlet."""
-        for _ in range(self._size):
+        for _ in range(self._begun - self._ended):
             self._jobs.put(None)
         for _ in range(500):
-            if self._ended == self._size:
+            if self._ended == self._begun:
                 return
             gevent.sleep(0.01)
 
-    def _work(self) -> None:
+    def _work(self, patience: float | None) -> None:
         resource = None
         while True:
-            entry = self._jobs.get()
+            try:
+                entry = self._jobs.get(timeout=patience)
+            except Empty:
+                break
             if entry is None:
                 break
             job, then = entry
@@ -116,6 +131,9 @@ class WorkerPool:
             self._mailbox.post(then, value, error)
         if resource is not None:
             resource.close()
+        self._mailbox.post(self._count_ended)
+
+    def _count_ended(self) -> None:
         self._ended += 1
 
 

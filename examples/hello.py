@@ -61,7 +61,7 @@ def main(settings: Settings, server_pid: int | None = None) -> int:
         return 1
     print(f"\nThe server at {url} took {receipt.message_id} and delivered {message.payload}.")
     print("Follow a client in another terminal:  .venv/bin/python -m bus tail --client browser")
-    print("Look around:  " + url + "/docs     Stop it: Ctrl-C\n", flush=True)
+    print("Look around:  " + url + "/console     Stop it: Ctrl-C\n", flush=True)
     return 0
 
 

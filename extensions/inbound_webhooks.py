@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from flask import Flask
 
     from bus.bus import Bus
+    from bus.nodes.leases import Leases
 
 MIGRATIONS = Path(ingress.__file__).parent / "migrations"
 
@@ -34,11 +35,11 @@ class InboundWebhooks:
         self._journal = Journal(lambda job: bus.writer.call(job, lazy=True), bus.clock.now_us)
         self.gate = Gate(bus, self._journal, bus.settings.webhook_callers())
 
-    def start(self, lock_folder: Path) -> None:
+    def start(self, leases: Leases) -> None:
         """Open the vault, which is that of outgoing webhooks, too, and begin to write the log."""
         self.gate.rows = Rows(Vault.of(self._bus.settings))
         self._bus.write(self.gate.rows.seal_anew)
-        self._journal.start(lock_folder)
+        self._journal.start(leases)
 
     def stop(self) -> None:
         """Write what is left of the log."""

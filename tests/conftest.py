@@ -12,8 +12,13 @@ from collections.abc import Callable, Generator, Iterator
 from typing import Any, NoReturn
 
 import pytest
+from hypothesis import settings
 
 from bus.testing import LOG_TAIL_CHARACTERS, BusServer
+from tests.databases import Databases, NoPostgresError, PostgresServer
+
+settings.register_profile("no-clock", deadline=None)
+settings.load_profile("no-clock")  # how long an example takes is the machine's affair
 
 SERVERS = pytest.StashKey[list[BusServer]]()
 
@@ -31,6 +36,40 @@ def can_not_run(sentence: str) -> NoReturn:
     if os.environ.get("CI") == "true":
         pytest.fail(sentence, pytrace=False)
     pytest.skip(sentence)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--store", choices=["sqlite", "postgresql"], default="sqlite", help="where every bus keeps its log"
+    )
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[PostgresServer]:
+    """A PostgreSQL that runs, shared by the session's tests: each takes databases of its own."""
+    try:
+        server = PostgresServer()
+    except NoPostgresError as error:
+        can_not_run(str(error))
+    yield server.start()
+    server.close()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def store(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Where buses keep their logs in this run: `--store`."""
+    name: str = request.config.getoption("--store")
+    if name == "postgresql":
+        BusServer.database_for = Databases(request.getfixturevalue("postgresql"))
+    yield name
+    BusServer.database_for = None
+
+
+@pytest.fixture
+def on_sqlite(store: str) -> None:
+    """For tests that look into SQLite's files: where logs are kept elsewhere, they are passed over."""
+    if store != "sqlite":
+        pytest.skip("This test is about the files of SQLite.")
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import runpy
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import pytest
 
 from bus import __version__
 from bus.settings import Settings, load
+from tests.snippets import DOCUMENTS
 
 ROOT = Path(__file__).resolve().parent.parent
 MADE = runpy.run_path(str(ROOT / "docs" / "make_settings.py"))
@@ -83,10 +85,45 @@ def test_the_changelog_has_this_version_on_top() -> None:
     assert versions[0] == __version__
 
 
-@pytest.mark.parametrize(
-    "document", sorted(ROOT.glob("*.md")) + sorted((ROOT / "docs").rglob("*.md")), ids=lambda p: p.name
-)
+def anchors(document: str) -> set[str]:
+    """What a `#` may name on a page: its headings, as GitHub writes them."""
+    without_code = re.sub(r"^```.*?^```", "", document, flags=re.DOTALL | re.MULTILINE)
+    found: set[str] = set()
+    for heading in re.findall(r"^#{1,6} (.+?) *#*$", without_code, re.MULTILINE):
+        plain = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading).replace("`", "").lower()
+        slug = re.sub(r"[^\w\- ]", "", plain).replace(" ", "-")
+        again = next(number for number in itertools.count() if (f"{slug}-{number}" if number else slug) not in found)
+        found.add(f"{slug}-{again}" if again else slug)
+    return found
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_links_within_the_project_lead_somewhere(document: Path) -> None:
-    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", document.read_text()):
-        if "://" not in target and not target.startswith("mailto:"):
-            assert (document.parent / target).exists(), f"{document.name} links to {target}, which is missing."
+    written = re.sub(r"^```.*?^```", "", document.read_text(), flags=re.DOTALL | re.MULTILINE)
+    for target in re.findall(r"\]\(([^)\s]+)[^)]*\)", written):
+        if "://" in target or target.startswith("mailto:"):
+            continue
+        path, _, anchor = target.partition("#")
+        file = document.parent / path if path else document
+        assert file.exists(), f"{document.name} links to {target}, which is missing."
+        assert file.resolve().is_relative_to(ROOT), f"{document.name} links to {target}, outside of the project."
+        if anchor:
+            assert anchor in anchors(file.read_text()), (
+                f"{document.name} links to {target}; {path} has no such heading."
+            )
+
+
+def test_every_page_is_in_the_index() -> None:
+    index = text("docs/README.md")
+    for page in (ROOT / "docs").rglob("*.md"):
+        name = str(page.relative_to(ROOT / "docs"))
+        assert name == "README.md" or f"]({name})" in index, f"docs/README.md does not lead to {name}."
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_file_of_the_project_that_a_page_names_is_there(document: Path) -> None:
+    for name in commands(document.read_text()):
+        for path in re.findall(
+            r"(?<![\w/.])((?:tests|bus|deploy|docs|examples|extensions|benchmarks)/[\w./]+\.\w+)", name
+        ):
+            assert (ROOT / path).exists(), f"{document.name} names {path}, which is missing."

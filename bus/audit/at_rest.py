@@ -1,4 +1,4 @@
-"""The trail read from where it lies: a log's file, running or not, or the lines of an export."""
+"""The trail read from where it lies: a log's file or database, running or not, or the lines of an export."""
 
 from __future__ import annotations
 
@@ -66,5 +66,27 @@ def stored(path: Path) -> Iterator[tuple[Anchor, Iterator[Record]]]:
         yield trail.anchor(execute), (record for page in trail.pages(execute) for record in page)
     except (apsw.SQLError, apsw.NotADBError, apsw.CorruptError):
         raise NoTrail(f"{path} holds no audit trail that can be read.") from None
+    finally:
+        connection.close()
+
+
+@contextlib.contextmanager
+def stored_in(url: str) -> Iterator[tuple[Anchor, Iterator[Record]]]:
+    """The same of a log on PostgreSQL; `url` is DATABASE_URL. Raises NoTrail."""
+    from bus.storage.postgres_connection import PostgresConnection, PostgresError  # noqa: PLC0415  # its driver is an extra
+
+    try:
+        connection = PostgresConnection(url.replace("+psycopg:", ":", 1), statement_seconds=None)
+    except PostgresError as error:
+        raise NoTrail(f"The database of the log does not answer: {error}") from None
+
+    def execute(statement: str, bindings: Any) -> list[Any]:
+        return connection.execute(statement, bindings).fetchall()
+
+    try:
+        connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        yield trail.anchor(execute), (record for page in trail.pages(execute) for record in page)
+    except PostgresError as error:
+        raise NoTrail(f"The database holds no audit trail that can be read: {error}") from None
     finally:
         connection.close()

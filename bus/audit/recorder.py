@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import gevent
@@ -14,6 +13,7 @@ from bus.audit import trail
 from bus.audit.gatherer import Gatherer
 from bus.audit.record import Anchor, Entry
 from bus.events import Audited
+from bus.nodes.leases import Leases
 from bus.storage import Transaction
 
 log = logging.getLogger("bus.audit")
@@ -46,7 +46,7 @@ class Recorder:
         if self._gatherer.hear(event) or was_empty:
             self._stir.set()
 
-    def start(self, _: Path) -> None:
+    def start(self, _: Leases) -> None:
         if self._greenlet is None:
             self._stopping = False
             self._greenlet = gevent.spawn(self._run)

@@ -86,7 +86,7 @@ def newest(reader: Reader, wanted: Wanted, before: int | None, limit: int) -> li
     conditions, bindings = wanted.conditions()
     if before is not None:
         conditions, bindings = conditions + " AND number < ?", [*bindings, before]
-    query = f"SELECT {_COLUMNS} FROM audit_logs WHERE 1{conditions} ORDER BY number DESC LIMIT ?"
+    query = f"SELECT {_COLUMNS} FROM audit_logs WHERE true{conditions} ORDER BY number DESC LIMIT ?"
     return [_record(row) for row in reader.execute(query, (*bindings, limit))]
 
 

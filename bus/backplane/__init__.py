@@ -58,6 +58,10 @@ class Neighbours(Protocol):
         """The neighbour in a slot is gone."""
         ...
 
+    def missed(self) -> None:
+        """What neighbours told may not have come. What is in the log comes by itself; all else has to be looked up."""
+        ...
+
     def subscriptions(self) -> Iterable[tuple[int, Collection[str]]]:
         """What it also has to know: this process's connections with topics, each a number with its patterns."""
         ...
@@ -67,8 +71,13 @@ class Backplane(Protocol):
     """Event loop only."""
 
     slot: int
+    """This process's among those of its machine."""
+
+    number: int
+    """This process's among all that share the log: the slot, where they are all on one machine."""
+
     alone: bool
-    """No other process had this log when this one came."""
+    """No other process of this machine had this log when this one came."""
 
     @property
     def size(self) -> int:

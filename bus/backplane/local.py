@@ -28,9 +28,24 @@ import msgspec
 from gevent.monkey import get_original
 
 from bus.backplane import Neighbours, Presence
+from bus.backplane.frames import (
+    BLOCK,
+    EPHEMERAL,
+    HELLO,
+    HINT,
+    NOTE,
+    PRESENCE,
+    TOPICS,
+    block,
+    decode,
+    encode,
+    pack,
+    unpack,
+)
 from bus.counters import MAX_SLOTS
 from bus.errors import StartRefused
-from bus.message import Kind, Message, Terms, correlation_of
+from bus.message import Message
+from bus.nodes.leases import try_exclusive
 from bus.topics import TopicIndex
 
 log = logging.getLogger("bus.backplane")
@@ -38,20 +53,12 @@ log = logging.getLogger("bus.backplane")
 MAX_UNSENT_BYTES = 8 * 1024 * 1024
 """What may wait for one neighbour; past it, rows are left out and it reads the store."""
 
-MAX_BLOCK_BYTES = 1024 * 1024
-"""A commit larger than this goes as a hint: reading it from the store is as quick."""
-
 LOOK_OUT_SECONDS = 1.0
 """How often the folder is searched for neighbours that are not linked yet."""
 
 _Socket = get_original("socket", "socket")  # gevent's would wait for a greenlet; these never block
 _READ, _WRITE = 1, 2
 _LENGTH = struct.Struct("!I")
-
-HELLO, BLOCK, HINT, EPHEMERAL, PRESENCE, NOTE, TOPICS = range(7)
-
-_encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder().decode
 
 
 class Slot:
@@ -109,17 +116,6 @@ class Slot:
             yield
 
 
-def try_exclusive(path: Path) -> int | None:
-    """Take the file lock at `path`, for what one process in the cluster has. The descriptor, or None if it is taken."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(descriptor)
-        return None
-    return descriptor
-
-
 class LocalBackplane:
     """See `bus.backplane.Backplane`. `_links` are outgoing, by slot.
 
@@ -127,7 +123,7 @@ class LocalBackplane:
     """
 
     def __init__(self, slot: Slot) -> None:
-        self.slot = slot.number
+        self.slot = self.number = slot.number
         self.alone = slot.alone
         self._folder = slot.sockets
         # A name for this process's life, so that a successor in the slot is never taken for it.
@@ -186,16 +182,17 @@ class LocalBackplane:
     def share(self, first: int, last: int, messages: list[Message]) -> None:
         if not self._links:
             return
-        if sum(len(m.rendered) for m in messages) > MAX_BLOCK_BYTES:
-            frame = _frame([HINT, last])
-        else:
-            frame = _frame([BLOCK, first, last, [_pack(message) for message in messages]])
+        self.share_encoded(block(first, last, messages), last)
+
+    def share_encoded(self, body: bytes, last: int) -> None:
+        """As `share`, of a frame that is made already."""
+        frame = _LENGTH.pack(len(body)) + body
         for link in tuple(self._links.values()):
             link.send_rows(frame, last)
 
     def share_ephemeral(self, message: Message) -> None:
         if self._links:
-            frame = _frame([EPHEMERAL, _pack(message)])
+            frame = _frame([EPHEMERAL, pack(message)])
             for link in tuple(self._links.values()):
                 link.send_if_room(frame)
 
@@ -299,9 +296,9 @@ class LocalBackplane:
         assert neighbours is not None
         kind = frame[0]
         if kind == BLOCK:
-            neighbours.block(frame[1], frame[2], [_unpack(packed) for packed in frame[3]])
+            neighbours.block(frame[1], frame[2], [unpack(packed) for packed in frame[3]])
         elif kind == EPHEMERAL:
-            neighbours.ephemeral(_unpack(frame[1]))
+            neighbours.ephemeral(unpack(frame[1]))
         elif kind == HINT:
             neighbours.hint(frame[1])
         elif kind == PRESENCE:
@@ -434,32 +431,13 @@ class _Incoming(_End):
                 break
             frame = bytes(memoryview(buffer)[offset + 4 : offset + 4 + length])
             offset += 4 + length
-            self._hear(self, _decode(frame))
+            self._hear(self, decode(frame))
         del buffer[:offset]
 
 
 def _frame(content: object) -> bytes:
-    body = _encode(content)
+    body = encode(content)
     return _LENGTH.pack(len(body)) + body
-
-
-def _pack(message: Message) -> tuple[Any, ...]:
-    plain = (message.seq, message.kind, message.names, message.sender, message.type, message.stamp_us, message.rendered)
-    if not message.flags and message.terms is None and message.kind < Kind.TOPIC:
-        return plain
-    more = (message.flags, message.address, message.leased_to, correlation_of(message), message.excluded)
-    return (*plain, *more, None if message.terms is None else message.terms.ttl_us)
-
-
-def _unpack(packed: list[Any]) -> Message:
-    seq, kind, names, sender, type_, stamp_us, rendered, *more = packed
-    message = Message(kind, "", tuple(names), sender, type_, b"", stamp_us, seq=seq, rendered=rendered)
-    if more:
-        message.flags, message.address, leased_to, correlation_id, excluded, ttl_us = more
-        message.excluded = tuple(excluded)
-        message.leased_to = None if leased_to is None else tuple(leased_to)
-        message.terms = Terms(correlation_id=correlation_id, ttl_us=ttl_us)
-    return message
 
 
 def _peer_uid(peer: Any) -> int:

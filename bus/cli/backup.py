@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from bus.cli.show import plural, size
-from bus.settings import load
+from bus.settings import Settings, load
 from bus.storage.sqlite_backup import Copy, back_up, back_up_into, inspect, restore
 
 
@@ -22,12 +22,8 @@ def backup(*, target: Path, keep: int | None, force: bool) -> None:
     """Write a copy of the log to FILE, or to a new file in FOLDER, while the bus runs.
 
     Everything that was acknowledged before is in it. It is checked before it gets its name.
-
-    \b
-    python -m bus backup /backups/before-upgrade.db
-    python -m bus backup /backups --keep 14
     """
-    database = load().database_path
+    database = _settings().database_path
     removed: list[Path] = []
     if target.is_dir():
         copy, removed = back_up_into(database, target, keep=keep)
@@ -49,7 +45,7 @@ def restore_(*, source: Path, yes: bool) -> None:
     The log begins a new epoch: clients that have seen what came after the copy are told that it is gone. What stood there
     before is set aside, under another name in the same folder.
     """
-    settings = load()
+    settings = _settings()
     copy = inspect(source)
     if not yes:
         click.confirm(f"Put {_told(copy)} in place of {settings.database_path}?", abort=True)
@@ -57,6 +53,17 @@ def restore_(*, source: Path, yes: bool) -> None:
     click.echo(f"Restored {_told(copy)}; the log goes on in epoch {done.epoch}.")
     if done.set_aside is not None:
         click.echo(f"What stood there before is {done.set_aside}.")
+
+
+def _settings() -> Settings:
+    """Those of a log in a file. Raises ClickException for one on PostgreSQL."""
+    settings = load()
+    if settings.is_on_postgresql:
+        raise click.ClickException(
+            "The log is on PostgreSQL, which has its own tools for copies: pg_dump while the bus runs, or pg_basebackup with"
+            " an archive of the WAL for a copy of any moment. docs/postgresql.md tells how, and what to do after a restore."
+        )
+    return settings
 
 
 def _told(copy: Copy) -> str:

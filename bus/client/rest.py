@@ -74,11 +74,16 @@ class Rest:
     """Calls of one bus with one credential. Thread-safe: it holds nothing that changes."""
 
     def __init__(self, url: str, *, api_key: str | None = None, timeout_seconds: float = 30.0) -> None:
-        """`timeout_seconds` bounds each wait for the network. Raises Malformed for a bad URL."""
+        """`timeout_seconds` bounds each wait for the network. Raises Malformed for a bad URL, or what can be no key."""
         self.address = address_of(url)
         self._timeout_seconds = timeout_seconds
         self._headers = {"User-Agent": USER_AGENT, "Accept": "application/json"}
         if api_key:
+            if not (api_key.isascii() and api_key.isprintable()):
+                raise Malformed(
+                    "The API key holds a character that no key has, such as `…` or a line break; copy it anew.",
+                    field="api_key",
+                )
             self._headers["X-API-Key"] = api_key
         proxies = urllib.request.ProxyHandler({} if self.address.is_loopback else None)
         self._open = urllib.request.build_opener(proxies, _NoRedirect).open

@@ -7,6 +7,7 @@ queue, an ack made room, a rest or a lease ended. A job that fails (the disk is 
 
 from __future__ import annotations
 
+import json
 import secrets
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -32,6 +33,7 @@ from bus.threads import WorkerPool
 Heard = Callable[["Settled | BusError"], None]
 
 RETRY_SECONDS = 1.0
+OWNERS_A_LOOK = 1000
 SETTLES_A_JOB = 500
 
 
@@ -70,6 +72,7 @@ class Courier:
         self._name = secrets.token_hex(4)
         self._count = 0
         self.redelivered = 0
+        self._is_looking = False
 
     # ---- what the hub tells
 
@@ -132,6 +135,24 @@ class Courier:
                 self._stir_client(owner)
         if everywhere and owners and self._backplane.size > 1:
             self._backplane.note(["stir", owners])
+
+    def catch_up(self) -> None:
+        """Stir whoever is here and has something waiting: a neighbour's word may have been lost. One look at a time."""
+        if self._is_looking:
+            return
+        self._is_looking = True
+        names = [*self._hub.rooms, *self.queues.open()]
+
+        def look(reader: Reader) -> list[str]:
+            parts = [json.dumps(names[at : at + OWNERS_A_LOOK]) for at in range(0, len(names), OWNERS_A_LOOK)]
+            return [owner for part in parts for (owner,) in reader.execute(_WAITED_FOR, (part,))]
+
+        def looked(owners: list[str], error: BaseException | None) -> None:
+            self._is_looking = False
+            if error is None:
+                self.stir(owners, everywhere=False)
+
+        self._readers.submit(look, looked)
 
     def _stir_client(self, name: str) -> None:
         room = self._hub.rooms.get(name)
@@ -252,6 +273,7 @@ class Courier:
 
     def _settle_job(self, said: list[tuple[Settle, Heard]]) -> Job:
         def run(transaction: Transaction) -> tuple[list[Settled | BusError], set[str]]:
+            transaction.ledger.look_ahead([settle for settle, _ in said])
             answers = [_settle(transaction, settle) for settle, _ in said]
             owners = {answer.owner for answer in answers if isinstance(answer, Settled)}
             return answers, {owner for owner in owners if owner and transaction.ledger.backlog(owner).waiting}
@@ -360,6 +382,9 @@ def _takes_more(room: Room) -> bool:
         if encoding.takes_messages
         for connection in members
     )
+
+
+_WAITED_FOR = "SELECT owner FROM backlogs WHERE waiting > 0 AND owner IN (SELECT value FROM json_each(?))"
 
 
 def _settle(transaction: Transaction, said: Settle) -> Settled | BusError:

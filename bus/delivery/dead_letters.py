@@ -21,13 +21,13 @@ _COLUMNS = (
     "id, owner, died_at, reason, detail, attempts, seq, kind, address, sender, type, stamp, flags, extras, payload,"
     " ack_wait"
 )
-_NUMBERED = {"owner": 1, "reason": 2, "sender": 3, "id": 4}
 
 
-def _matches(choice: Choice) -> str:
-    """Only what was asked for is in the statement: an index that serves it is found then."""
-    given = [f"{column} = ?{number}" for column, number in _NUMBERED.items() if getattr(choice, column) is not None]
-    return " AND ".join([*given, "?1 IS ?1 AND ?2 IS ?2 AND ?3 IS ?3 AND ?4 IS ?4"])
+def _matches(choice: Choice) -> tuple[str, list[str]]:
+    """A condition and its bindings. Only what was asked for is in it: an index that serves it is found then."""
+    asked = ("owner", choice.owner), ("reason", choice.reason), ("sender", choice.sender), ("id", choice.id)
+    given = [(column, value) for column, value in asked if value is not None]
+    return " AND ".join(["true", *(f"{column} = ?" for column, _ in given)]), [value for _, value in given]
 
 
 START = (-1, "", "")
@@ -60,9 +60,6 @@ class Choice(msgspec.Struct, frozen=True):
     sender: str | None = None
     id: str | None = None
 
-    def bindings(self) -> tuple[str | None, ...]:
-        return self.owner, self.reason, self.sender, self.id
-
 
 class Done(msgspec.Struct):
     """How many matched, and with how many of them it was done; the others are still there. `failures`: what was set aside
@@ -94,16 +91,18 @@ def page(reader: Reader | Transaction, choice: Choice, after: Rank, limit: int) 
     order = (
         "+died_at" if choice.id is not None else "died_at"
     )  # one id has few: its index serves better than the order's
+    where, bindings = _matches(choice)
     statement = (
-        f"SELECT {_COLUMNS} FROM dead_letters WHERE {_matches(choice)} AND (died_at, id, owner) > (?5, ?6, ?7)"
-        f" ORDER BY {order}, id, owner LIMIT ?8"
+        f"SELECT {_COLUMNS} FROM dead_letters WHERE {where} AND (died_at, id, owner) > (?, ?, ?)"
+        f" ORDER BY {order}, id, owner LIMIT ?"
     )
-    return [_dead_letter(row) for row in reader.execute(statement, (*choice.bindings(), *after, limit))]
+    return [_dead_letter(row) for row in reader.execute(statement, (*bindings, *after, limit))]
 
 
 def count(reader: Reader | Transaction, choice: Choice) -> int:
     """How many match."""
-    return int(reader.execute(f"SELECT count(*) FROM dead_letters WHERE {_matches(choice)}", choice.bindings())[0][0])
+    where, bindings = _matches(choice)
+    return int(reader.execute(f"SELECT count(*) FROM dead_letters WHERE {where}", bindings)[0][0])
 
 
 def purge(write: Callable[[Any], Any], choice: Choice, limit: int) -> Done:

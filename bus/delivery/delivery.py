@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
-from bus.backplane.local import LocalBackplane
+from bus.backplane import Backplane
 from bus.clock import Clock
 from bus.delivery import housekeeper, reaper, replays
 from bus.delivery.courier import Courier
@@ -28,7 +28,7 @@ class Host(Asker, Protocol):
 
     writer: LogWriter
     readers: WorkerPool
-    backplane: LocalBackplane
+    backplane: Backplane
     vitals: Vitals
 
     def emit(self, event: Event) -> None: ...

@@ -12,7 +12,7 @@ from typing import Any
 from bus.clock import Clock
 from bus.message import now_us
 from bus.storage import Transaction
-from bus.storage.sqlite_reader import WAITING
+from bus.storage.log_reader import WAITING
 
 INTERVAL_SECONDS = 60.0
 CLIENTS_EVERY = 60

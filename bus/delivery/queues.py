@@ -113,6 +113,10 @@ class Queues:
         """What a neighbour that just joined has to know."""
         return [(owner, queue.takers) for owner, queue in self._queues.items()]
 
+    def open(self) -> list[str]:
+        """The queues that have takers here."""
+        return list(self._queues)
+
     def _announce(self, owner: str) -> None:
         if self._backplane.size > 1:
             queue = self._queues.get(owner)

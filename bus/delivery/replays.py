@@ -97,7 +97,7 @@ class Replays:
 
     def latest(self, limit: int) -> list[Replay]:
         """The replays, the youngest first."""
-        return self._read(lambda reader: _select(reader, "1 ORDER BY created_at DESC, id LIMIT ?", (limit,)))  # type: ignore[no-any-return]
+        return self._read(lambda reader: _select(reader, "true ORDER BY created_at DESC, id LIMIT ?", (limit,)))  # type: ignore[no-any-return]
 
     def cancel(self, replay_id: str) -> Replay:
         """Stop one where it is; what was copied stays. Raises NotFound."""

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from pathlib import Path
 
 import gevent
+
+from bus.nodes.leases import Leases
 
 BEAT_SECONDS = 0.25
 BEATS_KEPT = int(60 / BEAT_SECONDS)
@@ -27,7 +28,7 @@ class Pulse:
         self._late: deque[float] = deque([0.0], maxlen=BEATS_KEPT)
         self._timer: object = None
 
-    def start(self, _: Path) -> None:
+    def start(self, _: Leases) -> None:
         """Begin to beat."""
         timer = gevent.get_hub().loop.timer(BEAT_SECONDS, BEAT_SECONDS)
         self._timer, self._beat = timer, time.monotonic()

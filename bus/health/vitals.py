@@ -18,7 +18,8 @@ class Vitals:
 
     def __init__(self, settings: Settings) -> None:
         self.pulse = Pulse()
-        self.disk = DiskAlarm(settings.database_path.parent, settings.disk_alarm_bytes, settings.disk_alarm_percent)
+        least = (0, 0.0) if settings.is_on_postgresql else (settings.disk_alarm_bytes, settings.disk_alarm_percent)
+        self.disk = DiskAlarm(settings.database_path.parent, *least)  # the log's disk; PostgreSQL's is elsewhere
 
     def workers(self, read: Callable[[Callable[[Any], Any]], Any]) -> list[Background]:
         """What has to run for it; `read` is the bus's."""

@@ -105,7 +105,7 @@ def make(environment: str, label: str, grant: Grant, now_us: int, expires_us: in
 # ---- rows, in the store's transactions
 
 
-def read_keys(execute: Callable[..., Any], where: str = "1", bindings: tuple[Any, ...] = ()) -> list[Key]:
+def read_keys(execute: Callable[..., Any], where: str = "true", bindings: tuple[Any, ...] = ()) -> list[Key]:
     """The rows that fit, by id."""
     rows = execute(f"SELECT {_COLUMNS} FROM api_keys WHERE {where} ORDER BY id", bindings)
     return [
@@ -178,7 +178,7 @@ def version(execute: Callable[..., Any]) -> int:
 
 def _changed(transaction: Transaction) -> None:
     transaction.execute(
-        "INSERT INTO meta VALUES ('keys_version', 1) ON CONFLICT (name) DO UPDATE SET value = value + 1"
+        "INSERT INTO meta VALUES ('keys_version', 1) ON CONFLICT (name) DO UPDATE SET value = meta.value + 1"
     )
 
 

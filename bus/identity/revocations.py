@@ -20,11 +20,12 @@ def revoke(transaction: Transaction, credential_id: str, until_us: int, now_us: 
     if transaction.execute("SELECT count(*) FROM revoked_credentials")[0][0] >= MAX_REVOKED:
         raise Conflict(f"{MAX_REVOKED} revoked credentials are kept; change the signing key instead.")
     transaction.execute(
-        "INSERT INTO revoked_credentials VALUES (?, ?) ON CONFLICT (id) DO UPDATE SET expires_at = max(expires_at, ?2)",
+        "INSERT INTO revoked_credentials VALUES (?, ?) ON CONFLICT (id) DO UPDATE"
+        " SET expires_at = max(revoked_credentials.expires_at, excluded.expires_at)",
         (credential_id, until_us),
     )
     transaction.execute(
-        "INSERT INTO meta VALUES ('revocations_version', 1) ON CONFLICT (name) DO UPDATE SET value = value + 1"
+        "INSERT INTO meta VALUES ('revocations_version', 1) ON CONFLICT (name) DO UPDATE SET value = meta.value + 1"
     )
 
 

@@ -255,7 +255,7 @@ class Rows:
     ) -> None:
         sealed = self._vault.seal(msgspec.json.encode(kept), owner)
         transaction.execute(
-            "INSERT OR REPLACE INTO integration_configs VALUES (?, ?, ?, ?, ?)",
+            _KEEP,
             (number, now_us, msgspec.json.encode(config), self._vault.key_id, sealed),
         )
 
@@ -277,6 +277,9 @@ class Rows:
 
 
 _DECOY = "in-none"
+_KEEP = """
+INSERT INTO integration_configs VALUES (?, ?, ?, ?, ?) ON CONFLICT (integration) DO UPDATE
+ SET changed_at = excluded.changed_at, config = excluded.config, key_id = excluded.key_id, sealed = excluded.sealed"""
 _SELECT = """
 SELECT i.number, i.id, i.enabled, i.created_at, c.changed_at, c.config, c.sealed
   FROM integrations i JOIN integration_configs c ON c.integration = i.number"""

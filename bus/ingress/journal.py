@@ -8,12 +8,12 @@ ones in one row, and written once a second.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from bus.errors import BusError
+from bus.nodes.leases import Leases
 from bus.storage import Reader, Transaction
 from bus.worker import Worker
 
@@ -59,9 +59,9 @@ class Journal:
         self._flusher = Worker("ingress_journal", self.flush, interval_seconds=FLUSH_SECONDS)
         self._forgetter = Worker("ingress_forget", self.forget, interval_seconds=FORGET_SECONDS, exclusive=True)
 
-    def start(self, lock_folder: Path) -> None:
-        self._flusher.start(lock_folder)
-        self._forgetter.start(lock_folder)
+    def start(self, leases: Leases) -> None:
+        self._flusher.start(leases)
+        self._forgetter.start(leases)
 
     def stop(self) -> None:
         self._forgetter.stop()
@@ -134,7 +134,7 @@ def page(
     """Rows below a number, the youngest first."""
     chosen = [("integration_id = ?", integration_id), ("outcome = ?", outcome), ("number < ?", before)]
     given = [(condition, value) for condition, value in chosen if value is not None]
-    where = " AND ".join(condition for condition, _ in given) or "1"
+    where = " AND ".join(condition for condition, _ in given) or "true"
     bindings = [*(value for _, value in given), limit]
     rows = reader.execute(
         f"SELECT {_COLUMNS} FROM integration_events WHERE {where} ORDER BY number DESC LIMIT ?", bindings
@@ -147,7 +147,7 @@ def forget(transaction: Transaction, now_us: int) -> bool:
     gone = transaction.execute(_OLD, (AT_ONCE, now_us - KEPT_US))
     for what, most in (("IS NULL", MAX_REFUSED), ("IS NOT NULL", MAX_TAKEN)):
         kept = f"(SELECT number FROM integration_events WHERE nonce {what} ORDER BY number"
-        (count,) = transaction.execute(f"SELECT count(*) FROM {kept} LIMIT ?)", (most + AT_ONCE,))[0]
+        (count,) = transaction.execute(f"SELECT count(*) FROM {kept} LIMIT ?) k", (most + AT_ONCE,))[0]
         if count > most:
             oldest = f"DELETE FROM integration_events WHERE number IN {kept} LIMIT ?) AND timestamp < ? RETURNING 1"
             gone += transaction.execute(oldest, (count - most, now_us - LEAST_KEPT_US))
@@ -159,5 +159,5 @@ _FIELDS = ("number", "integration_id", "timestamp_us", "outcome", "count", "addr
 _COLUMNS = ", ".join(_FIELDS).replace("timestamp_us", "timestamp").replace("size", "bytes")
 _OLD = """
 DELETE FROM integration_events WHERE number IN
- (SELECT number FROM (SELECT number, timestamp FROM integration_events ORDER BY number LIMIT ?) WHERE timestamp < ?)
+ (SELECT number FROM (SELECT number, timestamp FROM integration_events ORDER BY number LIMIT ?) o WHERE timestamp < ?)
  RETURNING 1"""

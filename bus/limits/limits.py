@@ -12,7 +12,6 @@ import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from bus.errors import RateLimited, StartRefused
@@ -25,10 +24,11 @@ from bus.limits.shared_buckets import SharedBuckets
 from bus.settings import Settings
 
 if TYPE_CHECKING:
-    from bus.backplane.local import LocalBackplane
+    from bus.backplane import Backplane
     from bus.clock import Clock
     from bus.identity.caller import Caller
     from bus.metrics import Metrics
+    from bus.nodes.leases import Leases
 
 STRANGERS_SOCKETS = 100
 """Sockets of one address whose credential is still to come in their first frame."""
@@ -52,7 +52,7 @@ class Host(Protocol):
 
     metrics: Metrics
     clock: Clock
-    backplane: LocalBackplane
+    backplane: Backplane
 
     def emit(self, event: RateLimitHit, /) -> None: ...
 
@@ -132,8 +132,9 @@ class Limits:
         self._allowances: dict[tuple[str, tuple[tuple[int, int], ...]], Allowance] = {}
         self._told: dict[str, float] = {}
 
-    def start(self, lock_folder: Path) -> None:
+    def start(self, leases: Leases) -> None:
         """Open what the workers share. Raises StartRefused when there is no room for it."""
+        lock_folder = leases.folder
         try:
             if self.on:
                 self._buckets = SharedBuckets(lock_folder / "rate-limits", self._host.clock.now_us)

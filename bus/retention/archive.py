@@ -141,6 +141,10 @@ class Folder:
             return []
         return sorted(file.name.removesuffix(SUFFIX) for file in self.path.glob(f"*{SUFFIX}"))
 
+    def has(self, name: str) -> bool:
+        """True when the file is here."""
+        return (self.path / f"{name}{SUFFIX}").exists()
+
     def forget(self, name: str) -> None:
         """Remove a file; one that is gone already is no error."""
         (self.path / f"{name}{SUFFIX}").unlink(missing_ok=True)
@@ -178,6 +182,6 @@ def page(reader: Reader, after: int, limit: int, since_us: int | None, until_us:
     """Files behind number `after` that may hold messages of a time."""
     return entries(
         reader,
-        "number > ?1 AND (?3 IS NULL OR last_stamp >= ?3) AND (?4 IS NULL OR first_stamp <= ?4) ORDER BY number LIMIT ?2",
+        "number > ?1 AND (last_stamp >= ?3 OR ?3 IS NULL) AND (first_stamp <= ?4 OR ?4 IS NULL) ORDER BY number LIMIT ?2",
         (after, limit, since_us, until_us),
     )

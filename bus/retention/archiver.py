@@ -162,7 +162,7 @@ class Archiver:
     def _look_for_pieces(self, reader: Reader) -> tuple[list[Entry], list[str]]:
         self._folder.clear_drafts()
         known = {file for (file,) in reader.execute("SELECT file FROM archives")}
-        return entries(reader, "NOT complete", ()), [name for name in self._folder.names() if name not in known]
+        return entries(reader, "complete = 0", ()), [name for name in self._folder.names() if name not in known]
 
     def _rows_of(self, name: str, _: Reader) -> list[Row]:
         return [(line.seq, shown(line).type, len(shown(line).payload)) for line in self._folder.read(name)]
@@ -192,7 +192,7 @@ class Archiver:
         before = self._host.clock() - policy.ttl_us
 
         def job(reader: Reader) -> list[str]:
-            names = [entry.file for entry in entries(reader, "made_at <= ? AND complete", (before,))]
+            names = [entry.file for entry in entries(reader, "made_at <= ? AND complete = 1", (before,))]
             for name in names:
                 self._folder.forget(name)
             return names
@@ -234,7 +234,8 @@ def _catalogue(entry: Entry) -> Callable[[Transaction], int]:
     def job(transaction: Transaction) -> int:
         row = msgspec.structs.astuple(entry)[1:]
         made = transaction.execute(
-            "INSERT INTO archives VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING number",
+            "INSERT INTO archives (file, reason, messages, bytes, first_stamp, last_stamp, made_at, complete)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?) RETURNING number",
             (*row[:7], int(entry.complete)),
         )
         return int(made[0][0])

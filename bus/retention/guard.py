@@ -13,6 +13,7 @@ from typing import Any
 
 from bus.clock import STEP_US
 from bus.events import ClockJumped, Event, RetentionHeld
+from bus.retention.policies import NOTE
 from bus.storage import Reader, Transaction
 
 log = logging.getLogger("bus.retention")
@@ -26,7 +27,7 @@ SEEN, RELEASE = "retention_seen", "retention_release"
 _WINDOW = 50_000
 _COUNT = """
 SELECT count(*), count(CASE WHEN expires_at <= ? THEN 1 END), max(seq)
- FROM (SELECT seq, expires_at FROM messages WHERE seq > ? ORDER BY seq LIMIT ?)"""
+ FROM (SELECT seq, expires_at FROM messages WHERE seq > ? ORDER BY seq LIMIT ?) w"""
 
 
 class Guard:
@@ -126,10 +127,10 @@ class Guard:
 
 def note_seen(transaction: Transaction) -> None:
     """A sweep runs now."""
-    transaction.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (SEEN, transaction.ledger.now))
+    transaction.execute(NOTE, (SEEN, transaction.ledger.now))
     transaction.execute("DELETE FROM meta WHERE name = ?", (RELEASE,))
 
 
 def ask(transaction: Transaction) -> None:
     """An administrator asks for a sweep."""
-    transaction.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (RELEASE, transaction.ledger.now))
+    transaction.execute(NOTE, (RELEASE, transaction.ledger.now))

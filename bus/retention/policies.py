@@ -34,6 +34,12 @@ RECORDS = (ARCHIVE, AUDIT)
 RESTAMP = "retention_restamp"
 """In `meta`: the seq behind which stored messages still have to get what a changed policy gives them."""
 
+NOTE = "INSERT INTO meta VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value"
+
+_PUT = """
+INSERT INTO policies VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (type) DO UPDATE SET name = excluded.name, ttl = excluded.ttl,
+ archive = excluded.archive, origin = excluded.origin, changed_at = excluded.changed_at"""
+
 
 class Policy(msgspec.Struct, frozen=True):
     """`ttl_us` None: for ever, or, of `immediate`, until it is delivered. `origin`: standard, setting, code or admin."""
@@ -85,7 +91,7 @@ def put(policy: Policy, *, to_stored: bool) -> Callable[[Transaction], None]:
         if policy.type not in known and len(known) >= MAX_POLICIES:
             raise Conflict(f"There are {MAX_POLICIES} policies already; delete one.", code="too_many_policies")
         row = (policy.type, policy.name, policy.ttl_us, int(policy.archive), policy.origin, transaction.ledger.now)
-        transaction.execute("INSERT OR REPLACE INTO policies VALUES (?, ?, ?, ?, ?, ?)", row)
+        transaction.execute(_PUT, row)
         if policy.type not in RECORDS:
             _changed(transaction, to_stored=to_stored)
 
@@ -114,7 +120,7 @@ def _changed(transaction: Transaction, *, to_stored: bool) -> None:
         )
     transaction.execute("UPDATE log_head SET policies = policies + 1")
     if to_stored:
-        transaction.execute("INSERT OR REPLACE INTO meta VALUES (?, 0)", (RESTAMP,))
+        transaction.execute(NOTE, (RESTAMP, 0))
 
 
 def document(policy: Policy) -> dict[str, Any]:

@@ -80,7 +80,6 @@ def _note_undelivered(transaction: Transaction, message: Message, born: int) -> 
         statement = "SELECT 1 FROM deliveries WHERE owner = ? AND seq = ?"
         if not tracked or transaction.execute(statement, (owner, message.seq)):
             waits = True
-            transaction.execute(
-                "INSERT OR IGNORE INTO undelivered VALUES (?, ?, ?, ?)", (tracked, owner, message.seq, born)
-            )
+            bindings = (tracked, owner, message.seq, born)
+            transaction.execute("INSERT INTO undelivered VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING", bindings)
     return waits

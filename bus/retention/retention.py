@@ -35,6 +35,7 @@ TRIES, TRY_SECONDS = 50, 0.2
 
 FILES_A_PAGE = 20
 RESTORED_A_STEP = 200
+_ARCHIVED = "SELECT count(*), coalesce(sum(messages), 0), coalesce(sum(bytes), 0) FROM archives"
 
 
 class Life(msgspec.Struct, frozen=True):
@@ -45,11 +46,15 @@ class Life(msgspec.Struct, frozen=True):
 
 
 class Found(msgspec.Struct):
-    """A page of the archive: lines, and where the next page begins: (number of the file, line in it)."""
+    """A page of the archive: lines, and where the next page begins: (number of the file, line in it).
+
+    `elsewhere`: files that were passed over, since another node has them.
+    """
 
     lines: list[Archived]
     cursor: tuple[int, int]
     more: bool
+    elsewhere: list[str] = []
 
 
 class Wanted(msgspec.Struct, frozen=True):
@@ -178,7 +183,7 @@ class Retention:
                 {"policy": policy, "reason": reason, "messages": n, "archived": archived, "bytes": size}
                 for policy, reason, n, archived, size in reader.execute("SELECT * FROM removed ORDER BY policy, reason")
             ]
-            files, messages, size = reader.execute("SELECT count(*), total(messages), total(bytes) FROM archives")[0]
+            files, messages, size = reader.execute(_ARCHIVED)[0]
             meta = dict(reader.execute("SELECT name, value FROM meta WHERE name IN (?, ?)", (guard.SEEN, RESTAMP)))
             head = reader.head()
             return {
@@ -188,7 +193,7 @@ class Retention:
                 "delivered": sum(row["messages"] for row in removed if row["reason"] == "delivered"),
                 "archived": sum(row["archived"] for row in removed),
                 "removed": removed,
-                "archive": {"files": files, "messages": int(messages), "bytes": int(size)},
+                "archive": {"files": files, "messages": messages, "bytes": size},
                 "waiting_for_delivery": reader.execute("SELECT count(DISTINCT seq) FROM undelivered")[0][0],
                 "applying_policies": RESTAMP in meta,
                 "swept_us": meta.get(guard.SEEN),
@@ -208,12 +213,14 @@ class Retention:
         def job(reader: Reader) -> Found:
             files = entries(
                 reader,
-                "number >= ?1 AND (?3 IS NULL OR last_stamp >= ?3) AND (?4 IS NULL OR first_stamp <= ?4)"
+                "number >= ?1 AND (last_stamp >= ?3 OR ?3 IS NULL) AND (first_stamp <= ?4 OR ?4 IS NULL)"
                 " ORDER BY number LIMIT ?2",
                 (after[0], FILES_A_PAGE + 1, wanted.since_us, wanted.until_us),
             )
             found, size = Found([], after, more=False), 0
             for entry in files[:FILES_A_PAGE]:
+                if not self._folder.has(entry.file):
+                    found.elsewhere.append(entry.file)
                 for at, line in self._lines(entry, after[1] if entry.number == after[0] else 0):
                     if len(found.lines) == limit or size > PAGE_BYTES:
                         found.more = True
@@ -233,7 +240,7 @@ class Retention:
             for at, line in enumerate(self._folder.read(entry.file)):
                 if at >= begin:
                     yield at, line
-        except FileNotFoundError:  # its own time was over a moment ago
+        except FileNotFoundError:  # another node has it, or its own time was over a moment ago
             return
         except UNREADABLE as error:
             log.error(
@@ -243,24 +250,28 @@ class Retention:
                 extra={"action": "archive_damaged"},
             )
 
-    def restore(self, wanted: Wanted, to: str | None, limit: int) -> tuple[int, int]:
-        """Put up to `limit` archived messages into the log again, as new ones with their old ids; (found, restored).
+    def restore(self, wanted: Wanted, to: str | None, limit: int) -> tuple[int, int, list[str]]:
+        """Put up to `limit` archived messages into the log again, as new ones with their old ids.
+
+        (found, restored, the files that another node has).
 
         One that is in the log is left alone. Raises the refusal of one that finds no room, if none did.
         """
         found = done = 0
         place, more = (0, 0), True
         refusal: BusError | None = None
+        elsewhere: list[str] = []
         while more and found < limit and refusal is None:
             lines = self.search(wanted, place, min(RESTORED_A_STEP, limit - found))
             place, more = lines.cursor, lines.more
             found += len(lines.lines)
+            elsewhere += lines.elsewhere
             stored, swept, refusal = self._host.write(self._restoring(lines.lines, to))
             self._host.tell_swept(swept)
             done += stored
         if refusal is not None and not done:
             raise refusal
-        return found, done
+        return found, done, elsewhere
 
     def _restoring(self, lines: list[Archived], to: str | None) -> Any:
         epochs = self._host.epochs()
@@ -295,7 +306,7 @@ def _expiring(
     reader: Reader, now: int, until: int, after: int, limit: int
 ) -> tuple[list[tuple[Message, int]], int, bool]:
     bound = reader.execute(
-        "SELECT max(seq) FROM (SELECT seq FROM messages WHERE seq > ? ORDER BY seq LIMIT ?)", (after, SCANNED)
+        "SELECT max(seq) FROM (SELECT seq FROM messages WHERE seq > ? ORDER BY seq LIMIT ?) w", (after, SCANNED)
     )
     end = bound[0][0]
     if end is None:

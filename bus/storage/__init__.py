@@ -103,7 +103,30 @@ class Group(msgspec.Struct):
     members: Sequence[Pending]
 
 
-Item = Pending | Group | Job
+class Burst(msgspec.Struct):
+    """Plain sends that came together: without key, terms or flags, and each stored or refused by itself.
+
+    With each message goes a ref, by which its sender knows it (None: it wants to hear of a refusal only); `stored(refs,
+    messages, fates)` and `heard(ref, answer)` tell the sender. `ephemeral`: none of them gets to the writer. `weight`: the
+    bytes of all payloads. `present`: of each, whether every named recipient was online when it was accepted.
+    `settled(burst)` is called on the event loop after the commit. By a message's place: its `rows`; its error in
+    `errors`, if it was refused; its outcome in `outcomes`, unless that is STORED.
+    """
+
+    messages: list[Message]
+    refs: list[Any]
+    heard: Callable[[Any, Any], None]
+    stored: Callable[[Sequence[Any], Sequence[Message], Sequence[bytes]], None]
+    ephemeral: bool = False
+    weight: int = 0
+    present: list[bool] = []
+    rows: dict[int, Sequence[Row]] = {}
+    settled: Callable[[Burst], None] | None = None
+    errors: dict[int, BusError] = {}
+    outcomes: dict[int, Outcome] = {}
+
+
+Item = Pending | Group | Job | Burst
 """What the writer takes."""
 
 
@@ -243,6 +266,10 @@ class Reader(Protocol):
         """The bus's clock (bus.clock)."""
         ...
 
+    def size_bytes(self) -> int:
+        """What the log takes on its disk, with all that was freed in it and not given back."""
+        ...
+
     def client(self, name: str) -> ClientRow | None: ...
 
     def clients(self, after: str, limit: int) -> list[ClientRow]: ...
@@ -285,6 +312,10 @@ class Store(Protocol):
 
     def open(self, migrations: Sequence[tuple[str, Path]]) -> None:
         """Migrate, and begin a new epoch if it is due. Several processes may do so at once."""
+        ...
+
+    def due(self, migrations: Sequence[tuple[str, Path]]) -> list[str]:
+        """Which migrations `open` would apply: `core 3`, say. Changes nothing."""
         ...
 
     def writer(self) -> Writer: ...

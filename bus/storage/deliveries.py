@@ -6,6 +6,7 @@ against uncounted releases (RabbitMQ 4.3, Redis XNACK), added jitter on the back
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -35,13 +36,13 @@ SWEEP_BYTES = 8 * 1024 * 1024
 MAX_LEASE_US = 86_400_000_000
 MAX_HISTORY = 20
 
-_RESTS_SINCE = "json_extract(CAST(history AS TEXT), '$[#-1].ended_us')"
-MEND = (
+_MEND = (
     "UPDATE deliveries SET until = ?1 + (until - leased_at), leased_at = ?1 WHERE state = 1 AND leased_at > ?1",
-    f"UPDATE deliveries SET until = ?1 + (until - {_RESTS_SINCE}) WHERE state = 2 AND {_RESTS_SINCE} > ?1",
     f"UPDATE deliveries SET due_key = ?1 + {4 * AGING_US} WHERE due_key > ?1 + {4 * AGING_US}",
 )
-"""Brings what begins after ?1, a moment that has not come, to it: the clock was set back while nobody ran."""
+_RESTING = """
+SELECT owner, seq, until, history FROM deliveries WHERE state = 2 AND until > ? AND (owner, seq) > (?, ?)
+ ORDER BY owner, seq LIMIT 1000"""
 
 
 class Delivery(msgspec.Struct):
@@ -146,3 +147,17 @@ class Backlog(msgspec.Struct):
     capacity: int | None = None
     on_full: str | None = None
     changed: bool = False
+
+
+def mend(execute: Callable[..., Any], now_us: int) -> None:
+    """Bring what begins after now, a moment that has not come, to now: the clock was set back while nobody ran."""
+    for statement in _MEND:
+        execute(statement, (now_us,))
+    place: tuple[str, int] = "", 0
+    while page := execute(_RESTING, (now_us, *place)).fetchall():
+        for owner, seq, until, history in page:
+            since = msgspec.json.decode(history)[-1]["ended_us"]
+            if since > now_us:
+                moved = now_us + until - since, owner, seq
+                execute("UPDATE deliveries SET until = ? WHERE owner = ? AND seq = ?", moved)
+        place = page[-1][:2]

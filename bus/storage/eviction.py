@@ -102,13 +102,13 @@ def _count(transaction: Transaction, rows: Sequence[Any], reason: str, *, archiv
 _DUE_COLUMNS = "m.seq, m.kind, m.address, m.type, m.flags, length(m.payload)"
 _DUE = f"""
 SELECT {_DUE_COLUMNS} FROM json_each(?1) j CROSS JOIN messages m ON m.seq = j.value
- WHERE ?2 IS NULL OR m.expires_at <= ?2"""
+ WHERE m.expires_at <= ?2 OR ?2 IS NULL"""
 _COUNT_REMOVED = """
-INSERT INTO removed VALUES (?, ?, ?, ?, ?) ON CONFLICT DO UPDATE
- SET n = n + excluded.n, archived = archived + excluded.archived, bytes = bytes + excluded.bytes"""
+INSERT INTO removed VALUES (?, ?, ?, ?, ?) ON CONFLICT (policy, reason) DO UPDATE
+ SET n = removed.n + excluded.n, archived = removed.archived + excluded.archived, bytes = removed.bytes + excluded.bytes"""
 _COUNT_EXPIRED = """
-INSERT INTO expired VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE
- SET n = n + excluded.n, max_seq = max(max_seq, excluded.max_seq)"""
+INSERT INTO expired VALUES (?, ?, ?, ?) ON CONFLICT (name, day) DO UPDATE
+ SET n = expired.n + excluded.n, max_seq = max(expired.max_seq, excluded.max_seq)"""
 _HANGS_ON = (
     ("messages", "seq"),
     ("addressed", "seq"),

@@ -18,7 +18,8 @@ from gevent.event import AsyncResult
 
 from bus.errors import BusError, Unavailable
 from bus.message import Message
-from bus.storage import Group, Item, Job, Pending, Transaction, Writer
+from bus.nodes.leases import fenced
+from bus.storage import Burst, Group, Item, Job, Pending, Transaction, Writer
 from bus.threads import Mailbox, drain, start_native
 
 log = logging.getLogger("bus.writer")
@@ -63,7 +64,8 @@ class LogWriter:
             self._queue.put(chunk)
 
     def call(self, run: Callable[[Transaction], Any], *, lazy: bool = False) -> Any:
-        """Run a write job and wait for its value in the calling greenlet; `lazy` as in `Job`. Raises what it raised."""
+        """Run a write job and wait for its value in the calling greenlet; `lazy` as in `Job`. Raises what it raised,
+        and LeaseLost if the greenlet works under a lease that is lost."""
         result: AsyncResult[Any] = AsyncResult()
 
         def settled(job: Job) -> None:
@@ -72,7 +74,7 @@ class LogWriter:
             else:
                 result.set_exception(job.error)
 
-        self.submit([Job(run, settled, lazy=lazy)])
+        self.submit([Job(fenced(run), settled, lazy=lazy)])
         return result.get()
 
     def stop(self) -> None:
@@ -136,6 +138,11 @@ class LogWriter:
         if self.on_failed is not None:
             self.on_failed(error)
         for item in batch.items:
+            if isinstance(item, Burst):
+                item.errors = dict.fromkeys(range(len(item.messages)), refusal)
+                for message in item.messages:
+                    message.seq = 0
+                continue
             for part in item.members if isinstance(item, Group) else (item,):
                 part.error = refusal
                 if isinstance(part, Pending):
@@ -151,7 +158,7 @@ class LogWriter:
                     for member in item.members:
                         member.settled(member)
                 else:
-                    item.settled(item)  # type: ignore[arg-type]
+                    item.settled(item)  # type: ignore[arg-type, misc]
             except Exception:
                 log.exception("A settled write could not be answered", extra={"action": "settle"})
         if self.on_relief is not None:
@@ -191,6 +198,8 @@ def _together(chunks: Sequence[_Chunk]) -> _Chunk:
 
 def _measure(item: Item) -> tuple[int, int]:
     """About how many rows an item writes (a list has some for each name), and the bytes of its payloads."""
+    if isinstance(item, Burst):
+        return len(item.messages), item.weight
     if isinstance(item, Job):
         return item.rows, 0
     members = item.members if isinstance(item, Group) else (item,)

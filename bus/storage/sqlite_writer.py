@@ -1,57 +1,21 @@
-"""The write side of the SQLite store: one transaction a batch, under the writers' lock, with the seqs given inside it.
-
-What a send may meet in here: its idempotency key was used before, or the inbox of a recipient is full. Both are
-decided in the transaction, so two processes can't disagree.
-"""
+"""The write side of the SQLite store: one transaction a batch, under the writers' lock, with the seqs given inside it."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import apsw
-import msgspec
 
-from bus.companions import Announcer, Companions
-from bus.errors import BusError, DiskFull, KeyReused, Unavailable
-from bus.events import MessageSent
-from bus.message import (
-    OWN_EXPIRY,
-    OWN_ID,
-    REQUIRES_ACK,
-    TYPE_EXPIRY,
-    Epochs,
-    Kind,
-    Message,
-    audience_of,
-    now_us,
-    text_of,
-)
-from bus.protocol import body_key, encode
-from bus.storage import SEQ, STORED, TEXT, Group, Item, Job, Outcome, Pending
-from bus.storage.inboxes import Inboxes, Names
-from bus.storage.ledger import Ledger
-from bus.storage.lifetimes import NEVER, Lifetime, Lifetimes, read_lifetimes
+from bus.companions import Companions
+from bus.errors import BusError, DiskFull, Unavailable
+from bus.message import Epochs, Message
+from bus.storage import Item, Job
+from bus.storage.work import Memory, Work
 
 if TYPE_CHECKING:
     from bus.storage.sqlite import WritersLock
-
-_WIDTH = 10
-_INSERT_SIZES = (256, *range(64, 0, -1))
-"""Rows of one INSERT. Multi-row VALUES write 24–40 % more rows a second than executemany, and each statement hands the
-interpreter's lock over twice: so up to 64 messages are one statement."""
-
-_INSERTS = {
-    size: "INSERT INTO messages VALUES " + ",".join(["(" + ",".join("?" * _WIDTH) + ")"] * size)
-    for size in _INSERT_SIZES
-}
-
-_UNDELIVERED = "INSERT INTO undelivered VALUES (?, ?, ?, ?)"
-
-CLOCKS_DIFFER_BY_US = 1_000_000
-"""The bus's clock is ahead of the wall's by a multiple of this, the nearest: so equal times of delivery stay equal."""
 
 
 class SqliteWriter:
@@ -75,17 +39,17 @@ class SqliteWriter:
         """
         self._connection = connection
         self._lock = lock
-        self._epochs = epochs
-        self._clock = clock
-        self._inbox_limit = inbox_limit
-        self._queue_limit = queue_limit
-        self._companions = companions
         self._synchronous = synchronous
         self._waits = synchronous
-        self.names = Names()
-        self._version = -1  # of the file, as this connection last saw it: another's commit changes it
-        self._head = 0
-        self.lifetimes = Lifetimes()
+        self._memory = Memory(
+            connection.execute,
+            epochs,
+            clock,
+            inbox_limit=inbox_limit,
+            queue_limit=queue_limit,
+            companions=companions,
+            fatal=(apsw.FullError, apsw.IOError),
+        )
 
     def commit(self, batch: Sequence[Item]) -> tuple[int, list[Message]]:
         """See `bus.storage.Writer.commit`."""
@@ -106,22 +70,22 @@ class SqliteWriter:
     def _commit_locked(self, batch: Sequence[Item]) -> tuple[int, list[Message]]:
         execute = self._connection.execute
         self._wait_for_the_disk(not all(type(item) is Job and item.lazy for item in batch))
+        memory = self._memory
         execute("BEGIN IMMEDIATE")
         try:
             self._catch_up()
-            work = _Work(self, self._head)
+            work = Work(memory)
             work.take(batch)
             execute("COMMIT")
         except BaseException:
-            self.names.forget()
-            self._version = -1
+            memory.forget()
             if self._connection.in_transaction:
                 execute("ROLLBACK")
             raise
         with suppress(OSError):  # it is stored: a note that fails must not turn that into a refusal
             self._lock.note(work.head)
-        self._head = work.head
-        self._companions.commits += work.wrote_beside
+        memory.head = work.head
+        memory.companions.commits += work.wrote_beside
         return work.first, work.written
 
     def _wait_for_the_disk(self, wanted: bool) -> None:
@@ -131,337 +95,14 @@ class SqliteWriter:
             self._connection.execute(f"PRAGMA synchronous={'FULL' if wanted else 'NORMAL'}")
 
     def _catch_up(self) -> None:
-        """Learn where the log ends, and forget what others may have changed, if others have written at all."""
+        """Learn where the log ends, and forget what others may have changed, if others have written at all.
+
+        The version is the file's, as this connection last saw it: another's commit changes it.
+        """
         version = int(self._connection.execute("PRAGMA data_version").get)
-        if version != self._version:
-            self._version = version
+        if version != self._memory.version:
             head, policies = cast("tuple[int, int]", self._connection.execute("SELECT seq, policies FROM log_head").get)
-            self._head = head
-            if policies != self.lifetimes.version:
-                self.lifetimes = read_lifetimes(self._connection.execute, policies)
-            self.names.look_anew()
-
-    def look_anew(self) -> None:
-        """A job has written: the next batch learns what may have changed by it."""
-        self.names.look_anew()
-        self._version = -1
-
-
-class _Work:
-    """One batch inside its transaction. `head` is the last seq given; `written` the new messages in seq order.
-
-    `ledger` holds what must be acked. It is flushed wherever a savepoint begins, and forgets with one that is undone.
-    """
-
-    def __init__(self, writer: SqliteWriter, head: int) -> None:
-        self._writer = writer
-        self._execute = writer._connection.execute
-        self.first = head + 1
-        self.head = head
-        self.written: list[Message] = []
-        self._companions = writer._companions
-        announcer = self._announcer = Announcer(writer._companions, self._execute)
-        self.wants, self.announce = announcer.wants, announcer.announce
-        self.ledger = Ledger(self._execute, writer._epochs, writer._clock(), announcer=announcer)
-        default_us = writer.lifetimes.default_us
-        self._by_type = writer.lifetimes.by_type
-        self._default_expiry = None if default_us is None else self.ledger.now + default_us
-        self._inserted = 0
-        self._counted = 0  # of what was written, how much the log's head knows of
-        self._inboxes = Inboxes(
-            self._execute,
-            self.ledger,
-            writer.names,
-            self.first,
-            now_us(),
-            inbox_limit=writer._inbox_limit,
-            queue_limit=writer._queue_limit,
-        )
-        writer.names.tidy()
-
-    def take(self, batch: Sequence[Item]) -> None:
-        for item in batch:
-            if isinstance(item, Pending):
-                self._admit(item)
-            elif isinstance(item, Group):
-                self._admit_group(item.members)
-            else:
-                self._run(item)
-        self._write_all()
-
-    def _write_all(self) -> None:
-        """Bring the tables up to what was taken in so far."""
-        self.insert()
-        self.ledger.flush()
-        counted = self.written[self._counted :]
-        if counted:
-            self._execute(
-                "UPDATE log_head SET seq = ?, total_messages = total_messages + ?, kept_bytes = kept_bytes + ?",
-                (self.head, len(counted), sum(len(m.payload) for m in counted)),
-            )
-            self._counted = len(self.written)
-
-    @property
-    def wrote_beside(self) -> bool:
-        """True when rows of companions are among what was written."""
-        return self._announcer.wrote
-
-    # ---- for jobs; see `bus.storage.Transaction`
-
-    def execute(self, statement: str, bindings: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
-        return self._execute(statement, bindings).fetchall()
-
-    def append(self, message: Message, *, again: bool = False) -> Outcome | BusError:
-        rows = self._companions.rows_of(MessageSent(message)) if self._companions.sent and not again else ()
-        item = Pending(message, _unheard, rows=rows)
-        self._admit(item)
-        self.insert()
-        return item.error or item.outcome or STORED
-
-    def _run(self, job: Job) -> None:
-        self._write_all()
-        head, written = self.head, len(self.written)
-        self._execute("SAVEPOINT job")
-        try:
-            job.value = job.run(self)
-            self.ledger.flush()
-        except (apsw.FullError, apsw.IOError):
-            raise
-        except Exception as error:  # noqa: BLE001  # the job's own fault: it alone is undone, and its caller is told
-            self._execute("ROLLBACK TO job")
-            self._undo(head, written)
-            job.error = error
-        self._execute("RELEASE job")
-        self._writer.look_anew()
-
-    def _undo(self, head: int, written: int) -> None:
-        """Forget, in memory, what a savepoint has taken back."""
-        if len(self.written) > written:
-            self._inboxes.drop()
-        self.head = head
-        del self.written[written:]
-        self._inserted = min(self._inserted, written)
-        self.ledger.drop()
-
-    # ---- admission
-
-    def _admit_group(self, members: Sequence[Pending]) -> None:
-        """All or none: the first refusal undoes the others and is everybody's answer."""
-        self.ledger.flush()
-        head, written = self.head, len(self.written)
-        self._execute("SAVEPOINT atomic")
-        for member in members:
-            self._admit(member)
-            if member.error is not None:
-                break
-        else:
-            self.ledger.flush()
-            self._execute("RELEASE atomic")
-            return
-        self._execute("ROLLBACK TO atomic")
-        self._execute("RELEASE atomic")
-        self._inboxes.drop()
-        self._undo(head, written)
-        for other in members:
-            other.error = member.error
-            other.message.seq = 0
-
-    def _admit(self, item: Pending) -> None:
-        message = item.message
-        body = b"" if item.key is None else _hash(message)  # before a refusal takes names off the address
-        if item.key is not None and self._seen_before(item, body):
-            return
-        if (terms := message.terms) is not None:
-            if (due_us := self._due(message)) > self.ledger.now:
-                self._schedule(item, due_us, body)
-                return
-            if not message.flags & OWN_ID:
-                message.own_id = ""  # it is due already: its seq names it
-            if terms.ttl_us is not None:
-                message.expires_us = self.ledger.now + self._ttl_us(message, terms.ttl_us, terms.may_lengthen)
-        item.outcome = STORED
-        if not self._inboxes.make_room(item, self):
-            item.outcome = None
-            return
-        self.head += 1
-        message.seq = self.head
-        self._inboxes.know_sender(message.sender, self.head)
-        self.written.append(message)
-        if message.kind == Kind.LIST:
-            for name in message.names:
-                self._execute("INSERT INTO addressed VALUES (?, ?)", (name, self.head))
-        if (lifetime := self._by_type.get(message.type)) is not None:
-            self._give_life(message, lifetime)
-        if terms is not None or message.flags:
-            self._admit_special(message, item.live)
-        for statement, bindings in item.rows:
-            self._announcer.wrote = True
-            self._execute(statement, [self._known_now(message, value) for value in bindings])
-        if item.key is not None:
-            self._remember(item, body)
-
-    def _known_now(self, message: Message, value: Any) -> Any:
-        """What stands for SEQ or TEXT; any other value stands for itself."""
-        if value is SEQ:
-            return message.seq
-        return text_of(message, self._writer._epochs) if value is TEXT else value
-
-    def _ttl_us(self, message: Message, asked_us: int, may_lengthen: bool) -> int:
-        """What a sender gets of the life that it asked for: without the right, no more than its type's policy gives."""
-        most_us = None if may_lengthen else self._writer.lifetimes.of(message).ttl_us
-        return asked_us if most_us is None else min(asked_us, most_us)
-
-    def _give_life(self, message: Message, lifetime: Lifetime) -> None:
-        """Stamp a message whose type has a policy. What its sender asked for wins, but not over one that keeps for ever."""
-        if lifetime.immediate:
-            if lifetime.ends_with_delivery(message):
-                owners = message.names or (f"queue:{message.address}",)
-                tracked = message.flags & REQUIRES_ACK
-                for owner in owners:
-                    self._execute(_UNDELIVERED, (tracked, owner, message.seq, self.ledger.now))
-                message.expires_us = message.expires_us or NEVER
-        elif lifetime.ttl_us is None:
-            message.expires_us = NEVER
-        elif message.expires_us is None:
-            message.expires_us = self.ledger.now + lifetime.ttl_us
-
-    def _admit_special(self, message: Message, live: Sequence[str]) -> None:
-        """What is written of a message beyond its row."""
-        terms, seq = message.terms, message.seq
-        if message.flags & OWN_ID:
-            self._execute("INSERT INTO other_ids VALUES (?, ?)", (message.own_id, seq))
-        if message.flags & REQUIRES_ACK:
-            owners = message.names or (f"queue:{message.address}",)
-            leased = [owner for owner in owners if self.ledger.enter(message, owner, online=owner in live)]
-            message.leased_to = tuple(leased)
-        if terms is None:
-            return
-        if terms.thread_id is not None:
-            self._execute("INSERT INTO thread_messages VALUES (?, ?)", (terms.thread_id, seq))
-        if terms.correlation_id is not None:
-            self._note_reply(message, terms.correlation_id)
-
-    def _note_reply(self, message: Message, correlation_id: str) -> None:
-        """It may answer a question that one of its recipients asked: then the question keeps it."""
-        for name in message.names:
-            row = self._execute(
-                "SELECT seq, asked FROM requests WHERE asker = ? AND correlation_id = ? ORDER BY seq DESC LIMIT 1",
-                (name, correlation_id),
-            ).fetchone()
-            if row is None or (row[1] is not None and message.sender not in msgspec.json.decode(cast("bytes", row[1]))):
-                continue
-            self._execute("INSERT INTO replies VALUES (?, ?, ?)", (row[0], message.seq, message.sender))
-
-    # ---- later
-
-    def _due(self, message: Message) -> int:
-        terms = message.terms
-        assert terms is not None
-        if terms.deliver_us is not None:
-            ahead = round((self.ledger.now - now_us()) / CLOCKS_DIFFER_BY_US) * CLOCKS_DIFFER_BY_US
-            return terms.deliver_us + ahead
-        return self.ledger.now + (terms.delay_us or 0)
-
-    def _schedule(self, item: Pending, due_us: int, body: bytes) -> None:
-        """Keep it outside the log until it is due; bus.delivery.scheduler puts it in."""
-        message = item.message
-        self._inboxes.know_sender(message.sender, self.head + 1)  # behind what there is, and before what comes
-        self._execute(
-            "INSERT INTO scheduled VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (
-                message.own_id,
-                due_us,
-                message.kind,
-                message.address,
-                message.sender,
-                message.type,
-                message.stamp_us,
-                message.flags,
-                message.extras,
-                message.payload,
-                encode(message.terms),
-            ),
-        )
-        item.outcome = Outcome(scheduled=True)
-        if item.key is not None:
-            self._remember(item, body)
-
-    # ---- idempotency
-
-    def _seen_before(self, item: Pending, body: bytes) -> bool:
-        message = item.message
-        row = self._execute(
-            "SELECT body_hash, seq, stamp, answer, id FROM idempotency WHERE sender = ? AND key = ?",
-            (message.sender, item.key),
-        ).fetchone()
-        if row is None:
-            return False
-        body_hash, seq, stamp, answer, own_id = cast("tuple[bytes, int, int, bytes, str | None]", row)
-        if body_hash != body:
-            item.error = KeyReused(
-                "This idempotency key was used for another message; make a new key for a new message.",
-                field="idempotency_key",
-            )
-            return True
-        message.seq = seq
-        message.stamp_us = stamp
-        message.own_id = own_id or ""
-        item.outcome = Outcome(duplicate=True, answer=answer, scheduled=own_id is not None)
-        return True
-
-    def _remember(self, item: Pending, body: bytes) -> None:
-        message, outcome = item.message, item.outcome
-        assert outcome is not None
-        states = [{"client": name, "state": "refused"} for name in outcome.refused]
-        if outcome.scheduled:
-            states = [{"client": name, "state": "scheduled"} for name in message.names or (audience_of(message),)]
-        elif message.names:
-            unknown = outcome.unknown
-            states += [{"client": name, "state": "unknown" if name in unknown else "queued"} for name in message.names]
-        else:
-            states = [{"client": audience_of(message), "state": "sent"}]
-        self._execute(
-            "INSERT INTO idempotency VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-            (
-                message.sender,
-                item.key,
-                body,
-                message.seq,
-                message.stamp_us,
-                encode(states),
-                message.own_id if outcome.scheduled else None,
-                self.ledger.now,
-            ),
-        )
-
-    # ---- rows
-
-    def insert(self) -> None:
-        """Write the admitted messages that are not yet rows."""
-        written, offset = self.written, self._inserted
-        while left := len(written) - offset:
-            size = 256 if left >= 256 else min(left, 64)
-            values: list[Any] = []
-            for m in written[offset : offset + size]:
-                expires_us, flags = m.expires_us, m.flags
-                if expires_us is None:
-                    expires_us = self._default_expiry
-                else:
-                    own = m.terms is not None and m.terms.ttl_us is not None and expires_us
-                    expires_us, flags = expires_us or None, flags | (OWN_EXPIRY if own else TYPE_EXPIRY)
-                values += (m.seq, m.kind, m.address, m.sender, m.type, m.stamp_us, expires_us, flags, m.extras)
-                values.append(m.payload)
-            self._execute(_INSERTS[size], values)
-            offset += size
-        self._inserted = offset
-
-
-def _unheard(_: Pending) -> None:
-    """Nobody waits for the answer: the job has it."""
-
-
-def _hash(message: Message) -> bytes:
-    return hashlib.blake2b(body_key(message), digest_size=16).digest()
+            self._memory.learn(version, head, policies)
 
 
 def _refusal(error: apsw.Error) -> BusError:

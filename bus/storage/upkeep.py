@@ -9,7 +9,7 @@ from pathlib import Path
 import gevent
 from gevent.monkey import get_original
 
-from bus.backplane.local import try_exclusive
+from bus.nodes.leases import try_exclusive
 from bus.storage import Upkeep
 from bus.threads import start_native
 

@@ -25,12 +25,29 @@ class Fate(msgspec.Struct):
 
 class Standing(msgspec.Struct):
     """How a message stands with one recipient: waiting, handed_over, confirmed; of one that needs an ack: waiting,
-    leased, resting, acked, dead_letter."""
+    leased, resting, acked, dead_letter. `by`: who has it in hands, or settled it; `since`, `until`: of the lease, or the end
+    of the rest; `settled_at`: of the last day; `attempts`: those that have ended."""
 
     client: str
     state: str
     attempt: int | msgspec.UnsetType = msgspec.UNSET
     failures: int | msgspec.UnsetType = msgspec.UNSET
+    by: str | msgspec.UnsetType = msgspec.UNSET
+    since: str | msgspec.UnsetType = msgspec.UNSET
+    until: str | msgspec.UnsetType = msgspec.UNSET
+    settled_at: str | msgspec.UnsetType = msgspec.UNSET
+    attempts: list[Attempt] | msgspec.UnsetType = msgspec.UNSET
+
+
+class Attempt(msgspec.Struct):
+    """One time that a message was in somebody's hands."""
+
+    attempt: int
+    consumer: str
+    began_at: str | None
+    ended_at: str
+    outcome: str
+    reason: str | None
 
 
 class Sent(msgspec.Struct):

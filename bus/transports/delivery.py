@@ -17,6 +17,7 @@ from bus.delivery.dead_letters import Choice, DeadLetter, Done
 from bus.delivery.replays import MAX_RATE, Replay
 from bus.delivery.requests import Answer, new_correlation
 from bus.delivery.threads import Thread, read_thread
+from bus.delivery.whereabouts import attempt_of
 from bus.errors import BusError, Conflict, Malformed, NotFound, Unavailable
 from bus.identity import policy
 from bus.identity.caller import Right
@@ -225,7 +226,7 @@ class DeliveryViews:
         return json_answer(b'{"dead_letters":[%b],"cursor":%b,"more":%b}' % (texts, *tail))
 
     def _letter(self, letter: DeadLetter) -> bytes:
-        attempts = [_attempt(attempt) for attempt in msgspec.json.decode(letter.attempts)]
+        attempts = [attempt_of(attempt) for attempt in msgspec.json.decode(letter.attempts)]
         head = {
             "id": letter.message.own_id,
             "owner": letter.owner,
@@ -389,12 +390,6 @@ def _reason(reason: str | None) -> str | None:
     if reason is not None and reason not in dead_letters.REASONS:
         raise Malformed(f"`reason` must be one of {', '.join(dead_letters.REASONS)}.", code="bad_field", field="reason")
     return reason
-
-
-def _attempt(attempt: dict[str, Any]) -> dict[str, Any]:
-    began, ended = attempt.pop("began_us"), attempt.pop("ended_us")
-    times = {"began_at": iso(began).decode() if began else None, "ended_at": iso(ended).decode()}
-    return {"attempt": attempt["attempt"], "consumer": attempt["consumer"], **times, **attempt}
 
 
 def _operations(views: DeliveryViews) -> list[Operation]:

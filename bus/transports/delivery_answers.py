@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from bus.protocol import Question
-from bus.transports.answers import MessageBody
+from bus.transports.answers import Attempt, MessageBody
 
 REQUEST_BODY = Annotated[Question, msgspec.Meta(extra_json_schema={"required": ["from", "to"]})]
 """See `bus.transports.answers.SEND_BODY`."""
@@ -74,17 +74,6 @@ class Queues(msgspec.Struct):
     queues: list[Queue]
     cursor: str
     more: bool
-
-
-class Attempt(msgspec.Struct):
-    """One time that a message was in somebody's hands."""
-
-    attempt: int
-    consumer: str
-    began_at: str | None
-    ended_at: str
-    outcome: str
-    reason: str | None
 
 
 class DeadLetter(msgspec.Struct):

@@ -50,8 +50,10 @@ log = logging.getLogger("bus.http")
 FIXED_HEADERS = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store", "Referrer-Policy": "no-referrer"}
 """On every answer that does not say otherwise."""
 
-OPEN_PATHS = frozenset({"/health", "/ready", "/metrics", "/openapi.json", "/docs", "/", "/client.js", "/favicon.ico"})
-OPEN_PREFIXES = ("/health/", "/static/")
+OPEN_PATHS = frozenset(
+    {"/health", "/ready", "/metrics", "/openapi.json", "/docs", "/console", "/", "/client.js", "/favicon.ico"}
+)
+OPEN_PREFIXES = ("/health/", "/static/", "/console/")
 EXEMPT_PATHS = frozenset({"/health", "/ready", "/metrics"})
 _SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}\Z")
 _CODES = {404: "not_found", 405: "method_not_allowed", 413: "too_large", 415: "unsupported_media_type"}
@@ -73,8 +75,8 @@ def is_open(path: str) -> bool:
 
 
 def is_exempt(path: str) -> bool:
-    """True for probes and scrapers, whose requests are not counted."""
-    return path in EXEMPT_PATHS or path.startswith("/health/")
+    """True for probes, scrapers and the console's files, whose requests are not counted."""
+    return path in EXEMPT_PATHS or path.startswith(("/health/", "/console"))
 
 
 def body_of(max_bytes: int, *, as_it_came: bool = False) -> bytes:

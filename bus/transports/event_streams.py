@@ -44,8 +44,11 @@ STRANGER = "anon-"
 
 PIPE_BYTES = 65536
 
-Take = Callable[[int, bytes], None]
+Take = Callable[[int, bytes], object]
 """Takes a descriptor, and what has to be written to it first."""
+
+Enter = Callable[[Connection, Wanted], None]
+"""Hears of each stream that was opened, and of what it asked for."""
 
 
 class TakenOver(Response):
@@ -102,10 +105,11 @@ class EventStreams:
     `_encodings`: by what the streams want, for as long as one of them is open.
     """
 
-    def __init__(self, bus: Bus) -> None:
+    def __init__(self, bus: Bus, enter: Enter | None = None) -> None:
+        """`enter` None: streams may ask for what has gone (bus.transports.expiry_streams)."""
         self._bus = bus
         self._encodings: WeakValueDictionary[tuple[Wanted, bool, float], EventStreamEncoding] = WeakValueDictionary()
-        self._expiry = ExpiryStreams(bus)
+        self._enter = enter or ExpiryStreams(bus).enter
 
     # ---- opening
 
@@ -163,7 +167,7 @@ class EventStreams:
         bus.counters.add("streams_opened")
         bus.hub.join(connection, place.seq)
         bus.connection_opened(connection)
-        self._expiry.enter(connection, opening.wanted)
+        self._enter(connection, opening.wanted)
         bus.metrics.count("bus_resume_total", "ok" if place.gap is None else "gap")
 
     def _encoding(self, wanted: Wanted, named: bool, beat_seconds: float) -> EventStreamEncoding:

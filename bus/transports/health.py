@@ -105,7 +105,7 @@ class BusHealth:
     def begin(self, _: BusStarted) -> None:
         """The process serves: judge it for the first time. Waits for a look at the store."""
         bus = self._bus
-        self.canary.begin(bus.backplane.slot)
+        self.canary.begin(bus.backplane.number)
         bus.backplane.hear("health", self._noted)
         rows = bus.read(lambda reader: reader.execute("SELECT owner, max(number) FROM migrations GROUP BY owner"))
         self._schema = dict(rows)
@@ -192,7 +192,7 @@ class BusHealth:
         told.load = report.Load(
             self.connections(), bus.max_connections, bus.writer.waiting, round(self._last_commit_seconds(), 1)
         )
-        told.durability = report.Durability(bus.settings.durability, "sqlite", bus.store.survives)
+        told.durability = report.Durability(bus.settings.durability, bus.settings.store_name, bus.store.survives)
         told.canary = report.Canary(latency, round(mine.age_seconds, 1), mine.problem)
         told.schema = self._schema
         told.workers = self._workers()

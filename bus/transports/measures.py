@@ -52,10 +52,10 @@ CONNECTING = {"/ws/<client_id>": "websocket", "/stream/events": "sse"}
 WAITING = frozenset({*CONNECTING, "/api/request", "/api/queues/<queue>/claim", "/api/profile"})
 """Routes whose answer may wait for something to happen: how long says nothing of the bus."""
 
-_BACKLOGS = "SELECT owner LIKE 'queue:%', sum(waiting), sum(leased) FROM backlogs GROUP BY 1"
+_BACKLOGS = "SELECT substr(owner, 1, 6) = 'queue:', sum(waiting), sum(leased) FROM backlogs GROUP BY 1"
 _QUEUES = """
 SELECT owner, waiting, leased FROM backlogs
- WHERE owner > ?1 AND owner < 'queue;' AND (?2 IS NULL OR owner = ?2) ORDER BY owner LIMIT ?3"""
+ WHERE owner > ?1 AND owner < 'queue;' AND owner = coalesce(?2, owner) ORDER BY owner LIMIT ?3"""
 
 
 class Stored(msgspec.Struct):
@@ -64,6 +64,7 @@ class Stored(msgspec.Struct):
     total: int
     kept_bytes: int
     dead_letters: int
+    database_bytes: int
     waiting: dict[str, int]
     leased: dict[str, int]
 
@@ -135,7 +136,7 @@ class Measures:
         sends = [parts[name].sends for name in ("rest", "lane") if name in parts]
         ws = parts.get("ws")
         read("bus_sends_total", lambda: sum(each.handed_over for each in sends), "http")
-        read("bus_messages_ephemeral_total", lambda: bus.ephemeral_sent)
+        read("bus_messages_ephemeral_total", lambda: bus.sending.ephemeral_sent)
         read("bus_messages_redelivered_total", lambda: bus.courier.redelivered)
         read("bus_uncommitted_messages", lambda: bus.writer.waiting)
         read("bus_slow_consumers_total", lambda: bus.hub.written.fallen_behind)
@@ -147,9 +148,9 @@ class Measures:
         for stopwatch in self._stopwatches:
             stopwatch.start(metrics.histogram("bus_publish_duration_seconds", "http"))
         if ws is not None:
-            read("bus_sends_total", lambda: ws.handed_over, "websocket")
-            ws.stopwatch.start(metrics.histogram("bus_publish_duration_seconds", "websocket"))
-            self._stopwatches.append(ws.stopwatch)
+            read("bus_sends_total", lambda: ws.sends.handed_over, "websocket")
+            ws.sends.stopwatch.start(metrics.histogram("bus_publish_duration_seconds", "websocket"))
+            self._stopwatches.append(ws.sends.stopwatch)
         ages = {transport: metrics.histogram("bus_end_to_end_seconds", transport) for transport in PUSH}
         bus.hub.written.start(ages, metrics.histogram("bus_send_queue_bytes").observe)
 
@@ -200,9 +201,12 @@ class Measures:
         for owner in ("inbox", "queue"):
             read("bus_deliveries_waiting", partial(self._backlog, "waiting", owner), owner)
             read("bus_deliveries_leased", partial(self._backlog, "leased", owner), owner)
-        read("bus_database_bytes", lambda: path.stat().st_size, "main")
-        wal = path.with_name(path.name + "-wal")
-        read("bus_database_bytes", lambda: wal.stat().st_size if wal.exists() else 0, "wal")
+        if bus.settings.is_on_postgresql:
+            read("bus_database_bytes", lambda: self.stored.database_bytes, "main")
+        else:
+            read("bus_database_bytes", lambda: path.stat().st_size, "main")
+            wal = path.with_name(path.name + "-wal")
+            read("bus_database_bytes", lambda: wal.stat().st_size if wal.exists() else 0, "wal")
         read("bus_disk_free_bytes", lambda: psutil.disk_usage(str(path.parent)).free)
         read("bus_disk_size_bytes", lambda: psutil.disk_usage(str(path.parent)).total)
         metrics.set("bus_durability_info", 1, bus.settings.durability)
@@ -290,7 +294,12 @@ class Measures:
 def _stored(reader: Reader) -> Stored:
     head = reader.head()
     found = Stored(
-        head.total, head.kept_bytes, count(reader, Choice()), {"inbox": 0, "queue": 0}, {"inbox": 0, "queue": 0}
+        head.total,
+        head.kept_bytes,
+        count(reader, Choice()),
+        reader.size_bytes(),
+        {"inbox": 0, "queue": 0},
+        {"inbox": 0, "queue": 0},
     )
     for is_queue, waiting, leased in reader.execute(_BACKLOGS):
         owner = "queue" if is_queue else "inbox"

@@ -21,15 +21,16 @@ import bus.bus
 import bus.connection
 import bus.frames
 import bus.storage.log_writer
-import bus.storage.sqlite_writer
 import bus.transports.sends
 import bus.transports.ws
 from bus.connection import Connection
 from bus.errors import Conflict, Malformed
 from bus.events import BusStarted, BusStopping
 from bus.profile import MAX_SECONDS, Measured, Missing, Profile, Ways, table_of
-from bus.storage.sqlite_reader import SqliteReader
+from bus.storage import Burst, Item
+from bus.storage.log_reader import LogReader
 from bus.storage.sqlite_writer import SqliteWriter
+from bus.storage.work import Work
 from bus.tracing import LOOP, Point, Trace
 from bus.transports.edge import json_answer
 from bus.transports.lane_connection import LaneConnection
@@ -53,6 +54,10 @@ def _one(_: Ways, __: Sequence[Any], result: object) -> int:
     return int(result is not None)
 
 
+def _count(items: Sequence[Item]) -> int:
+    return sum(len(item.messages) if isinstance(item, Burst) else 1 for item in items)
+
+
 class Row(msgspec.Struct, frozen=True):
     """A row of `POINTS`. `owner`: a class, a module, or a way to an object that begins at the app, the bus, or what
     `app.extensions` has; where that is not registered, there is nothing to time."""
@@ -74,6 +79,7 @@ POINTS = (
     Row(bus.frames, "read_frames", "frames", lambda ways, given, parsed: len(parsed[0])),
     Row(bus.transports.ws, "plain_frame", "validate"),
     Row(bus.transports.ws, "plain_draft", "validate", _one),
+    Row("ws.sends", "_gather", "validate", lambda ways, given, _: len(given[0].messages)),
     Row(bus.transports.ws, "read", "validate"),
     Row(bus.transports.ws, "draft_of", "validate", _one),
     Row(bus.transports.sends, "plain_post", "validate"),
@@ -81,23 +87,25 @@ POINTS = (
     Row(bus.transports.sends, "plain_draft", "validate", _one),
     Row(bus.transports.sends, "read", "validate"),
     Row(Sends, "_draft", "validate", _one),
+    Row(Sends, "_alike", "validate", lambda ways, given, alike: len(alike.messages) if alike is not None else 0),
     Row("ws", "_handle_all", "accept"),
     Row(LaneConnection, "_serve", "accept"),
     Row(Sends, "publish", "accept"),
     Row("bus", "publish_all", "accept"),
-    Row("bus", "_accept", "accept", Ways.accepted),
-    Row("bus", "_publish_ephemeral", "accept", Ways.sent_unstored),
+    Row("bus.sending", "_accept", "accept", Ways.accepted),
+    Row("bus.sending", "publish_burst", "accept", Ways.accepted_burst),
+    Row("bus.sending", "_publish_ephemeral", "accept", Ways.sent_unstored),
     Row("bus", "turn_ended", "queue"),
-    Row("bus.writer", "submit", "queue", lambda ways, given, _: len(given[0])),
+    Row("bus.writer", "submit", "queue", lambda ways, given, _: _count(given[0])),
     Row(bus.storage.log_writer, "_together", "gather", thread=WRITER),
     Row(SqliteWriter, "commit", "lock", Ways.stored, Ways.taken, thread=WRITER),
-    Row(bus.storage.sqlite_writer._Work, "take", "admit", lambda ways, given, _: len(given[1]), thread=WRITER),
-    Row(bus.storage.sqlite_writer._Work, "_write_all", "insert", thread=WRITER),
+    Row(Work, "take", "admit", lambda ways, given, _: _count(given[1]), thread=WRITER),
+    Row(Work, "_write_all", "insert", thread=WRITER),
     Row(SqliteWriter, "_commit_locked", "commit", lambda ways, given, done: len(done[1]), thread=WRITER),
     Row("bus.writer", "_on_block", "share", lambda ways, given, _: len(given[1])),
     Row("bus.backplane", "share", "share"),
-    Row(bus.backplane.local, "_decode", "mesh"),
-    Row(bus.backplane.local, "_unpack", "mesh", _one),
+    Row(bus.backplane.local, "decode", "mesh"),
+    Row(bus.backplane.local, "unpack", "mesh", _one),
     Row("bus", "block", "mesh"),
     Row("bus.hub.tail", "offer", "tail"),
     Row("bus.hub", "deliver", "tail", lambda ways, given, _: len(given[0])),
@@ -106,7 +114,7 @@ POINTS = (
     Row("bus.courier", "arrived", "deliveries"),
     Row("bus.courier", "turn_ended", "deliveries"),
     Row("bus.hub", "push_to", "deliveries", lambda ways, given, pushed: pushed),
-    Row(bus.bus, "text_of", "encode"),
+    Row(bus.bus, "texts_of", "encode"),
     Row("bus.hub", "_chunks", "encode", lambda ways, given, _: len(given[1])),
     Row("bus.hub", "flush", "fan-out", Ways.flushed),
     Row("bus.hub", "feed", "fan-out"),
@@ -116,9 +124,9 @@ POINTS = (
     Row(Connection, "write", "write", lambda ways, given, _: given[2]),
     Row(LaneConnection, "_answer", "write"),
     Row(bus.connection, "os.writev", "write"),
-    Row(SqliteReader, "inbox", "pages", lambda ways, given, page: len(page.messages), thread=READERS),
-    Row(SqliteReader, "log", "pages", lambda ways, given, page: len(page.messages), thread=READERS),
-    Row(SqliteReader, "open_deliveries", "pages", lambda ways, given, leases: len(leases), thread=READERS),
+    Row(LogReader, "inbox", "pages", lambda ways, given, page: len(page.messages), thread=READERS),
+    Row(LogReader, "log", "pages", lambda ways, given, page: len(page.messages), thread=READERS),
+    Row(LogReader, "open_deliveries", "pages", lambda ways, given, leases: len(leases), thread=READERS),
 )
 """What is timed. The order of the stages is the order of the table."""
 

@@ -102,9 +102,10 @@ class Rest:
         only = Filter(type_, sender, since_us=place.since_us, topics=TopicSet(patterns) if patterns else None)
         page, leases = self._await_page(name, place, only, limit, wait)
         need_still(bus)
-        if type_ is None and sender is None and limit:
-            bus.cursors.mark(name, page.upto)
-        bus.hub.written.messages["http"] += len(page.messages) + len(leases)
+        if not parameters.flag("peek"):
+            if type_ is None and sender is None and limit:
+                bus.cursors.mark(name, page.upto)
+            bus.hub.written.messages["http"] += len(page.messages) + len(leases)
         return json_answer(self._page(page, place, leases))
 
     def _await_page(self, name: str, place: Place, only: Filter, limit: int, wait: float) -> Found:
@@ -249,7 +250,7 @@ class Rest:
                 answers.StatusConnections(sum(by_client.values()), by_client),
                 answers.StatusQueue(bus.writer.waiting, MAX_UNCOMMITTED),
                 pending_acks,
-                answers.Durability(bus.settings.durability, "sqlite", bus.store.survives),
+                answers.Durability(bus.settings.durability, bus.settings.store_name, bus.store.survives),
                 bus.epochs.current,
                 bus.epochs.cursor(head.seq),
                 bus.backplane.size,
@@ -327,6 +328,7 @@ def _operations(rest: Rest) -> list[Operation]:
         sender,
         Parameter("topics", "patterns, parted by commas: also what went to the topics that they match (a.*,b.>)"),
         on_gap,
+        Parameter("peek", "true: only look, so that nothing counts as fetched", "boolean"),
     )
     log = (
         Parameter("since", "a cursor or an ISO time; the oldest kept if not given"),

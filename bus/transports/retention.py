@@ -160,11 +160,15 @@ class ArchivedMessage(msgspec.Struct):
 
 
 class ArchivedMessages(msgspec.Struct):
-    """In the order in which they went. A page may be short, or empty, and still have `more` behind its cursor."""
+    """In the order in which they went. A page may be short, or empty, and still have `more` behind its cursor.
+
+    `elsewhere`: files of the catalogue that were passed over, since another node's DATA_DIR/archive has them.
+    """
 
     messages: list[ArchivedMessage]
     cursor: str
     more: bool
+    elsewhere: list[str]
 
 
 class RestoreBody(msgspec.Struct, forbid_unknown_fields=True):
@@ -180,10 +184,11 @@ class RestoreBody(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Restored(msgspec.Struct):
-    """`restored` of those found entered the log again; the others are in it."""
+    """`restored` of those found entered the log again; the others are in it. `elsewhere`: as in a search."""
 
     found: int
     restored: int
+    elsewhere: list[str]
 
 
 _decode_policy = msgspec.json.Decoder(PolicyBody).decode
@@ -276,7 +281,8 @@ class RetentionViews:
             for line in found.lines
         )
         cursor = b"%d:%d" % found.cursor
-        return json_answer(b'{"messages":[%b],"cursor":"%b","more":%b}' % (lines, cursor, encode(found.more)))
+        end = b'"cursor":"%b","more":%b,"elsewhere":%b' % (cursor, encode(found.more), encode(found.elsewhere))
+        return json_answer(b'{"messages":[%b],%b}' % (lines, end))
 
     def restore(self) -> Response:
         body: RestoreBody = read(_decode_restore, body_of(BODY_BYTES), "body")

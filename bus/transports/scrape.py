@@ -109,7 +109,7 @@ class Scrape:
         bus.on(BusStarted, self._begin)
         bus.add_worker(_Sampler(self._tick, self._end))
         if bus.settings.metrics_port is not None:
-            bus.add_worker(Worker("metrics-port", self._serve_own_port, interval_seconds=1.0, exclusive=True))
+            bus.add_worker(Worker("metrics-port", self._serve_own_port, interval_seconds=1.0, per_node=True))
         serve(app, Blueprint("enhanced_metrics", __name__), self._operations())
         self._series.register(app)
 

@@ -13,11 +13,12 @@ from flask import Blueprint, Flask, Response, request
 from msgspec import UNSET, UnsetType
 from msgspec.structs import replace
 
+from bus.delivery.whereabouts import seq_of
 from bus.errors import Malformed, Unavailable
 from bus.masking import masked
 from bus.message import iso, parse_time
 from bus.protocol import read
-from bus.storage import Transaction
+from bus.storage import Reader, Transaction
 from bus.transports import parameters
 from bus.transports import webhook_answers as answers
 from bus.transports.edge import body_of, json_answer
@@ -211,7 +212,15 @@ class WebhookViews:
         choice = self._choice(
             args.get("webhook"), args.get("state"), args.get("event"), args.get("since"), args.get("until")
         )
-        found = self._bus.read(lambda reader: deliveries.page(reader, choice, before, limit + 1))
+        message_id = args.get("message")
+
+        def look(reader: Reader) -> list[deliveries.Delivery]:
+            if message_id is None:
+                return deliveries.page(reader, choice, before, limit + 1)
+            seq = seq_of(reader, self._bus.epochs, message_id)
+            return deliveries.page(reader, replace(choice, seq=-1 if seq is None else seq), before, limit + 1)
+
+        found = self._bus.read(look)
         shown = found[:limit]
         cursor = shown[-1].id if shown else given
         return json_answer(answers.Deliveries([_delivery(each) for each in shown], cursor, len(found) > limit))
@@ -370,6 +379,7 @@ def _operations(views: WebhookViews) -> list[Operation]:
         Parameter("webhook", "only of this endpoint"),
         Parameter("state", f"one of {', '.join(deliveries.STATES)}"),
         Parameter("event", "only of this name"),
+        Parameter("message", "only what is about the message with this id"),
         Parameter("since", "an ISO 8601 time"),
         Parameter("until", "an ISO 8601 time"),
     )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -27,8 +27,8 @@ from bus.events import Audited
 from bus.identity import policy
 from bus.identity.policy import Action
 from bus.message import iso, now_us
-from bus.metrics import Stopwatch
 from bus.protocol import (
+    AROUND_MESSAGE,
     Frame,
     decode_frame,
     draft_of,
@@ -38,12 +38,12 @@ from bus.protocol import (
     plain_draft,
     plain_frame,
     read,
-    sent_frame,
 )
 from bus.resume import Place
 from bus.topics import TopicSet, patterns_of
 from bus.transports.edge import address
 from bus.transports.pages import SUBPROTOCOL
+from bus.transports.ws_sends import PlainSends
 from bus.transports.ws_verbs import VERBS, Verbs, caller_of
 
 if TYPE_CHECKING:
@@ -72,8 +72,8 @@ class WebSocketEncoding:
     answers = takes_messages = keeps_place = True
     beat_seconds = math.inf
 
-    def message(self, message: Message, rendered: bytes) -> bytes:
-        return frames.text_frame(message_frame(rendered))
+    def messages(self, messages: Sequence[Message], texts: Sequence[bytes]) -> list[bytes]:
+        return frames.text_frames(texts, *AROUND_MESSAGE)
 
     def leased(self, rendered: bytes) -> bytes:
         return frames.text_frame(message_frame(rendered))
@@ -106,8 +106,7 @@ class WebSocketTransport:
         self._encoding = WebSocketEncoding()
         self._max_bytes = bus.settings.max_message_size
         self._verbs = Verbs(bus)
-        self.handed_over = 0
-        self.stopwatch = Stopwatch()
+        self.sends = PlainSends(bus)
 
     # ---- the handshake, in the request's greenlet
 
@@ -286,17 +285,25 @@ class WebSocketTransport:
 
     def _handle_all(self, connection: Connection, found: list[tuple[int, bytes]]) -> None:
         stamp_us = now_us()
-        sent = self.stopwatch.timed(stamp_us, self._sent) if stamp_us >= self.stopwatch.next_us else None
-        for first, payload in found:
+        sends, at = self.sends, 0
+        sent = sends.stopwatch.timed(stamp_us, sends.heard) if stamp_us >= sends.stopwatch.next_us else None
+        while at < len(found):
             if connection.descriptor < 0:
                 return
             try:
-                if first == frames.WHOLE_TEXT and connection.fragments is None:
-                    if not connection.closing:
-                        self._handle_text(connection, payload, stamp_us, sent)
-                        sent = None
-                else:
+                refusal = None
+                if len(found) > at + 1 and sent is None and connection.fragments is None and not connection.closing:
+                    count, refusal = sends.take(connection, found[at:] if at else found, stamp_us)
+                    at += count
+                    if at == len(found):
+                        return
+                first, payload = found[at]
+                at += 1
+                if first != frames.WHOLE_TEXT or connection.fragments is not None:
                     self._handle_other(connection, first, payload, stamp_us)
+                elif not connection.closing:
+                    self._handle_text(connection, payload, stamp_us, sent, refusal)
+                    sent = None
             except frames.FrameError as problem:
                 connection.close(problem.close_code, problem.reason)
                 return
@@ -347,51 +354,49 @@ class WebSocketTransport:
             connection.fragments = None
             self._handle_text(connection, whole, stamp_us)
 
-    def _handle_text(self, connection: Connection, text: bytes, stamp_us: int, sent: Sent | None = None) -> None:
-        """Do what a frame asks for. `sent` hears what becomes of a send, receipt or not, in the place of `_sent`."""
+    def _handle_text(
+        self,
+        connection: Connection,
+        text: bytes,
+        stamp_us: int,
+        sent: Sent | None = None,
+        refusal: BusError | None = None,
+    ) -> None:
+        """Do what a frame asks for, unless there is a refusal already.
+
+        `sent` hears what becomes of a send, also when nobody wants its receipt.
+        """
         ref = None
         try:
+            if refusal is not None:
+                raise refusal
             if connection.allowance is not None:
                 connection.allowance.take()
-            plain = plain_frame(text)
+            plain, draft, on_behalf_of = plain_frame(text), None, None
             if plain is not None:
                 ref = plain.ref
                 draft = plain_draft(plain, connection.client, plain.msg_type, names=self._bus.names, stamp_us=stamp_us)
-                if draft is not None:
-                    self.handed_over += 1
-                    caller = connection.caller
-                    if caller is None or not caller.admin:
-                        policy.authorise(caller_of(connection), draft.message)
-                    heard = partial(sent or self._sent, connection, ref)
-                    self._bus.publish(draft, heard, receipt=ref is not None or sent is not None)
+            if draft is None:
+                frame = read(decode_frame, text, "frame")
+                ref = frame.ref
+                if frame.type != "send":
+                    self._handle_verb(connection, frame)
                     return
-            frame = read(decode_frame, text, "frame")
-            ref = frame.ref
-            if frame.type == "send":
-                self._send(connection, frame, stamp_us, sent)
-            else:
-                self._handle_verb(connection, frame)
-        except BusError as refusal:
-            if refusal.code == "bad_utf8":
+                draft = draft_of(frame, connection.client, frame.msg_type, names=self._bus.names, stamp_us=stamp_us)
+                on_behalf_of = frame.on_behalf_of
+            caller = caller_of(connection)
+            if not caller.admin:
+                policy.authorise(caller, draft.message, on_behalf_of)
+            self.sends.handed_over += 1
+            heard = partial(sent or self.sends.heard, connection, ref)
+            self._bus.sending.publish(draft, heard, receipt=ref is not None or sent is not None)
+        except BusError as error:
+            if error.code == "bad_utf8":
                 raise frames.FrameError(1007, "A text frame must be UTF-8.") from None
             self._bus.counters.add("errors")
-            if refusal.status == 403:
-                self._tell_refused(connection, "frame", refusal.code)
-            connection.reply(error_frame(refusal, ref if ref is not None else _ref_of(text)))
-
-    def _send(self, connection: Connection, frame: Frame, stamp_us: int, sent: Sent | None) -> None:
-        bus = self._bus
-        draft = draft_of(frame, connection.client, frame.msg_type, names=bus.names, stamp_us=stamp_us)
-        policy.authorise(caller_of(connection), draft.message, frame.on_behalf_of)
-        self.handed_over += 1
-        heard = partial(sent or self._sent, connection, frame.ref)
-        bus.publish(draft, heard, receipt=frame.ref is not None or sent is not None)
-
-    def _sent(self, connection: Connection, ref: str | int | None, answer: Receipt | BusError) -> None:
-        if isinstance(answer, BusError):
-            connection.reply(error_frame(answer, ref))
-        elif ref is not None:
-            connection.reply(sent_frame(ref, answer.members()))
+            if error.status == 403:
+                self._tell_refused(connection, "frame", error.code)
+            connection.reply(error_frame(error, ref if ref is not None else _ref_of(text)))
 
     def _handle_verb(self, connection: Connection, frame: Frame) -> None:
         verb = frame.type

@@ -242,7 +242,7 @@ class _Step:
     # ---- leases that ended with their process
 
     def _reap(self) -> None:
-        lost = self._execute(_LAPSED.format(gone=self._plan.gone or "0"), (self._now, REAPED_AT_ONCE))
+        lost = self._execute(_LAPSED.format(gone=self._plan.gone or "false"), (self._now, REAPED_AT_ONCE))
         for number, endpoint, attempts, due_us, began_us, lapses, size, key in lost:
             dead = lapses + 1 >= MAX_LAPSES
             state = DEAD if dead else WAITING
@@ -367,6 +367,8 @@ class _Step:
         """Note when the endpoint may be owed something that may be sent. What waits for a slot is looked at with the next
         outcome."""
         for class_, due in self._execute(_NEXT_DUE, (endpoint.number,)):
+            if due is None:
+                continue
             moment = max(due, lane.next_us(self._now, limits))
             if class_ == REPLAYED:
                 moment = max(moment, replays.next_us(self._now, _halved(limits)))
@@ -426,5 +428,5 @@ UPDATE webhook_deliveries SET state = 1, holder = ?, token = ?, lease_until = ?,
  attempts = attempts + 1 WHERE number = ?"""
 _NEXT_DUE = """
 SELECT c.class, (SELECT min(d.due_at) FROM webhook_deliveries d INDEXED BY webhook_deliveries_waiting
-                   WHERE d.endpoint = ?1 AND d.state = 0 AND d.class = c.class) AS due
-  FROM (SELECT 0 AS class UNION ALL SELECT 1 UNION ALL SELECT 2) c WHERE due IS NOT NULL"""
+                   WHERE d.endpoint = ?1 AND d.state = 0 AND d.class = c.class)
+  FROM (SELECT 0 AS class UNION ALL SELECT 1 UNION ALL SELECT 2) c"""

@@ -32,22 +32,25 @@ SAMPLE = 10_000
 
 
 class Choice(msgspec.Struct, frozen=True):
-    """Which deliveries; None means any. `endpoint` is a number, the times are when the event was noted."""
+    """Which deliveries; None means any. `endpoint` is a number, the times are when the event was noted, `seq` is the place
+    of the message that the event is about."""
 
     endpoint: int | None = None
     state: str | None = None
     event: str | None = None
     since_us: int | None = None
     until_us: int | None = None
+    seq: int | None = None
 
     def where(self) -> tuple[str, list[Any]]:
         """Conditions on `d`, a delivery, and `e`, its event, and their bindings."""
-        terms, bindings = ["1"], []
+        terms, bindings = ["true"], []
         for term, value in (
             ("d.endpoint = ?", self.endpoint),
             ("e.name = ?", self.event),
             ("d.made_at >= ?", self.since_us),
             ("d.made_at < ?", self.until_us),
+            ("e.seq = ?", self.seq),
         ):
             if value is not None:
                 terms.append(term)
@@ -252,12 +255,12 @@ UPDATE webhook_deliveries SET state = 4, ended_at = ?1, cause = 'set_aside' WHER
 OLDEST = """
 SELECT min(made_at) FROM
  (SELECT * FROM (SELECT made_at FROM webhook_deliveries INDEXED BY webhook_deliveries_waiting
-                  WHERE endpoint = ?1 AND state = 0 AND class = 0 ORDER BY due_at, number LIMIT 1)
+                  WHERE endpoint = ?1 AND state = 0 AND class = 0 ORDER BY due_at, number LIMIT 1) o
    UNION ALL
   SELECT made_at FROM webhook_deliveries INDEXED BY webhook_deliveries_waiting
    WHERE endpoint = ?1 AND state = 0 AND class > 0
    UNION ALL
-  SELECT made_at FROM webhook_deliveries INDEXED BY webhook_deliveries_leased WHERE endpoint = ?1 AND state = 1)"""
+  SELECT made_at FROM webhook_deliveries INDEXED BY webhook_deliveries_leased WHERE endpoint = ?1 AND state = 1) o"""
 """When the oldest was made that an endpoint is owed; to a few seconds, since of what is fresh only the first that is due is
 looked at."""
 
@@ -275,7 +278,7 @@ WITH RECURSIVE owners (endpoint) AS
 SELECT number, event FROM webhook_deliveries
  WHERE endpoint IN (SELECT endpoint FROM owners EXCEPT SELECT number FROM webhook_endpoints) LIMIT ?"""
 _OLD = "SELECT number, event FROM webhook_deliveries WHERE state >= 3 AND ended_at < ? ORDER BY ended_at LIMIT ?"
-_KEPT = "SELECT count(*) FROM (SELECT 1 FROM webhook_deliveries WHERE state >= 3 LIMIT ?)"
+_KEPT = "SELECT count(*) FROM (SELECT 1 FROM webhook_deliveries WHERE state >= 3 LIMIT ?) k"
 _FORGET = """
 DELETE FROM webhook_deliveries
  WHERE number = ? AND (state >= 3 OR endpoint NOT IN (SELECT number FROM webhook_endpoints)) RETURNING 1"""

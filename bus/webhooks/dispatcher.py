@@ -68,13 +68,19 @@ class Dispatcher:
         self._loop: gevent.Greenlet[..., None] | None = None
         self._stopping = False
 
-    def start(self, rows: Rows, outbound: Outbound, slot: int, process: str, *, alone: bool) -> None:
-        """Begin. `alone`: nobody was there before, so leases of who has not entered since are a dead process's."""
+    def start(
+        self, rows: Rows, outbound: Outbound, number: int, process: str, siblings: tuple[int, int] | None
+    ) -> None:
+        """Begin. `siblings`: the first and last number of this node's processes, if none was there before: then leases of
+        those that have not entered since are a dead one's."""
         self._rows = rows
         self._outbound = outbound
-        self._slot = slot
+        self._number = number
         self._process = process
-        self._gone = f"holder = {slot:d}" + (" OR holder NOT IN (SELECT slot FROM webhook_processes)" if alone else "")
+        self._gone = f"holder = {number:d}"
+        if siblings is not None:
+            among = "holder BETWEEN {:d} AND {:d}".format(*siblings)
+            self._gone += f" OR ({among} AND holder NOT IN (SELECT slot FROM webhook_processes))"
         self._loop = gevent.spawn(self._run)
 
     def wake(self) -> None:
@@ -124,7 +130,7 @@ class Dispatcher:
             self.endpoints,
             fresh,
             LATE_SLOTS - self._late,
-            self._slot,
+            self._number,
             self._process,
             time.time_ns() // 1_000_000_000,
             self._gone,

@@ -20,6 +20,7 @@ from gevent.event import Event as Signal
 from bus.backplane import Backplane
 from bus.clock import Clock
 from bus.companions import Companion
+from bus.counters import MAX_SLOTS
 from bus.errors import ForbiddenTarget, Unavailable
 from bus.events import (
     ClientConnected,
@@ -33,6 +34,7 @@ from bus.events import (
 )
 from bus.message import Epochs, Message
 from bus.metrics import Metrics
+from bus.nodes.leases import Leases
 from bus.outbound import Outbound
 from bus.settings import Settings
 from bus.storage import Reader, Transaction
@@ -125,7 +127,7 @@ class Webhooks:
 
     # ---- life
 
-    def start(self, _lock_folder: Path) -> None:
+    def start(self, _: Leases) -> None:
         """Load the endpoints, tell that the server has started if nobody has, and begin to send."""
         host = self.host
         vault = Vault.of(host.settings)
@@ -143,7 +145,8 @@ class Webhooks:
         self._server = _server_identity()
         host.write(self._enter)
         process = f"{os.getpid()}@{os.uname().nodename}"
-        self.dispatcher.start(self.rows, self.outbound, host.backplane.slot, process, alone=host.backplane.alone)
+        siblings = self._numbers() if host.backplane.alone else None
+        self.dispatcher.start(self.rows, self.outbound, host.backplane.number, process, siblings)
         self.occurrences.start()
         self._watch = gevent.spawn(self._look_after)
         self.running = True
@@ -162,18 +165,27 @@ class Webhooks:
 
     def _enter(self, transaction: Transaction) -> None:
         execute = transaction.execute
-        slot = self.host.backplane.slot
+        number, (first, last) = self.host.backplane.number, self._numbers()
         if self.host.backplane.alone:
-            execute("DELETE FROM webhook_processes WHERE server <> ?", (self._server,))
+            execute(
+                "DELETE FROM webhook_processes WHERE slot BETWEEN ? AND ? AND server <> ?", (first, last, self._server)
+            )
         known = execute("SELECT 1 FROM webhook_processes WHERE server = ? LIMIT 1", (self._server,))
-        execute("INSERT OR REPLACE INTO webhook_processes VALUES (?, ?)", (slot, self._server))
-        changed = execute("UPDATE webhook_state SET server = ?1 WHERE server IS NOT ?1 RETURNING 1", (self._server,))
+        execute(_ENTERED, (number, self._server))
+        changed = execute(
+            "UPDATE webhook_state SET server = ?1 WHERE server IS DISTINCT FROM ?1 RETURNING 1", (self._server,)
+        )
         if changed and not known:
             self.outbox.write(transaction, "system.started", Subject(), b"{}")
 
+    def _numbers(self) -> tuple[int, int]:
+        """The first and the last number of a process of this node."""
+        first = self.host.backplane.number - self.host.backplane.slot
+        return first, first + MAX_SLOTS - 1
+
     def _leave(self, transaction: Transaction) -> bool:
         """True when the server has stopped with this process, and somebody wants to know."""
-        transaction.execute("DELETE FROM webhook_processes WHERE slot = ?", (self.host.backplane.slot,))
+        transaction.execute("DELETE FROM webhook_processes WHERE slot = ?", (self.host.backplane.number,))
         if transaction.execute("SELECT 1 FROM webhook_processes WHERE server = ?", (self._server,)):
             return False
         return self.outbox.write(transaction, "system.stopped", Subject(), b"{}")
@@ -316,6 +328,7 @@ class Webhooks:
         self.occurrences.add("rate_limit.hit", Subject(), data)
 
 
+_ENTERED = "INSERT INTO webhook_processes VALUES (?, ?) ON CONFLICT (slot) DO UPDATE SET server = excluded.server"
 _OWED = "SELECT coalesce(sum(pending), 0), coalesce(sum(pending_bytes), 0) FROM webhook_lanes WHERE pending > 0"
 _FAREWELL = """
 SELECT 1 FROM webhook_deliveries d

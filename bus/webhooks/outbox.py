@@ -28,7 +28,8 @@ SELECT l.endpoint, e.number, 0, ?1, ?1, ?2 FROM webhook_events e, webhook_lanes 
 _IN_ORDER = """
 INSERT INTO webhook_deliveries (endpoint, event, state, due_at, made_at, bytes, order_key, sequence)
 SELECT l.endpoint, e.number,
-       iif(EXISTS (SELECT 1 FROM webhook_deliveries d WHERE d.endpoint = ?4 AND d.order_key = ?5 AND d.state < 3), 2, 0),
+       CASE WHEN EXISTS (SELECT 1 FROM webhook_deliveries d WHERE d.endpoint = ?4 AND d.order_key = ?5 AND d.state < 3)
+            THEN 2 ELSE 0 END,
        ?1, ?1, ?2, ?5, l.sequence
   FROM webhook_events e, webhook_lanes l WHERE e.id = ?3 AND l.endpoint = ?4"""
 _PENDING = """

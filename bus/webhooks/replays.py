@@ -111,7 +111,7 @@ def find(reader: Reader, replay_id: str) -> Replay:
 
 def latest(reader: Reader, limit: int) -> list[Replay]:
     """Replays, the youngest first."""
-    return _select(reader, "1 ORDER BY created_at DESC, id LIMIT ?", limit)
+    return _select(reader, "true ORDER BY created_at DESC, id LIMIT ?", limit)
 
 
 def _put_back(transaction: Transaction, numbers: list[int], now_us: int) -> int:

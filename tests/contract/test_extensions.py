@@ -35,6 +35,7 @@ EXTENSIONS = (
     "extensions.tracing",
     "extensions.inbound_webhooks",
     "extensions.audit",
+    "extensions.search",
 )
 ALL = (*EXTENSIONS, THIRD_PARTY)
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import gevent
 from flask import Flask
 
-from bus.bus import Bus, Receipt
-from bus.storage import Pending
+from bus.bus import Bus
+from bus.receipts import Receipt
+from bus.storage import Burst, Pending
 
 DELAY_SECONDS = 0.05
 
@@ -15,8 +16,13 @@ def register(app: Flask, bus: Bus) -> None:
     """Settle what is submitted at once, and commit it a little later."""
 
     def turn_ended() -> None:
-        gathered, bus._gathered = bus._gathered, []
+        gathered = bus.sending.take()
         for item in gathered:
+            if isinstance(item, Burst):
+                for ref in item.refs:
+                    item.heard(ref, Receipt(b"msg-early", 0, 0, b"[]"))
+                item.refs = [None] * len(item.refs)
+                continue
             assert isinstance(item, Pending)
             assert item.answer is not None
             item.answer(Receipt(b"msg-early", 0, 0, b"[]"))

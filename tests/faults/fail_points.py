@@ -18,13 +18,14 @@ from flask import Flask
 
 from bus import outbound
 from bus.bus import Bus
-from bus.storage import sqlite_writer
+from bus.storage.sqlite_writer import SqliteWriter
+from bus.storage.work import Work
 from bus.webhooks import dispatcher
 from bus.webhooks.dispatcher import Dispatcher
 
 When = Callable[..., bool]
 
-WORK, WRITER = sqlite_writer._Work, sqlite_writer.SqliteWriter
+WORK, WRITER = Work, SqliteWriter
 POINTS: dict[str, tuple[Any, str, str, When]] = {
     "after-outbox": (WORK, "_admit", "after", lambda _, item: bool(item.rows)),
     "after-message": (WORK, "insert", "after", lambda work: work.wrote_beside),

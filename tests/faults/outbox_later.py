@@ -19,7 +19,7 @@ DELAY_SECONDS = 0.05
 def register(app: Flask, bus: Bus) -> None:
     """Take the outbox out of the message's transaction."""
     (companion,) = (
-        each for each in bus._companions._all[MessageSent] if isinstance(getattr(each.call, "__self__", None), Outbox)
+        each for each in bus.companions._all[MessageSent] if isinstance(getattr(each.call, "__self__", None), Outbox)
     )
     outbox = companion.call.__self__  # type: ignore[attr-defined]
 

@@ -97,3 +97,7 @@ def test_closing_removes_the_temporary_folder_and_nothing_else(tmp_path_factory:
 def test_eventually_says_what_did_not_come() -> None:
     with pytest.raises(TimeoutError, match="the second coming"):
         eventually(lambda: 0, within_seconds=0.05, what="the second coming")
+
+
+def test_an_empty_number_of_workers_counts_as_unset(fresh_server: Callable[..., BusServer]) -> None:
+    assert len(fresh_server(env={"WEB_CONCURRENCY": ""}).worker_pids()) == 1

@@ -156,6 +156,7 @@ NOBODY = "http://127.0.0.1:1/hook"
 CALLS: dict[Operation, list[tuple[str, Any]]] = {
     ("POST", "/stream/broadcast"): [("", {"event": "news", "data": [1], "exclude": ["zed"], "from": "describer"})],
     ("GET", "/metrics"): [("", None), ("?format=json", None)],
+    ("GET", "/llms.txt"): [("", None)],
     ("GET", "/api/audit"): [("?limit=1", None)],
     ("GET", "/api/audit/export"): [("", None)],
     ("GET", "/metrics/detailed"): [("?family=client", None), ("?family=queue&limit=1", None)],
@@ -207,6 +208,10 @@ CALLS: dict[Operation, list[tuple[str, Any]]] = {
     ("DELETE", "/api/replays/{replay_id}"): [("", None)],
     ("GET", "/api/threads/{thread_id}"): [("", None), ("?limit=1", None)],
     ("GET", "/api/log"): [("", None), ("?until=latest&limit=1", None), ("?since=0123456789ab:5&type=note", None)],
+    ("GET", "/api/search"): [
+        ("?q=note&limit=1", None),
+        ("?q=no*&from=describer&to=described&type=note&since=earliest&until=latest&order=rank&cursor=5.0", None),
+    ],
     ("GET", "/api/clients"): [("", None), ("?limit=1", None), ("?cursor=zzz", None)],
     ("GET", "/api/clients/{client_id}"): [("", None)],
     ("GET", "/api/status"): [("", None)],
@@ -626,3 +631,9 @@ def test_the_page_shows_every_operation_and_runs_only_its_own_script(
     for name in document["components"]["schemas"]:
         assert name in page.words
     assert not LEAK.search(answer.body)
+
+
+def test_the_page_for_models_is_the_projects_file(server: BusServer) -> None:
+    answer = server.call("GET", "/llms.txt")
+    assert answer.headers["content-type"] == "text/plain; charset=utf-8"
+    assert answer.body == (ROOT / "llms.txt").read_text()

@@ -46,7 +46,7 @@ OPEN_ROUTES = {
         "/health/detailed",
         "/health/info",
     ),
-    *("/ready", "/metrics"),
+    *("/ready", "/metrics", "/llms.txt"),
 }
 """What the contract opens to everybody."""
 

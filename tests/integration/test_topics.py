@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from bus.storage.sqlite_reader import SCANNED_MESSAGES
+from bus.storage.log_reader import SCANNED_MESSAGES
 from bus.testing import BusServer, eventually
 from bus.topics import MAX_PATTERNS
 from tests.follower import Follower

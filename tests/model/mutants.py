@@ -15,7 +15,7 @@ import pytest
 from bus.delivery import dead_letters, reaper
 from bus.errors import Forbidden
 from bus.protocol import Settle
-from bus.storage import ledger, sqlite_writer
+from bus.storage import ledger, work
 from bus.storage.deliveries import LEASED, RESTING, Delivery, Failure, Settled, Swept
 from bus.storage.inboxes import Inboxes
 from bus.storage.ledger import Ledger
@@ -268,13 +268,13 @@ def the_youngest_makes_room(patch: pytest.MonkeyPatch) -> None:
 
 @mutant
 def keys_are_not_looked_at(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(sqlite_writer._Work, "_seen_before", lambda *_: False)
-    patch.setattr(sqlite_writer._Work, "_remember", lambda *_: None)
+    patch.setattr(work.Work, "_seen_before", lambda *_: False)
+    patch.setattr(work.Work, "_remember", lambda *_: None)
 
 
 @mutant
 def a_key_is_good_for_any_body(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(sqlite_writer, "_hash", lambda message: b"same")
+    patch.setattr(work, "_hash", lambda message: b"same")
 
 
 # ---- later

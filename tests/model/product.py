@@ -23,7 +23,7 @@ from bus.delivery.reaper import Reaper
 from bus.errors import BusError
 from bus.message import PRIORITIES, REQUIRES_ACK, Kind, Message, Terms
 from bus.metrics import Metrics
-from bus.storage import Item, Job, Pending, Transaction, ledger, sqlite_writer
+from bus.storage import Item, Job, Pending, Transaction, ledger, work
 from bus.storage.deliveries import Settled, Swept
 from bus.storage.sqlite import SqliteStore
 from extensions.log_cap import LogCap
@@ -63,8 +63,8 @@ class Product:
         self._folder = folder
         self._lives = 0
         self._patches = [
-            mock.patch.object(sqlite_writer, "now_us", self._wall),
-            mock.patch.object(sqlite_writer, "Ledger", self._ledger),
+            mock.patch.object(work, "now_us", self._wall),
+            mock.patch.object(work, "Ledger", self._ledger),
             mock.patch.object(ledger, "_size", lambda message: len(message.payload)),
         ]
         for patch in self._patches:

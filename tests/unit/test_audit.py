@@ -19,6 +19,7 @@ from bus.audit.recorder import Recorder, Retention
 from bus.bus import MIGRATIONS
 from bus.errors import DiskFull
 from bus.events import Audited
+from bus.nodes.leases import FileLeases
 from bus.retention import policies
 from bus.storage import Job
 from bus.storage.sqlite import SqliteStore
@@ -270,7 +271,7 @@ def test_what_could_not_be_written_is_written_later(bench: Bench) -> None:
 
     recorder = Recorder(write, lambda: bench.now)
     for action in ("one", "two", "three"):
-        recorder.start(Path())
+        recorder.start(FileLeases(Path()))
         recorder.hear(Audited(action, "admin", "things:1", "done"))
         recorder.stop()
     assert [record.operation for record in bench.records()] == ["one", "two", "three"]

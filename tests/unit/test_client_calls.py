@@ -10,7 +10,7 @@ import pytest
 
 from bus.client import Calls, Client, Offline
 from bus.client.reconnection import Backoff
-from bus.errors import Conflict, InboxFull
+from bus.errors import Conflict, InboxFull, Malformed
 from tests.unit.scripted_bus import PATIENCE_SECONDS, ScriptedRest, message
 
 Background = Callable[..., Future[Any]]
@@ -174,3 +174,9 @@ def test_calls_of_a_client_open_no_connection(rest: ScriptedRest, background: Ba
     assert not client.is_connected
     assert client.cursor is None
     assert client.close() == 0
+
+
+@pytest.mark.parametrize("key", ["bus_…", "bus_dev\n", "bus_dev\r\nX-Other: 1"])
+def test_what_can_be_no_key_is_refused_before_anything_is_sent(key: str) -> None:
+    with pytest.raises(Malformed, match="copy it anew"):
+        Calls("asker", api_key=key)

@@ -456,13 +456,26 @@ def test_what_is_to_be_archived_is_found_there_by_time_and_restored(bench: Reten
     found = bench.retention.search(Wanted(since_us=since), (0, 0), 10)
     assert [line.seq for line in found.lines] == [second]
     assert not found.more
-    assert bench.retention.restore(Wanted(), None, 10) == (2, 2)
-    assert bench.retention.restore(Wanted(), None, 10) == (2, 0), "What is in the log is left alone."
+    assert bench.retention.restore(Wanted(), None, 10) == (2, 2, [])
+    assert bench.retention.restore(Wanted(), None, 10) == (2, 0, []), "What is in the log is left alone."
     restored = [bench.reader.message(seq) for seq in bench.readable()]
     assert [message.own_id for message in restored if message] == [bench.id_of(first), bench.id_of(second)]
     assert b'"restored":true' in text_of(restored[0], bench.store.epochs)  # type: ignore[arg-type]
     bench.wait(HOUR)
     assert bench.stored() == []
+
+
+def test_files_that_another_node_has_are_named(bench: RetentionBench) -> None:
+    for _ in range(2):
+        bench.send("error")
+        bench.wait(2 * HOUR)
+    folder = archive.Folder(bench.folder / "archive")
+    there, here = folder.names()
+    lines = list(folder.read(here))
+    folder.forget(there)
+    found = bench.retention.search(Wanted(), (0, 0), 10)
+    assert (found.lines, found.elsewhere) == (lines, [there])
+    assert bench.retention.restore(Wanted(), None, 10) == (1, 1, [there])
 
 
 def test_pages_of_the_archive_hold_everything_once(bench: RetentionBench, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ from bus.outbound import Guard, Outbound
 from bus.settings import ROOT
 from bus.testing import eventually
 from bus.webhooks import signing
+from tests.conftest import require
 from tests.sinks import Sink
 from tests.unit.webhooks.test_chats import check_slack
 
@@ -154,6 +155,28 @@ def test_the_snippets_of_the_page_for_receivers_run() -> None:
     assert app.test_client().post("/hooks", data=raw + b" ", headers=headers).status_code == 401
     assert handled == [json.loads(raw)]
     assert isinstance(defined["receiver"], WebhookReceiver)
+
+
+@pytest.mark.parametrize(("changed", "status"), [(b"", 204), (b" ", 401)])
+def test_the_snippet_of_the_page_for_receivers_in_javascript_runs(changed: bytes, status: int) -> None:
+    page = (ROOT / "docs" / "receiving_webhooks.md").read_text()
+    (snippet,) = re.findall(r"```js\n(.*?)```", page, re.DOTALL)
+    secret, raw = signing.new_secret(), b'{"type":"order.paid","data":{"n":1}}'
+    headers = signing.headers("evt-1", int(time.time()), raw, [secret])
+    script = snippet.replace("./webhook_receiver.mjs", (ROOT / "clients" / "webhook_receiver.mjs").as_uri())
+    given = (
+        f"const request = {{ headers: {json.dumps(headers)} }}, rawBody = Buffer.from({(raw + changed).decode()!r});"
+    )
+    command = [require("node"), "--input-type=module", "-e"]
+    told = subprocess.run(
+        [*command, f"{given}\n{script.replace('whsec_…', secret)}\nconsole.log(status);"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert told.stdout.splitlines()[-1:] == [str(status)], told.stderr
+    assert ("order.paid" in told.stdout) == (status == 204)
 
 
 def test_the_snippets_of_the_page_on_webhooks_alone_run() -> None:

@@ -13,6 +13,7 @@ from bus.errors import RateLimited, StartRefused
 from bus.events import RateLimitHit
 from bus.identity.caller import ADMIN, ANYBODY, Caller, Grant
 from bus.limits.limits import Limits, headers_of
+from bus.nodes.leases import FileLeases
 from bus.settings import load
 
 HERE = "198.51.100.1"
@@ -46,7 +47,7 @@ def make(host: Host, tmp_path: Path) -> Iterator[Make]:
 
     def limits(**settings: str) -> Limits:
         made.append(Limits(load(settings, env_file=None), host))
-        made[-1].start(tmp_path)
+        made[-1].start(FileLeases(tmp_path))
         return made[-1]
 
     yield limits
@@ -132,7 +133,7 @@ def test_a_full_disk_stops_the_start_and_not_the_server_later(make: Make, tmp_pa
         assert found.st_blocks * 512 >= found.st_size > 1_000_000, "A page that is touched later would find no room."
         assert found.st_mode & 0o777 == 0o600
     with pytest.raises(StartRefused, match="make room"):
-        Limits(load({"API_KEY": KEY}, env_file=None), host).start(tmp_path / "no-such-folder")
+        Limits(load({"API_KEY": KEY}, env_file=None), host).start(FileLeases(tmp_path / "no-such-folder"))
 
 
 def test_a_seat_is_given_back_once(make: Make) -> None:

@@ -1,0 +1,127 @@
+"""Nothing is left out of the docs: every route, setting, event, metric, error and command stands on its page."""
+
+from __future__ import annotations
+
+import re
+import runpy
+from collections.abc import Callable, Iterator
+
+import click
+import pytest
+
+from bus import events
+from bus.cli.main import cli
+from bus.families import ALIASES, BUILD_INFO, FAMILIES, HTTP_REQUESTS
+from bus.settings import ROOT, Settings
+from server_ws import EXTENSIONS, create_app
+from webhooks import WebhookEvent
+
+DOCS = ROOT / "docs"
+MADE: dict[str, Callable[[], str]] = runpy.run_path(str(DOCS / "make_reference.py"))["PAGES"]
+PAGES = {str(path.relative_to(ROOT)): path.read_text() for path in sorted(DOCS.rglob("*.md"))}
+APP = create_app(Settings())
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_a_page_that_is_made_from_the_code_is_up_to_date(name: str) -> None:
+    assert PAGES[f"docs/reference/{name}"] == MADE[name](), (
+        f"docs/reference/{name} is behind the code; run `make docs`."
+    )
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    sorted(
+        (method, re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", rule.rule))
+        for rule in APP.url_map.iter_rules()
+        for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}
+        if not rule.rule.startswith("/api/v1/")
+    ),
+)
+def test_a_route_is_documented(method: str, path: str) -> None:
+    if f"### `{method} {path}`" in PAGES["docs/reference/rest.md"]:
+        return
+    plain = (
+        re.sub(r"(?<=.)/$|/\{name\}$", "", path).replace("{", "<").replace("}", ">")
+    )  # the files of a page go with it
+    named = any(f"{plain}`" in page or f"{plain}?" in page for page in PAGES.values())
+    assert named, (
+        f"No page names {method} {path}: if it is an Operation, run `make docs`; else name it where it is explained."
+    )
+
+
+@pytest.mark.parametrize("name", Settings.__struct_fields__)
+def test_a_setting_is_documented(name: str) -> None:
+    assert f"| `{name.upper()}` |" in PAGES["docs/settings.md"]
+
+
+def event_classes() -> Iterator[str]:
+    for name, kind in vars(events).items():
+        if isinstance(kind, type) and issubclass(kind, events.Event) and kind is not events.Event:
+            yield name
+
+
+@pytest.mark.parametrize("name", [*event_classes(), *WebhookEvent])
+def test_an_event_is_documented(name: str) -> None:
+    assert f"| `{name}` |" in PAGES["docs/reference/events.md"]
+
+
+def test_every_event_that_webhooks_tell_of_is_on_both_pages() -> None:
+    listed = [re.findall(r"^\| (`[a-z_]+\.[a-z_]+`.*?) \|", part, re.MULTILINE) for part in event_tables()]
+    first, second = ({name for cell in cells for name in re.findall(r"`([^`]+)`", cell)} for cells in listed)
+    assert first == second
+
+
+def event_tables() -> tuple[str, str]:
+    """The table of docs/reference/events.md, and that of docs/webhooks.md."""
+    made = PAGES["docs/reference/events.md"].partition("## Events for extensions")[0]
+    return made, PAGES["docs/webhooks.md"].partition("## Events")[2].partition("\n## ")[0]
+
+
+@pytest.mark.parametrize("name", [*(family.name for family in FAMILIES), *ALIASES, BUILD_INFO, HTTP_REQUESTS])
+def test_a_metric_is_documented(name: str) -> None:
+    assert f"| `{name}` |" in PAGES["docs/metrics.md"]
+
+
+def commands(group: click.Group, before: str = "") -> Iterator[tuple[str, click.Command]]:
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from commands(command, f"{before}{name} ")
+        else:
+            yield f"{before}{name}", command
+
+
+@pytest.mark.skipif("docs/cli.md" not in PAGES, reason="The page of the command line is not written yet.")
+@pytest.mark.parametrize(
+    ("name", "command"), list(commands(cli)), ids=lambda each: each if isinstance(each, str) else ""
+)
+def test_a_command_is_documented_and_explains_itself(name: str, command: click.Command) -> None:
+    assert re.search(rf"\bbus {name}\b", PAGES["docs/cli.md"]), f"docs/cli.md does not show `python -m bus {name}`."
+    assert command.help
+    for option in command.params:
+        assert not isinstance(option, click.Option) or option.help, f"`{name}` does not say what {option.opts} is."
+
+
+@pytest.mark.parametrize("name", EXTENSIONS)
+def test_an_extension_that_ships_is_named_in_the_architecture(name: str) -> None:
+    text = (ROOT / "ARCHITECTURE.md").read_text()
+    assert re.search(rf"\b{name.rpartition('.')[2]}\b", text), f"ARCHITECTURE.md does not name {name}."
+
+
+def test_the_page_for_models_names_routes_that_there_are_and_fits_on_a_page() -> None:
+    page = (ROOT / "llms.txt").read_text()
+    assert len(page.splitlines()) <= 80
+    rules = {
+        (method, re.sub(r"<[^>]*>", "<>", rule.rule))
+        for rule in APP.url_map.iter_rules()
+        for method in rule.methods or ()
+    }
+    named = re.findall(r"`(GET|POST|PUT|DELETE) (/[^`?\s]*)", page)
+    assert len(named) > 10
+    assert {(method, re.sub(r"<[^>]*>", "<>", path)) for method, path in named} <= rules
+
+
+def test_the_links_of_the_page_for_models_lead_to_files() -> None:
+    links = re.findall(r"\]\(https://github\.com/[\w-]+/[\w-]+/blob/main/([^)#]+)", (ROOT / "llms.txt").read_text())
+    assert links
+    assert all((ROOT / link).is_file() for link in links)
