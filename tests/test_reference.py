@@ -11,6 +11,7 @@ import pytest
 
 from bus import events
 from bus.cli.main import cli
+from bus.client import Client, Message
 from bus.families import ALIASES, BUILD_INFO, FAMILIES, HTTP_REQUESTS
 from bus.settings import ROOT, Settings
 from server_ws import EXTENSIONS, create_app
@@ -20,6 +21,20 @@ DOCS = ROOT / "docs"
 MADE: dict[str, Callable[[], str]] = runpy.run_path(str(DOCS / "make_reference.py"))["PAGES"]
 PAGES = {str(path.relative_to(ROOT)): path.read_text() for path in sorted(DOCS.rglob("*.md"))}
 APP = create_app(Settings())
+
+
+def verb_of(kind: type, name: str) -> bool:
+    """True for what a caller may use of a class, but for the fields of a message and what the library itself calls."""
+    fields = (*getattr(kind, "__struct_fields__", ()), "__struct_config__")
+    return not name.startswith("_") and name not in (
+        *fields,
+        "bind",
+        "raw",
+        "json_line",
+        "is_settled",
+        "queue",
+        "client_id",
+    )
 
 
 @pytest.mark.parametrize("name", MADE)
@@ -125,3 +140,19 @@ def test_the_links_of_the_page_for_models_lead_to_files() -> None:
     links = re.findall(r"\]\(https://github\.com/[\w-]+/[\w-]+/blob/main/([^)#]+)", (ROOT / "llms.txt").read_text())
     assert links
     assert all((ROOT / link).is_file() for link in links)
+
+
+@pytest.mark.parametrize("name", [name for kind in (Client, Message) for name in dir(kind) if verb_of(kind, name)])
+def test_what_the_python_client_can_do_is_on_its_page(name: str) -> None:
+    assert f"`{name}`" in PAGES["docs/python.md"]
+
+
+VERBS = [
+    *("on", "emit", "is_heard", "before_publish", "with_commit", "use_tables", "write", "read", "add_worker", "send"),
+    *("backplane.note", "backplane.hear"),
+]
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_verb_of_extensions_is_on_their_page(verb: str) -> None:
+    assert f"`bus.{verb}(" in PAGES["docs/extensions.md"]
