@@ -24,6 +24,7 @@ WORKDIR /app
 COPY *.py llms.txt ./
 COPY bus/ bus/
 COPY extensions/ extensions/
+COPY clients/javascript/ clients/javascript/
 ENV PATH=/opt/bus/bin:/usr/local/bin:/usr/bin:/bin \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \

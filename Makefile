@@ -47,9 +47,10 @@ format: $(TOOLS) ## Format the code and mend what the linter can
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
-docs: $(RUNTIME) ## Write what is made from the code anew: settings, reference, dashboards
+docs: $(RUNTIME) ## Write what is made from the code anew: settings, reference, commands, dashboards
 	$(PY) docs/make_settings.py
 	$(PY) docs/make_reference.py
+	$(PY) docs/make_cli.py
 	$(PY) deploy/grafana/make_dashboards.py
 
 bench: $(TOOLS) ## Compare the bus with its peers: tables and plots in benchmarks/results, in an hour

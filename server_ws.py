@@ -31,6 +31,7 @@ EXTENSIONS = (
     "bus.transports.in_force",
     "bus.transports.openapi",
     "bus.transports.llms",
+    "bus.transports.site",
     "bus.transports.lane",
     "bus.transports.profile",
     "streaming",

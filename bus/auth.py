@@ -147,7 +147,8 @@ class Auth:
             return ring, revoked, None if is_same else revocations.read_revoked(reader.execute)
 
         keyring, version, revoked = self._bus.read(look)
-        self._keyring = keyring or self._keyring
+        if keyring is not None:  # an empty one counts, too: the last key was deleted
+            self._keyring = keyring
         if revoked is not None:
             self._revoked, self._revocations_version = revoked, version
 

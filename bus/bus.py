@@ -34,7 +34,7 @@ from bus.heartbeat import Heartbeat
 from bus.hub import Hub
 from bus.known import Known
 from bus.limits.limits import Limits
-from bus.message import REDRIVEN, Kind, Message, Names, audience_of, now_us, text_of
+from bus.message import REDRIVEN, Kind, Message, Names, audience_of, now_us, texts_of
 from bus.metric_files import forget
 from bus.metrics import Metrics
 from bus.nodes import node
@@ -130,6 +130,11 @@ class Bus:
         if any(name == taken for taken, _ in self._migrations):
             raise ValueError(f"the tables of {name} are registered already")
         self._migrations.append((name, migrations))
+
+    @property
+    def migrations(self) -> Sequence[tuple[str, Path]]:
+        """Whose tables there are, and the folders of their migrations; the core's are the first."""
+        return self._migrations
 
     def write(self, job: Callable[[Transaction], Any]) -> Any:
         """Run `job(transaction)` on the writer in its next batch; waits for its answer in the calling greenlet."""
@@ -309,8 +314,7 @@ class Bus:
                 if REDRIVEN not in message.extras:
                     self.emit(MessageSent(message))
         if self.backplane.size > 1:
-            for message in messages:
-                text_of(message, self.epochs)
+            texts_of(messages, self.epochs)
             self.backplane.share(first, last, messages)
         self.hub.tail.offer(first, last, messages)
 

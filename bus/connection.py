@@ -20,7 +20,7 @@ import sys
 import termios
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import gevent
@@ -70,8 +70,8 @@ class Encoding(Protocol):
     beat_seconds: float
     """How often a peer that does not answer gets a ping."""
 
-    def message(self, message: Message, rendered: bytes) -> bytes:
-        """A message of the log, or an ephemeral one. No bytes: this encoding leaves it out."""
+    def messages(self, messages: Sequence[Message], texts: Sequence[bytes]) -> list[bytes]:
+        """Messages of the log, or ephemeral ones, rendered. No bytes: this encoding leaves that one out."""
         ...
 
     def leased(self, rendered: bytes) -> bytes:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import random
 import re
+from collections.abc import Sequence
 
 import msgspec
 
@@ -112,6 +113,9 @@ class EventStreamEncoding:
         self._filters = not wanted.everything
         self._id = b"id: %b:" % epochs.current.encode()
         self._beat = (-1, b"")
+
+    def messages(self, messages: Sequence[Message], texts: Sequence[bytes]) -> list[bytes]:
+        return list(map(self.message, messages, texts))
 
     def message(self, message: Message, rendered: bytes) -> bytes:
         flags = message.flags

@@ -125,12 +125,14 @@ def text_frame(payload: bytes) -> bytes:
     return frame(TEXT, payload)
 
 
-def text_frames(payloads: Sequence[bytes]) -> list[bytes]:
-    """As `text_frame`, of each."""
-    pack = _pack_16
+def text_frames(texts: Sequence[bytes], before: bytes = b"", after: bytes = b"") -> list[bytes]:
+    """As `text_frame`, of each of the texts, with what stands before and after it."""
+    more, pack = len(before) + len(after), _pack_16
     return [
-        pack(WHOLE_TEXT, 126, len(payload)) + payload if 126 <= len(payload) < 65536 else frame(TEXT, payload)
-        for payload in payloads
+        b"%b%b%b%b" % (pack(WHOLE_TEXT, 126, size), before, text, after)
+        if 126 <= (size := len(text) + more) < 65536
+        else frame(TEXT, before + text + after)
+        for text in texts
     ]
 
 

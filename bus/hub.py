@@ -22,7 +22,7 @@ from bus.chunks import Chunk, joined
 from bus.connection import Connection, Encoding
 from bus.cursors import Cursors
 from bus.listener import Listener
-from bus.message import REQUIRES_ACK, Epochs, Kind, Message, correlation_of, is_for, set_apart, text_of
+from bus.message import REQUIRES_ACK, Epochs, Kind, Message, correlation_of, is_for, set_apart, texts_of
 from bus.pace import WIDE_CONNECTIONS, Pace
 from bus.recent import Recent
 from bus.room import Room
@@ -240,8 +240,7 @@ class Hub:
             self._cursors.mark(room.name, room.last_seq)
 
     def _chunks(self, encoding: Encoding, due: list[Message]) -> list[Chunk]:
-        epochs = self.epochs
-        return joined([encoding.message(message, text_of(message, epochs)) for message in due])
+        return joined(encoding.messages(due, texts_of(due, self.epochs)))
 
     def _write(self, members: tuple[Connection, ...], chunks: list[Chunk], due: list[Message]) -> None:
         if len(chunks) == 1:

@@ -17,7 +17,8 @@ def main() -> NoReturn:
     except StartRefused as refusal:
         sys.exit(f"The server does not start: {refusal}")
     if not os.environ.get("WEB_CONCURRENCY"):
-        os.environ.pop("WEB_CONCURRENCY", None)  # unset, to us; gunicorn reads it by itself, and can't read an empty one
+        # Empty is unset, to us; gunicorn reads it by itself, and can't read that.
+        os.environ.pop("WEB_CONCURRENCY", None)
     config = str(ROOT / "gunicorn.conf.py")
     arguments = ["-m", "gunicorn", "-c", config, "--chdir", str(ROOT), "server_ws:app"]
     os.chdir(ROOT)  # -m looks for modules there

@@ -391,3 +391,48 @@ def text_of(message: Message, epochs: Epochs) -> bytes:
     if not message.rendered:
         message.rendered = render(message, epochs)
     return message.rendered
+
+
+def texts_of(messages: Sequence[Message], epochs: Epochs) -> list[bytes]:
+    """As `text_of`, of each. What one has in common with the one before, as most have when they came together, is not made
+    again."""
+    if len(messages) == 1:
+        return [text_of(messages[0], epochs)]
+    texts = []
+    sender = address = type_ = None
+    kind = stamp_us = -1
+    middle = end = b""
+    for message in messages:
+        text = message.rendered
+        if text:
+            texts.append(text)
+            continue
+        seq, own_id = message.seq, message.own_id
+        if message.flags or message.extras or message.expires_us or (seq and own_id):
+            text = render(message, epochs)
+        else:
+            if (
+                message.stamp_us != stamp_us
+                or message.sender is not sender
+                or message.address is not address
+                or (message.type != type_ or message.kind != kind)
+            ):
+                sender, address, type_ = message.sender, message.address, message.type
+                kind, stamp_us = message.kind, message.stamp_us
+                to = _TO[kind] % address.encode()
+                middle = b',"from":"%b","to":%b,"type":"%b","payload":' % (sender.encode(), to, type_.encode())
+                end = b',"timestamp":"%b","requires_ack":false}' % iso(stamp_us)
+            if seq:
+                text = b'{"id":"%b%012x","seq":%d%b%b%b' % (
+                    epochs.prefix_of(seq),
+                    seq,
+                    seq,
+                    middle,
+                    message.payload,
+                    end,
+                )
+            else:
+                text = b'{"id":"%b","seq":null%b%b%b' % (own_id.encode(), middle, message.payload, end)
+        message.rendered = text
+        texts.append(text)
+    return texts

@@ -96,11 +96,11 @@ class Ways:
         return 1
 
     def accepted_burst(self, arguments: Sequence[Any], _: object) -> int:
-        """After the bus has looked at a burst. One that was parted is not followed."""
+        """After the bus has looked at a burst. One that was parted is not followed; the ephemeral are counted elsewhere."""
         burst: Burst = arguments[0]
         for place in range(len(burst.present)):
             self._see(burst, place)
-        return len(burst.messages)
+        return len(burst.present)
 
     def _see(self, item: Pending | Burst, place: int) -> None:
         self._seen += 1

@@ -17,7 +17,6 @@ from bus.message import (
     NORMAL,
     PRIORITIES,
     REQUIRES_ACK,
-    Epochs,
     Kind,
     Message,
     Names,
@@ -259,6 +258,12 @@ def draft_of(send: Send | Frame, sender: str, type_: str, *, names: Names, stamp
 
 def plain_draft(send: Plain, sender: str, type_: str, *, names: Names, stamp_us: int) -> Draft | None:
     """As `draft_of`, of a plain send. None when its address asks for more: a topic, a queue."""
+    message = plain_message(send, sender, type_, names, stamp_us)
+    return None if message is None else Draft(message, send.ephemeral)
+
+
+def plain_message(send: Plain, sender: str, type_: str, names: Names, stamp_us: int) -> Message | None:
+    """As `plain_draft`: the message alone."""
     kind, address, recipients = names.address(send.to)
     if not recipients and kind is not Kind.ALL:
         return None
@@ -266,7 +271,7 @@ def plain_draft(send: Plain, sender: str, type_: str, *, names: Names, stamp_us:
         names.check(type_, "type" if isinstance(send, PlainPost) else "msg_type")
     payload = bytes(send.payload)
     check_depth(payload)
-    return Draft(Message(kind, address, recipients, sender, type_, payload, stamp_us), send.ephemeral)
+    return Message(kind, address, recipients, sender, type_, payload, stamp_us)
 
 
 def _says_more(send: Content) -> bool:
@@ -428,9 +433,14 @@ _NOTHING_MORE = (0, ACK_WAIT_US, None, None, None)
 # ---- outbound frames
 
 
+AROUND_MESSAGE = b'{"type":"message","message":', b"}"
+"""What stands before and behind a rendered message in the text of its WebSocket frame."""
+
+
 def message_frame(rendered: bytes) -> bytes:
     """A rendered message as the text of its WebSocket frame."""
-    return b'{"type":"message","message":%b}' % rendered
+    before, after = AROUND_MESSAGE
+    return before + rendered + after
 
 
 def sent_frame(ref: str | int, receipt: bytes) -> bytes:
@@ -438,21 +448,10 @@ def sent_frame(ref: str | int, receipt: bytes) -> bytes:
     return b'{"type":"sent","ref":%b,%b}' % (encode(ref), receipt)
 
 
-def sent_frames(
-    refs: Sequence[str | int], messages: Sequence[Message], fates: Sequence[bytes], epochs: Epochs
-) -> list[bytes]:
-    """As `sent_frame`, of messages that are all in the log since the same commit, or all ephemeral."""
-    if messages[0].own_id:
-        return [
-            b'{"type":"sent","ref":%b,"message_id":"%b","seq":null,"recipients":%b}'
-            % (encode(ref), message.own_id.encode(), fate)
-            for ref, message, fate in zip(refs, messages, fates, strict=True)
-        ]
-    prefix = epochs.prefix_of(messages[0].seq)
+def sent_frames(refs: Sequence[str | int], receipts: Sequence[bytes]) -> list[bytes]:
+    """As `sent_frame`, of each."""
     return [
-        b'{"type":"sent","ref":%b,"message_id":"%b%012x","seq":%d,"recipients":%b}'
-        % (encode(ref), prefix, message.seq, message.seq, fate)
-        for ref, message, fate in zip(refs, messages, fates, strict=True)
+        b'{"type":"sent","ref":%b,%b}' % (encode(ref), receipt) for ref, receipt in zip(refs, receipts, strict=True)
     ]
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
-from bus.message import Message, audience_of, iso
+from bus.message import Epochs, Message, audience_of, iso
 from bus.storage import Outcome
 
 
@@ -34,6 +34,20 @@ class Receipt(msgspec.Struct, gc=False):
             tail += b',"deliver_at":"%b"' % iso(self.deliver_us)
         seq = b"null" if self.seq is None else b"%d" % self.seq
         return b'"message_id":"%b","seq":%b,"recipients":%b%b' % (self.message_id, seq, self.recipients, tail)
+
+
+def members_of(messages: Sequence[Message], fates: Sequence[bytes], epochs: Epochs) -> list[bytes]:
+    """As `Receipt.members`, of messages that are all in the log since the same commit, or all ephemeral."""
+    if messages[0].own_id:
+        return [
+            b'"message_id":"%b","seq":null,"recipients":%b' % (message.own_id.encode(), fate)
+            for message, fate in zip(messages, fates, strict=True)
+        ]
+    prefix = epochs.prefix_of(messages[0].seq)
+    return [
+        b'"message_id":"%b%012x","seq":%d,"recipients":%b' % (prefix, (seq := message.seq), seq, fate)
+        for message, fate in zip(messages, fates, strict=True)
+    ]
 
 
 def fate(message: Message, outcome: Outcome, is_live: Callable[[str], bool], online: Callable[[Message], int]) -> bytes:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Protocol
 
-from bus.admission import Admission, refusal_of
+from bus.admission import Accept, Admission, refusal_of
 from bus.backplane import Backplane
 from bus.companions import Companions
 from bus.counters import Counters
@@ -20,7 +20,7 @@ from bus.errors import BusError, Malformed
 from bus.events import Event, MessageRefused, MessageSent
 from bus.health.vitals import Vitals
 from bus.hub import Hub
-from bus.message import REQUIRES_ACK, Epochs, Message, text_of
+from bus.message import REQUIRES_ACK, Epochs, Message, texts_of
 from bus.own_ids import OwnIds
 from bus.protocol import Draft
 from bus.receipts import Receipt, deliver_us, fate, fate_of_ephemeral
@@ -96,19 +96,16 @@ class Sending:
             pending.error = refusal
             self._settle(pending)
 
-    def _accept(self, draft: Draft, settled: Settled, *, receipt: bool = True) -> Pending | None:
-        message = draft.message
+    def _accept(
+        self, draft: Draft, settled: Settled, *, receipt: bool = True, lookers: Sequence[Accept] | None = None
+    ) -> Pending | None:
+        bus, message = self._bus, draft.message
         try:
-            for accept in self._bus.admission.lookers:
+            for accept in bus.admission.lookers if lookers is None else lookers:
                 message = accept(message) or message
         except Exception as error:  # noqa: BLE001  # logged there
             self._refuse(message, refusal_of(error), settled)
             return None
-        return self._admit(message, draft, settled, receipt=receipt)
-
-    def _admit(self, message: Message, draft: Draft, settled: Settled, *, receipt: bool) -> Pending | None:
-        """As `_accept`, of a message that everybody has looked at."""
-        bus = self._bus
         if draft.ephemeral:
             self._publish_ephemeral((message,))
             if receipt:
@@ -166,8 +163,8 @@ class Sending:
         self.ephemeral_sent += len(messages)
         bus.own_ids.ephemeral(messages)
         if bus.backplane.size > 1:
+            texts_of(messages, bus.epochs)
             for message in messages:
-                text_of(message, bus.epochs)
                 bus.backplane.share_ephemeral(message)
         bus.hub.deliver(messages)
 
@@ -198,7 +195,7 @@ class Sending:
             if stamped is not message:
                 self._gather_burst(_part(burst, 0, at))
                 heard, wanted = partial(burst.heard, burst.refs[at]), burst.refs[at] is not None
-                pending = self._admit(stamped, Draft(stamped, burst.ephemeral), heard, receipt=wanted)
+                pending = self._accept(Draft(stamped, burst.ephemeral), heard, receipt=wanted, lookers=())
                 if pending is not None:
                     self._gather(pending, 1)
                 return _part(burst, at + 1, None)

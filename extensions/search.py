@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 import gevent
 
 from bus import search
-from bus.search.index import index_of
 from bus.search.indexer import INTERVAL_SECONDS, Host, Indexer
+from bus.search.postgres_index import POSTGRESQL
+from bus.search.sqlite_index import SQLITE
 from bus.transports.search import Searchers, serve_search
 from bus.worker import Worker
 
@@ -39,7 +40,7 @@ def _pause_of(bus: Bus) -> Callable[[float], None]:
 
 def register(app: Flask, bus: Bus) -> None:
     """Index what is kept, and serve the search over REST."""
-    index = index_of(bus.settings.database_url or "")
+    index = POSTGRESQL if bus.settings.is_on_postgresql else SQLITE
     host = Host(
         bus.read,
         lambda job: bus.writer.call(job, lazy=True),

@@ -65,6 +65,13 @@ def store(request: pytest.FixtureRequest) -> Iterator[str]:
     BusServer.database_for = None
 
 
+@pytest.fixture
+def on_sqlite(store: str) -> None:
+    """For tests that look into SQLite's files: where logs are kept elsewhere, they are passed over."""
+    if store != "sqlite":
+        pytest.skip("This test is about the files of SQLite.")
+
+
 @pytest.fixture(scope="module")
 def server(request: pytest.FixtureRequest) -> Iterator[BusServer]:
     """A running server with one worker, shared by the module's tests; with the settings of its SERVER_ENV, if it has one."""

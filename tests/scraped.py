@@ -15,6 +15,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from bus.testing import BusServer, eventually
+from tests.stored import side_folder
 
 Labels = frozenset[tuple[str, str]]
 OPENMETRICS = {"Accept": "application/openmetrics-text; version=1.0.0"}
@@ -108,7 +109,7 @@ def _read(found: Scraped, text: str) -> float:
 
 def settled(server: BusServer) -> Scraped:
     """A scrape that knows all that any worker has counted until now."""
-    folder = server.data_dir / "bus.db.workers"
+    folder = side_folder(server)
     now = time.time()
 
     def all_told() -> bool:

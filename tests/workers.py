@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import signal
 from collections import Counter
@@ -11,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from bus.testing import BusServer, eventually, processes
+from tests.stored import nobody_commits
 
 
 @contextmanager
@@ -49,14 +49,10 @@ def _stop(server: BusServer, pids: list[int]) -> bool:
     """Stop processes. False: one was in the middle of a commit, so they go on, for it would keep everybody from writing."""
     _signal(pids, signal.SIGSTOP)
     eventually(lambda: len([each for each in processes() if each.pid in pids and each.state == "T"]) == len(pids))
-    with (server.data_dir / "bus.db.workers" / "writers.lock").open("rb+") as lock:
-        for _ in range(100):  # a worker that goes on gives it back in no time
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                os.sched_yield()
-            else:
-                return True
+    for _ in range(100):  # a worker that goes on gives it back in no time
+        if nobody_commits(server):
+            return True
+        os.sched_yield()
     _signal(pids, signal.SIGCONT)
     return False
 

@@ -76,7 +76,7 @@ def stored_in(url: str) -> Iterator[tuple[Anchor, Iterator[Record]]]:
     from bus.storage.postgres_connection import PostgresConnection, PostgresError  # noqa: PLC0415  # its driver is an extra
 
     try:
-        connection = PostgresConnection(url, statement_seconds=None)
+        connection = PostgresConnection(url.replace("+psycopg:", ":", 1), statement_seconds=None)
     except PostgresError as error:
         raise NoTrail(f"The database of the log does not answer: {error}") from None
 

@@ -8,8 +8,9 @@ from typing import Any
 import click
 import msgspec
 
+from bus.cli.listing import Listing
 from bus.cli.options import Command, with_connection, with_json
-from bus.cli.show import moment, plural, printable
+from bus.cli.show import moment, plural
 from bus.client.received import message_of
 from bus.client.rest import Rest
 
@@ -85,13 +86,13 @@ def list_(*, as_json: bool, url: str, api_key: str | None) -> None:
     """List the archive's files: how many messages, of what time."""
     rest = Rest(url, api_key=api_key)
     total, cursor, more = 0, "0", True
-    while more:
-        page = rest.get("/api/archive/files", {"cursor": cursor}, FilesPage)
-        cursor, more = page.cursor, page.more
-        for file in page.files:
-            total += file.messages
-            row = f"{moment(file.oldest)}  {moment(file.youngest)}  {file.messages:>7}  {file.reason:10} {file.file}"
-            click.echo(msgspec.json.encode(file) if as_json else printable(row))
+    with Listing("OLDEST", "YOUNGEST", ">MESSAGES", "REASON", "FILE", as_json=as_json) as listing:
+        while more:
+            page = rest.get("/api/archive/files", {"cursor": cursor}, FilesPage)
+            cursor, more = page.cursor, page.more
+            for file in page.files:
+                total += file.messages
+                listing.add(file, moment(file.oldest), moment(file.youngest), file.messages, file.reason, file.file)
     if not as_json:
         click.echo(f"{total:,} messages are archived.")
 
@@ -104,13 +105,13 @@ def list_(*, as_json: bool, url: str, api_key: str | None) -> None:
 def search(*, limit: int, as_json: bool, url: str, api_key: str | None, **wanted: str | None) -> None:
     """Show archived messages, in the order in which they left the log."""
     lines = _lines(Rest(url, api_key=api_key), wanted)
-    for number, line in enumerate(lines):
-        if number == limit:
-            click.echo("There are more; --limit shows them.", err=True)
-            break
-        message = message_of(bytes(line.message))
-        row = f"{moment(message.timestamp):19}  {message.sender:16} {message.type:12} {message.id}"
-        click.echo(msgspec.json.encode(line) if as_json else printable(row))
+    with Listing("SENT", "FROM", "TYPE", "ID", as_json=as_json) as listing:
+        for number, line in enumerate(lines):
+            if number == limit:
+                click.echo("There are more; --limit shows them.", err=True)
+                break
+            message = message_of(bytes(line.message))
+            listing.add(line, moment(message.timestamp), message.sender, message.type, message.id)
 
 
 def _lines(rest: Rest, wanted: dict[str, str | None]) -> Iterator[Line]:

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import click
-import msgspec
 
 from bus.audit.at_rest import NoTrail, exported, stored, stored_in
 from bus.audit.record import Anchor, Broken, Chain, Record
+from bus.cli.listing import Listing
 from bus.cli.options import Command, with_connection, with_json
-from bus.cli.show import moment, plural, printable
+from bus.cli.show import moment, plural
 from bus.client.rest import Rest
 from bus.settings import load
 
@@ -47,13 +47,11 @@ def _with_filters(command: Command) -> Command:
 def list_(*, as_json: bool, url: str, api_key: str | None, **which: Any) -> None:
     """List records, the youngest first."""
     page = Rest(url, api_key=api_key).get("/api/audit", which, dict[str, Any])
-    if not as_json:
-        click.echo(f"{'WHEN':19}  {'NUMBER':>8} {'WHO':20} {'OUTCOME':8} {'TIMES':>5} {'WHAT':24} ON")
-    for record in page["records"]:
-        on = ":".join(part for part in (record["table_name"], record["record_id"]) if part)
-        row = f"{moment(record['timestamp']):19}  {record['number']:>8} {record['user_id']:20} {record['outcome']:8}"
-        row = f"{row} {record['times']:>5} {record['operation']:24} {on}"
-        click.echo(msgspec.json.encode(record) if as_json else printable(row))
+    with Listing("WHEN", ">NUMBER", "WHO", "OUTCOME", ">TIMES", "WHAT", "ON", as_json=as_json) as listing:
+        for record in page["records"]:
+            on = ":".join(part for part in (record["table_name"], record["record_id"]) if part)
+            told = (record[name] for name in ("number", "user_id", "outcome", "times", "operation"))
+            listing.add(record, moment(record["timestamp"]), *told, on)
     if page["more"]:
         click.echo("There are more; --limit and --until show them.", err=True)
 

@@ -22,10 +22,6 @@ def backup(*, target: Path, keep: int | None, force: bool) -> None:
     """Write a copy of the log to FILE, or to a new file in FOLDER, while the bus runs.
 
     Everything that was acknowledged before is in it. It is checked before it gets its name.
-
-    \b
-    python -m bus backup /backups/before-upgrade.db
-    python -m bus backup /backups --keep 14
     """
     database = _settings().database_path
     removed: list[Path] = []

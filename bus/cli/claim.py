@@ -77,10 +77,6 @@ def claim(  # noqa: PLR0913 - one for each option
 
     SIGTERM or Ctrl-C: no more jobs are taken, and running commands may finish within --grace seconds; then, or at a
     second signal, they are ended, and their jobs given back at once, uncounted.
-
-    \b
-    Five jobs at a time, each a render:
-        python -m bus claim renders --max-in-flight 5 --exec ./render.sh
     """
     calls = Calls(client or _own_name(), url, api_key=api_key)
     calls.health()

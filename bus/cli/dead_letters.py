@@ -8,8 +8,10 @@ from typing import Any
 import click
 import msgspec
 
+from bus.cli.listing import Listing, show_json
 from bus.cli.options import DEFAULT_NAME, Command, with_connection, with_json
-from bus.cli.show import moment, plural, printable
+from bus.cli.progress import Progress
+from bus.cli.show import moment, plural
 from bus.client import Calls, DeadLetter, Swept
 
 
@@ -42,23 +44,25 @@ def _with_filters(command: Command) -> Command:
 @with_connection
 def list_(*, limit: int, as_json: bool, url: str, api_key: str | None, **which: str | None) -> None:
     """List dead letters: why, since when, and what was to be delivered to whom."""
-    if not as_json:
-        click.echo(f"{'DIED':19}  {'OWNER':24} {'REASON':13} {'TRIES':>5}  {'FROM':16} {'TYPE':12} ID")
     letters = Calls(DEFAULT_NAME, url, api_key=api_key).dead_letters(**which)
-    for number, letter in enumerate(letters):
-        if number == limit:
-            click.echo("There are more; --limit shows them.", err=True)
-            break
-        click.echo(_json(letter) if as_json else _row(letter))
+    with Listing("DIED", "OWNER", "REASON", ">TRIES", "FROM", "TYPE", "ID", as_json=as_json) as listing:
+        for number, letter in enumerate(letters):
+            if number == limit:
+                click.echo("There are more; --limit shows them.", err=True)
+                break
+            message, tries = letter.message, len(letter.attempts)
+            about = (letter.owner, letter.reason, tries, message.sender, message.type, letter.id)
+            listing.add(_json(letter), moment(letter.died_at), *about)
 
 
 @dead_letters.command()
 @click.argument("message_id", metavar="ID")
+@with_json
 @with_connection
-def show(*, message_id: str, url: str, api_key: str | None) -> None:
+def show(*, message_id: str, as_json: bool, url: str, api_key: str | None) -> None:
     """Show the dead letters of message ID whole, as JSON: the message, and each attempt to deliver it."""
     for letter in Calls(DEFAULT_NAME, url, api_key=api_key).dead_letter(message_id):
-        click.echo(msgspec.json.format(_json(letter)))
+        show_json(_json(letter), as_json=as_json)
 
 
 def _json(letter: DeadLetter) -> bytes:
@@ -66,12 +70,6 @@ def _json(letter: DeadLetter) -> bytes:
     fields: dict[str, Any] = {name: getattr(letter, name) for name in letter.__struct_fields__}
     fields["message"] = msgspec.Raw(letter.message.raw)
     return msgspec.json.encode(fields)
-
-
-def _row(letter: DeadLetter) -> str:
-    message = letter.message
-    row = f"{moment(letter.died_at):19}  {letter.owner:24} {letter.reason:13} {len(letter.attempts):>5}"
-    return printable(f"{row}  {message.sender:16} {message.type:12} {letter.id}")
 
 
 # ---- redrive and purge
@@ -128,11 +126,14 @@ def _sweep(
     if not yes:
         _ask(f"{verb} {plural(matched, 'dead letter')}?")
     given = which if message_id is None else {"owner": which.get("owner")}
-    done = sweep(message_id, **given)
+    with Progress(_DOING[verb], matched if message_id is None else None) as progress:
+        done = sweep(message_id, **given, on_progress=progress.to)
+        progress.to(matched)
     click.echo(f"{plural(done.redriven or done.purged or 0, 'dead letter')} {_DONE[verb]}.")
 
 
 _DONE = {"Redrive": "redriven", "Purge": "purged"}
+_DOING = {"Redrive": "Redriving", "Purge": "Purging"}
 
 
 def _ask(question: str) -> None:

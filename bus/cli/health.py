@@ -7,7 +7,9 @@ import sys
 import click
 import msgspec
 
+from bus.cli.listing import coloured
 from bus.cli.options import with_connection, with_json
+from bus.cli.show import printable
 from bus.client import Offline
 from bus.client.rest import Rest
 
@@ -41,5 +43,8 @@ def health(*, path: str | None, timeout: float, as_json: bool, url: str, api_key
 
 
 def _shown(body: _Body) -> str:
-    rows = [f"  {name:20} {check.status:10} {check.message}" for name, check in body.checks.items()]
-    return "\n".join([body.status, *rows])
+    rows = [
+        f"  {name:20} {coloured(check.status, f'{check.status:10}')} {printable(check.message)}"
+        for name, check in body.checks.items()
+    ]
+    return "\n".join([coloured(body.status), *rows])

@@ -11,8 +11,9 @@ from typing import Any
 import click
 import msgspec
 
+from bus.cli.listing import Listing, show_json
 from bus.cli.options import with_connection, with_json
-from bus.cli.show import moment, printable
+from bus.cli.show import moment
 from bus.client.rest import Rest, segment
 from bus.ingress.schemes import SCHEMES
 from bus.ingress.signatures import Request
@@ -33,29 +34,19 @@ def integrations() -> None:
     """
 
 
-def _json(value: Any) -> None:
-    click.echo(msgspec.json.encode(value))
-
-
-def _show(value: Any) -> None:
-    click.echo(msgspec.json.format(msgspec.json.encode(value)))
-
-
 @integrations.command("list")
 @with_json
 @with_connection
 def list_(*, as_json: bool, url: str, api_key: str | None) -> None:
     """List the integrations: state, scheme, where their messages go."""
     rest, cursor, more = Rest(url, api_key=api_key), "0", True
-    if not as_json:
-        click.echo(f"{'ID':20} {'STATE':10} {'SCHEME':18} {'TO':24} {'TYPE':20} DESCRIPTION")
-    while more:
-        page = rest.get(ROOT, {"cursor": cursor}, dict[str, Any])
-        for each in page["integrations"]:
-            to = each["to"] if isinstance(each["to"], str) else ",".join(each["to"])
-            row = f"{each['id']:20} {each['state']:10} {each['scheme']:18} {to:24} {each['type']:20} {each['description']}"
-            _json(each) if as_json else click.echo(printable(row))
-        cursor, more = page["cursor"], page["more"]
+    with Listing("ID", "STATE", "SCHEME", "TO", "TYPE", "DESCRIPTION", as_json=as_json) as listing:
+        while more:
+            page = rest.get(ROOT, {"cursor": cursor}, dict[str, Any])
+            for each in page["integrations"]:
+                to = each["to"] if isinstance(each["to"], str) else ",".join(each["to"])
+                listing.add(each, each["id"], each["state"], each["scheme"], to, each["type"], each["description"])
+            cursor, more = page["cursor"], page["more"]
 
 
 def _read_secret(given: str | None) -> str | None:
@@ -83,15 +74,18 @@ def _read_secret(given: str | None) -> str | None:
 def add(*, scheme: str, url: str, api_key: str | None, **given: Any) -> None:
     """Add an integration, and show it with its path and its secret, this once."""
     given["secret"] = _read_secret(given["secret"])
-    _show(Rest(url, api_key=api_key).post(ROOT, {"scheme": scheme, **_body(given)}, dict[str, Any]))
+    made = Rest(url, api_key=api_key).post(ROOT, {"scheme": scheme, **_body(given)}, dict[str, Any])
+    show_json(made, as_json=False)
 
 
 @integrations.command()
 @click.argument("integration_id", metavar="ID")
+@with_json
 @with_connection
-def show(*, integration_id: str, url: str, api_key: str | None) -> None:
+def show(*, integration_id: str, as_json: bool, url: str, api_key: str | None) -> None:
     """Show an integration."""
-    _show(Rest(url, api_key=api_key).get(f"{ROOT}/{segment(integration_id)}", {}, dict[str, Any]))
+    found = Rest(url, api_key=api_key).get(f"{ROOT}/{segment(integration_id)}", {}, dict[str, Any])
+    show_json(found, as_json=as_json)
 
 
 @integrations.command()
@@ -147,12 +141,11 @@ def delete(*, integration_id: str, yes: bool, url: str, api_key: str | None) -> 
 def events(*, integration_id: str | None, as_json: bool, url: str, api_key: str | None, **which: Any) -> None:
     """What came of webhooks, the youngest first; of one integration, or of all."""
     path = f"{ROOT}/events" if integration_id is None else f"{ROOT}/{segment(integration_id)}/events"
-    if not as_json:
-        click.echo(f"{'TIME':19}  {'INTEGRATION':20} {'OUTCOME':18} {'COUNT':>5} {'ADDRESS':16} {'EVENT':20} MESSAGE")
-    for each in Rest(url, api_key=api_key).get(path, which, dict[str, Any])["events"]:
-        row = f"{moment(each['timestamp']):19}  {each['integration']:20} {each['outcome']:18} {each['count']:>5}"
-        row = f"{row} {each['address']:16} {each['event'] or '-':20} {each['message_id'] or '-'}"
-        _json(each) if as_json else click.echo(printable(row))
+    headings = ("TIME", "INTEGRATION", "OUTCOME", ">COUNT", "ADDRESS", "EVENT", "MESSAGE")
+    with Listing(*headings, as_json=as_json) as listing:
+        for each in Rest(url, api_key=api_key).get(path, which, dict[str, Any])["events"]:
+            told = (each[name] for name in ("integration", "outcome", "count", "address", "event", "message_id"))
+            listing.add(each, moment(each["timestamp"]), *told)
 
 
 @integrations.command("sign")
@@ -172,7 +165,7 @@ def sign_(*, scheme: str, body: str, target: str, timestamp: int | None, curl: b
     given["secret"] = _read_secret(given["secret"])
     headers = kind | sign(scheme, Sending(request=Request(kind, text, target), stamp=stamp, **given))
     if not curl:
-        _show({"headers": headers, "body": text.decode(errors="replace")})
+        show_json({"headers": headers, "body": text.decode(errors="replace")}, as_json=False)
         return
     options = "".join(f" -H {quote(f'{name}: {value}')}" for name, value in headers.items())
     data = quote(f"@{body[1:]}" if body.startswith("@") else body)

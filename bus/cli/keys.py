@@ -7,6 +7,7 @@ from typing import Any
 import click
 import msgspec
 
+from bus.cli.listing import Listing, show_json
 from bus.cli.options import with_connection, with_json
 from bus.cli.show import moment, printable
 from bus.client.rest import Rest, segment
@@ -49,16 +50,14 @@ def keys() -> None:
 def list_(*, as_json: bool, url: str, api_key: str | None) -> None:
     """List the keys: state, last use, whom they stand for."""
     rest, cursor, more = Rest(url, api_key=api_key), "", True
-    if not as_json:
-        click.echo(f"{'ID':13} {'STATE':8} {'LAST USED':19} {'SCOPES':24} {'CLIENTS':24} LABEL")
-    while more:
-        page = rest.get(ROOT, {"cursor": cursor}, dict[str, Any])
-        for key in page["keys"]:
-            used = moment(key["last_used_at"]) if key["last_used_at"] else "never"
-            scopes, clients = " ".join(key["scopes"]), " ".join(key["clients"])
-            row = f"{key['id']:13} {key['state']:8} {used:19} {scopes:24} {clients:24} {key['label']}"
-            click.echo(msgspec.json.encode(key) if as_json else printable(row))
-        cursor, more = page["cursor"], page["more"]
+    with Listing("ID", "STATE", "LAST USED", "SCOPES", "CLIENTS", "LABEL", as_json=as_json) as listing:
+        while more:
+            page = rest.get(ROOT, {"cursor": cursor}, dict[str, Any])
+            for key in page["keys"]:
+                used = moment(key["last_used_at"]) if key["last_used_at"] else "never"
+                scopes, clients = " ".join(key["scopes"]), " ".join(key["clients"])
+                listing.add(key, key["id"], key["state"], used, scopes, clients, key["label"])
+            cursor, more = page["cursor"], page["more"]
 
 
 @keys.command()
@@ -119,10 +118,11 @@ def auth() -> None:
 
 
 @auth.command()
+@with_json
 @with_connection
-def me(*, url: str, api_key: str | None) -> None:
+def me(*, as_json: bool, url: str, api_key: str | None) -> None:
     """Say who the credential stands for, and what it grants."""
-    _print(Rest(url, api_key=api_key).get("/api/auth/me", {}, dict[str, Any]))
+    show_json(Rest(url, api_key=api_key).get("/api/auth/me", {}, dict[str, Any]), as_json=as_json)
 
 
 @auth.command()
@@ -132,12 +132,7 @@ def me(*, url: str, api_key: str | None) -> None:
 @with_json
 @with_connection
 def explain(*, action: str, target: str, key_id: str | None, as_json: bool, url: str, api_key: str | None) -> None:
-    """Say whether ACTION on TARGET is allowed, and why. Exit code 1: it is not.
-
-    \b
-    python -m bus auth explain send topic:builds.linux --key ID
-    python -m bus auth explain read alice
-    """
+    """Say whether ACTION on TARGET is allowed, and why. Exit code 1: it is not."""
     body = {"action": action, "target": target, **({} if key_id is None else {"key_id": key_id})}
     found = Rest(url, api_key=api_key).post("/api/auth/explain", body, dict[str, Any])
     if as_json:

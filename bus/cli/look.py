@@ -7,9 +7,10 @@ from typing import Any
 import click
 import msgspec
 
+from bus.cli.listing import Listing, coloured
 from bus.cli.options import DEFAULT_NAME, with_connection, with_json
 from bus.cli.show import moment, plural, printer
-from bus.client import Calls, Gap, QueueState
+from bus.client import Calls, Gap
 from bus.client.received import message_of
 from bus.client.rest import Rest
 
@@ -88,19 +89,14 @@ def thread(*, thread_id: str, limit: int, as_json: bool, url: str, api_key: str 
 def clients(*, as_json: bool, url: str, api_key: str | None) -> None:
     """List who is known, who is online, and how much waits for each."""
     rest = Rest(url, api_key=api_key)
-    if not as_json:
-        click.echo(f"{'CLIENT':32} {'ONLINE':10} {'WAITING':>8}  LAST SEEN")
     cursor, more = None, True
-    while more:
-        page = rest.get("/api/clients", {"cursor": cursor, "limit": PAGE}, _ClientsPage)
-        for each in page.clients:
-            click.echo(msgspec.json.encode(each) if as_json else _client_row(each))
-        cursor, more = page.cursor, page.more
-
-
-def _client_row(client: dict[str, Any]) -> str:
-    over = (client.get("over") or "yes") if client["online"] else "-"
-    return f"{client['client']:32} {over:10} {client['waiting']:>8}  {moment(client.get('last_seen'))}"
+    with Listing("CLIENT", "ONLINE", ">WAITING", "LAST SEEN", as_json=as_json) as listing:
+        while more:
+            page = rest.get("/api/clients", {"cursor": cursor, "limit": PAGE}, _ClientsPage)
+            for each in page.clients:
+                over = (each.get("over") or "yes") if each["online"] else None
+                listing.add(each, each["client"], over, each["waiting"], moment(each.get("last_seen")))
+            cursor, more = page.cursor, page.more
 
 
 @click.command()
@@ -108,16 +104,12 @@ def _client_row(client: dict[str, Any]) -> str:
 @with_connection
 def queues(*, as_json: bool, url: str, api_key: str | None) -> None:
     """List the queues: what waits, for how long, what is being worked on, and by how many."""
-    if not as_json:
-        click.echo(f"{'QUEUE':32} {'WAITING':>8} {'OLDEST':>9} {'IN FLIGHT':>9} {'CONSUMERS':>9}  LIMIT")
-    for each in Calls(DEFAULT_NAME, url, api_key=api_key).queues():
-        click.echo(msgspec.json.encode(each) if as_json else _queue_row(each))
-
-
-def _queue_row(queue: QueueState) -> str:
-    oldest = "-" if queue.oldest_seconds is None else f"{queue.oldest_seconds:.0f} s"
-    limit = f"{queue.limit}, then {queue.on_full}" if queue.limit is not None else "-"
-    return f"{queue.queue:32} {queue.depth:>8} {oldest:>9} {queue.in_flight:>9} {queue.consumers:>9}  {limit}"
+    headings = ("QUEUE", ">WAITING", ">OLDEST", ">IN FLIGHT", ">CONSUMERS", "LIMIT")
+    with Listing(*headings, as_json=as_json) as listing:
+        for each in Calls(DEFAULT_NAME, url, api_key=api_key).queues():
+            oldest = None if each.oldest_seconds is None else f"{each.oldest_seconds:.0f} s"
+            most = f"{each.limit}, then {each.on_full}" if each.limit is not None else None
+            listing.add(each, each.queue, each.depth, oldest, each.in_flight, each.consumers, most)
 
 
 @click.command()
@@ -130,7 +122,7 @@ def status(*, as_json: bool, url: str, api_key: str | None) -> None:
         click.echo(msgspec.json.encode(body))
         return
     metrics, connections, durability = body["metrics"], body["connections"], body["durability"]
-    click.echo(f"status       {body['status']}, version {body['version']}, workers {body['workers']}")
+    click.echo(f"status       {coloured(body['status'])}, version {body['version']}, workers {body['workers']}")
     click.echo(f"messages     {metrics['total_messages']}, {metrics['messages_per_minute']} in the last minute")
     click.echo(f"last one     {moment(metrics['last_message_time'])}")
     click.echo(f"connections  {connections['active']} of {len(connections['by_client'])} clients")

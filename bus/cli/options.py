@@ -9,6 +9,7 @@ import click
 
 DEFAULT_URL = "http://127.0.0.1:5001"
 DEFAULT_NAME = "cli"
+JSON_HELP = "JSON, one object a line."
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -26,7 +27,7 @@ def with_connection(command: Command) -> Command:
 
 def with_json(command: Command) -> Command:
     """The option that turns what a person reads into JSON lines."""
-    return click.option("--json", "as_json", is_flag=True, help="JSON, one object a line.")(command)
+    return click.option("--json", "as_json", is_flag=True, help=JSON_HELP)(command)
 
 
 def with_terms(command: Command) -> Command:

@@ -8,7 +8,9 @@ from typing import Literal
 import click
 import msgspec
 
+from bus.cli.listing import Listing
 from bus.cli.options import DEFAULT_NAME, with_connection, with_json
+from bus.cli.progress import Progress
 from bus.cli.show import plural
 from bus.client import Calls, Replay
 
@@ -55,10 +57,13 @@ def replay(  # noqa: PLR0913 - one for each option
     calls = Calls(DEFAULT_NAME, url, api_key=api_key)
     narrow = {"until": until, "type": type_, "sender": sender, "topic": topic}
     made = calls.replay(to, since, **narrow, rate=rate, source=source)
-    while made.status == "running" and not no_wait:
-        time.sleep(LOOK_SECONDS)
-        made = calls.fetch_replay(made.replay_id)
-    click.echo(msgspec.json.encode(made) if as_json else f"{made.replay_id}  {_progress(made)}")
+    if not no_wait:
+        with Progress("Replaying") as progress:
+            while made.status == "running":
+                time.sleep(LOOK_SECONDS)
+                made = calls.fetch_replay(made.replay_id)
+                progress.to(*_passed(made))
+    click.echo(msgspec.json.encode(made) if as_json else f"{made.replay_id}  {_told(made)}")
 
 
 @click.command()
@@ -72,9 +77,20 @@ def replays(*, replay_id: str | None, as_json: bool, url: str, api_key: str | No
         calls.cancel_replay(replay_id)
         click.echo(f"{replay_id} is cancelled.", err=True)
         return
-    for each in calls.replays():
-        click.echo(msgspec.json.encode(each) if as_json else f"{each.replay_id}  {_progress(each)}")
+    with Listing("ID", "STATUS", ">COPIED", "INTO", "AT", "UNTIL", as_json=as_json) as listing:
+        for each in calls.replays():
+            listing.add(each, each.replay_id, each.status, each.copied, each.to, each.cursor, each.until)
 
 
-def _progress(replay: Replay) -> str:
+def _told(replay: Replay) -> str:
     return f"{replay.status}, {plural(replay.copied, 'message')} into {replay.to}"
+
+
+def _passed(replay: Replay) -> tuple[int, int]:
+    """How much of the log it has passed, and how much there is to pass."""
+    start, at, end = (_seq(cursor) for cursor in (replay.start, replay.cursor, replay.until))
+    return max(at - start, 0), max(end - start, 0)
+
+
+def _seq(cursor: str | None) -> int:
+    return int((cursor or "").rpartition(":")[2] or 0)

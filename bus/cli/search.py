@@ -59,11 +59,6 @@ def search(
 
     A word in double quotes, inside the shell's, is a phrase; a star ends the beginning of a word. Case and accents make no
     difference.
-
-    \b
-    python -m bus search timeout build-42
-    python -m bus search '"disk full"' --from ci
-    python -m bus search 'deploy*' --order rank --json
     """
     rest = Rest(url, api_key=api_key)
     query: dict[str, object] = {**given, "q": " ".join(words) or None, "type": type_, "from": sender}

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import click
-import msgspec
 
+from bus.cli.listing import Listing, show_json
 from bus.cli.options import with_connection, with_json
+from bus.cli.progress import Progress
 from bus.cli.show import moment, plural, printable
 from bus.client.rest import Rest, segment
 
 ROOT = "/api/webhooks"
+LOOK_SECONDS = 0.2
 
 
 @click.group("webhooks")
@@ -25,25 +28,18 @@ def webhooks() -> None:
     """
 
 
-def _json(value: Any) -> None:
-    click.echo(msgspec.json.encode(value))
-
-
 @webhooks.command("list")
 @with_json
 @with_connection
 def list_(*, as_json: bool, url: str, api_key: str | None) -> None:
     """List the endpoints: state, kind, events, where."""
     rest, cursor, more = Rest(url, api_key=api_key), "0", True
-    if not as_json:
-        click.echo(f"{'ID':20} {'STATE':10} {'KIND':8} {'EVENTS':32} URL")
-    while more:
-        page = rest.get(ROOT, {"cursor": cursor}, dict[str, Any])
-        for hook in page["webhooks"]:
-            events = ",".join(hook["events"])
-            row = f"{hook['id']:20} {hook['state']:10} {hook['kind']:8} {events:32} {hook['url']}"
-            _json(hook) if as_json else click.echo(printable(row))
-        cursor, more = page["cursor"], page["more"]
+    with Listing("ID", "STATE", "KIND", "EVENTS", "URL", as_json=as_json) as listing:
+        while more:
+            page = rest.get(ROOT, {"cursor": cursor}, dict[str, Any])
+            for hook in page["webhooks"]:
+                listing.add(hook, hook["id"], hook["state"], hook["kind"], ",".join(hook["events"]), hook["url"])
+            cursor, more = page["cursor"], page["more"]
 
 
 @webhooks.command()
@@ -66,18 +62,19 @@ def add(*, target: str, url: str, api_key: str | None, **given: Any) -> None:
     body = {name: list(value) if isinstance(value, tuple) else value for name, value in given.items()}
     body = {name: value for name, value in body.items() if value}
     made = Rest(url, api_key=api_key).post(ROOT, {"url": target, **body}, dict[str, Any])
-    click.echo(msgspec.json.format(msgspec.json.encode(made)))
+    show_json(made, as_json=False)
 
 
 @webhooks.command()
 @click.argument("webhook_id", metavar="ID")
+@with_json
 @with_connection
-def show(*, webhook_id: str, url: str, api_key: str | None) -> None:
+def show(*, webhook_id: str, as_json: bool, url: str, api_key: str | None) -> None:
     """Show an endpoint, and how it fares."""
     rest, path = Rest(url, api_key=api_key), f"{ROOT}/{segment(webhook_id)}"
     shown = rest.get(path, {}, dict[str, Any])
     shown["stats"] = rest.get(f"{path}/stats", {}, dict[str, Any])
-    click.echo(msgspec.json.format(msgspec.json.encode(shown)))
+    show_json(shown, as_json=as_json)
 
 
 @webhooks.command()
@@ -154,16 +151,12 @@ def deliveries(*, delivery_id: str | None, as_json: bool, url: str, api_key: str
     rest, path = Rest(url, api_key=api_key), f"{ROOT}/deliveries"
     if delivery_id is not None:
         found = rest.get(f"{path}/{segment(delivery_id)}", {}, dict[str, Any])
-        click.echo(msgspec.json.format(msgspec.json.encode(found)))
+        show_json(found, as_json=as_json)
         return
-    if not as_json:
-        click.echo(f"{'CREATED':19}  {'ID':12} {'EVENT':22} {'STATE':8} {'TRIES':>5} {'CAUSE':14} WEBHOOK")
-    for each in rest.get(path, which, dict[str, Any])["deliveries"]:
-        row = (
-            f"{moment(each['created']):19}  {each['id']:12} {each['event']:22} {each['state']:8} {each['attempts']:>5}"
-        )
-        row = f"{row} {each['cause'] or '-':14} {each['webhook'] or '-'}"
-        _json(each) if as_json else click.echo(printable(row))
+    with Listing("CREATED", "ID", "EVENT", "STATE", ">TRIES", "CAUSE", "WEBHOOK", as_json=as_json) as listing:
+        for each in rest.get(path, which, dict[str, Any])["deliveries"]:
+            told = (each[name] for name in ("id", "event", "state", "attempts", "cause", "webhook"))
+            listing.add(each, moment(each["created"]), *told)
 
 
 @webhooks.command()
@@ -174,8 +167,9 @@ def deliveries(*, delivery_id: str | None, as_json: bool, url: str, api_key: str
 @click.option("--since", help="Only from this ISO 8601 time on.")
 @click.option("--until", help="Only before this ISO 8601 time.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--no-wait", is_flag=True, help="Return when it has begun.")
 @with_connection
-def replay(*, delivery_id: str | None, yes: bool, url: str, api_key: str | None, **which: Any) -> None:
+def replay(*, delivery_id: str | None, yes: bool, no_wait: bool, url: str, api_key: str | None, **which: Any) -> None:
     """Send deliveries that ended again: one, or all that match. Says first how many there are, and asks."""
     rest = Rest(url, api_key=api_key)
     if delivery_id is not None:
@@ -189,8 +183,14 @@ def replay(*, delivery_id: str | None, yes: bool, url: str, api_key: str | None,
         return
     if not yes:
         click.confirm(f"Send {_deliveries(matched)} again?", abort=True, err=True)
-    begun = rest.post(f"{ROOT}/replays", body, dict[str, Any])
-    click.echo(f"{begun['id']}: {_deliveries(begun['matched'])}.")
+    made = rest.post(f"{ROOT}/replays", body, dict[str, Any])
+    if not no_wait:
+        with Progress("Putting back", matched) as progress:
+            while made["status"] == "running":
+                time.sleep(LOOK_SECONDS)
+                made = rest.get(f"{ROOT}/replays/{segment(made['id'])}", {}, dict[str, Any])
+                progress.to(made["replayed"])
+    click.echo(f"{made['id']}: {made['status']}, {_deliveries(made['matched'])}.")
 
 
 def _deliveries(count: int) -> str:

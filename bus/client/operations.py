@@ -103,10 +103,12 @@ class Operations:
         reason: str | None = None,
         sender: str | None = None,
         dry_run: bool = False,
+        on_progress: Callable[[int], object] | None = None,
     ) -> Swept:
         """Send dead letters on their way again: one by its id, or all that match. They keep their ids.
 
-        `dry_run` counts only. What finds no room stays where it is. A great many take their time.
+        `dry_run` counts only. What finds no room stays where it is. A great many take their time: `on_progress(n)` hears
+        how many are done.
         """
         if message_id is not None:
             body = {"owner": owner} if owner is not None else {}
@@ -115,7 +117,8 @@ class Operations:
         body = {name: value for name, value in given.items() if value is not None}
         if dry_run:
             return self._rest.post("/api/dead-letters/redrive", {**body, "dry_run": True}, Swept)
-        return _sweep(lambda: self._rest.post("/api/dead-letters/redrive", {**body, "limit": SWEEP_AT_ONCE}, Swept))
+        portion = {**body, "limit": SWEEP_AT_ONCE}
+        return _sweep(lambda: self._rest.post("/api/dead-letters/redrive", portion, Swept), on_progress)
 
     def purge(
         self,
@@ -125,14 +128,15 @@ class Operations:
         reason: str | None = None,
         sender: str | None = None,
         dry_run: bool = False,
+        on_progress: Callable[[int], object] | None = None,
     ) -> Swept:
-        """Remove dead letters for good: one by its id, or all that match. `dry_run` counts only."""
+        """Remove dead letters for good: one by its id, or all that match. As `redrive`."""
         if message_id is not None:
             return self._rest.delete(f"/api/dead-letters/{segment(message_id)}", {"owner": owner}, Swept)
         query = {"owner": owner, "reason": reason, "from": sender}
         if dry_run:
             return self._rest.delete("/api/dead-letters", {**query, "dry_run": "true"}, Swept)
-        return _sweep(lambda: self._rest.delete("/api/dead-letters", query, Swept))
+        return _sweep(lambda: self._rest.delete("/api/dead-letters", query, Swept), on_progress)
 
     # ---- replays
 
@@ -183,11 +187,13 @@ class _Ticket(msgspec.Struct):
     ticket: str
 
 
-def _sweep(portion: Callable[[], Swept]) -> Swept:
+def _sweep(portion: Callable[[], Swept], on_progress: Callable[[int], object] | None) -> Swept:
     """Call for portions until all that matched at first are done, or no more can be."""
     first = last = portion()
     done = _done(first)
     while done < first.matched and _done(last):
+        if on_progress is not None:
+            on_progress(done)
         last = portion()
         done += _done(last)
     return Swept(

@@ -11,7 +11,7 @@ import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flask import Blueprint, Flask, Response, abort, request
+from flask import Blueprint, Flask, Response, abort, jsonify, request
 
 if TYPE_CHECKING:
     from bus.bus import Bus
@@ -23,6 +23,9 @@ TYPES = {
     ".css": "text/css; charset=utf-8",
     ".svg": "image/svg+xml",
 }
+OPTIONAL = {"search": "/api/search", "series": "/api/series"}
+"""What a server may lack, and a path of it."""
+
 POLICY = "; ".join(
     (
         "default-src 'none'",
@@ -65,15 +68,22 @@ class Files:
         response.headers["Cache-Control"] = "no-cache"  # kept, but asked for anew: an upgrade is seen at once
         response.headers["Content-Security-Policy"] = POLICY
         response.headers["Cross-Origin-Opener-Policy"] = "same-origin"
-        return response.make_conditional(request)
+        response.make_conditional(request)
+        return response
 
 
-def register(app: Flask, bus: Bus) -> None:
+def register(app: Flask, _: Bus) -> None:
     """Serve the console."""
     files = Files(FOLDER)
+
+    def parts() -> Response:
+        paths = {rule.rule for rule in app.url_map.iter_rules()}
+        return jsonify({name: path in paths for name, path in OPTIONAL.items()})
+
     blueprint = Blueprint("console", __name__)
     blueprint.add_url_rule("/console", view_func=files.page, endpoint="page")
     blueprint.add_url_rule("/console/", view_func=files.page, endpoint="page_too")
+    blueprint.add_url_rule("/console/parts.json", view_func=parts)
     blueprint.add_url_rule("/console/<path:name>", view_func=files.file, endpoint="file")
     app.register_blueprint(blueprint)
     app.extensions["console"] = files

@@ -273,6 +273,7 @@ class Courier:
 
     def _settle_job(self, said: list[tuple[Settle, Heard]]) -> Job:
         def run(transaction: Transaction) -> tuple[list[Settled | BusError], set[str]]:
+            transaction.ledger.look_ahead([settle for settle, _ in said])
             answers = [_settle(transaction, settle) for settle, _ in said]
             owners = {answer.owner for answer in answers if isinstance(answer, Settled)}
             return answers, {owner for owner in owners if owner and transaction.ledger.backlog(owner).waiting}

@@ -33,8 +33,8 @@ WINDOW = 20_000
 """How much of the log one look for what has left passes."""
 
 _SIZES = "SELECT seq, length(payload) FROM messages WHERE seq > ? ORDER BY seq LIMIT ?"
-_ROWS = """
-SELECT seq, kind, address, sender, type, length(payload), substr(payload, 1, ?)
+_ROWS = f"""
+SELECT seq, kind, address, sender, type, length(payload), substr(payload, 1, {MAX_PAYLOAD_BYTES})
  FROM messages WHERE seq > ? AND seq <= ? ORDER BY seq"""
 _PROGRESS = "SELECT indexed_to FROM search_progress"
 
@@ -160,7 +160,7 @@ def _documents(reader: Reader, index: Index, place: int, most: int) -> tuple[int
         if upto > place and size > BATCH_BYTES:
             break
         upto = seq
-    rows = reader.execute(_ROWS, (MAX_PAYLOAD_BYTES, place, upto))
+    rows = reader.execute(_ROWS, (place, upto))
     return upto, [index.document(_document(row)) for row in rows]
 
 

@@ -15,6 +15,7 @@ from msgspec.structs import replace
 from bus.errors import InboxFull
 from bus.message import REQUIRES_ACK, Kind, Message
 from bus.storage import MAKE_KNOWN, STORED, Outcome, Pending
+from bus.storage.ahead import Ahead
 from bus.storage.deliveries import Failure
 from bus.storage.ledger import Ledger
 from bus.storage.log_reader import WAITING
@@ -32,6 +33,8 @@ SELECT {COLUMNS} FROM messages m WHERE m.seq = (SELECT min(seq) FROM (
     UNION ALL SELECT min(a.seq) FROM addressed a JOIN messages m ON m.seq = a.seq
      WHERE a.name = ?1 AND m.flags & 1 = 0 AND a.seq > (SELECT mark FROM clients WHERE name = ?1)
       AND (m.expires_at IS NULL OR m.expires_at > ?2)) oldest)"""
+_KNOWN = "SELECT known FROM clients WHERE name = ?"
+_MARK = "SELECT mark FROM clients WHERE name = ?"
 _OPEN_INBOX = "INSERT INTO clients VALUES (?1, 0, ?2, ?2, ?3, ?3) ON CONFLICT DO NOTHING"
 
 
@@ -118,6 +121,36 @@ class Inboxes:
             self._names.known.add(sender)
             self._names.opened.add(sender)
 
+    def look_ahead(self, ahead: Ahead, sends: Sequence[Pending]) -> None:
+        """Ask what `make_room` will ask for these, in two trips at most: first who has a row, and then how much waits."""
+        names, ledger = self._names, self._ledger
+        senders = {send.message.sender for send in sends}
+        counted: dict[str, None] = {}
+        for send in sends:
+            message = send.message
+            if message.kind == Kind.QUEUE:
+                ledger.ask_backlog(f"queue:{message.address}")
+            for name in message.names:
+                tracked = message.flags & REQUIRES_ACK
+                goes_out = name in send.live if tracked else send.present
+                if tracked or not goes_out:
+                    ledger.ask_backlog(name)
+                if name in senders or (goes_out and name in names.opened and name in names.known):
+                    continue  # of a sender, the row may be made by what it sends
+                if name not in names.known and name not in names.unknown:
+                    ahead.ask(_KNOWN, name)
+                if not goes_out and not names.left.get(name):
+                    ahead.ask(_MARK, name)
+                    counted[name] = None
+        for name in counted:
+            if rows := ahead.peek(_MARK, name):
+                (mark,) = rows[0]
+                counted_mark, through, _ = names.fill.get(name, (mark, mark, 0))
+                through = mark if mark > counted_mark else through
+                if through < self._first - 1:
+                    capacity = ledger.backlog(name).capacity or self._inbox_limit
+                    ahead.ask(WAITING, name, through, self._first - 1, capacity + 1, ledger.now)
+
     def make_room(self, item: Pending, batch: Batch) -> bool:
         """See that every recipient has an inbox with room, or the queue.
 
@@ -173,7 +206,7 @@ class Inboxes:
                 self._execute(_OPEN_INBOX, (name, batch.head, self._now))
                 names.opened.add(name)
             if name not in names.known:
-                if name not in names.unknown and self._execute("SELECT known FROM clients WHERE name = ?", (name,)).get:
+                if name not in names.unknown and self._execute(_KNOWN, (name,)).get:
                     names.known.add(name)
                 else:
                     names.unknown.setdefault(name, Outcome(unknown=(name,)))
@@ -250,7 +283,7 @@ class Inboxes:
         return item.present
 
     def _count_waiting(self, name: str, capacity: int, batch: Batch) -> int:
-        row = self._execute("SELECT mark FROM clients WHERE name = ?", (name,)).fetchone()
+        row = self._execute(_MARK, (name,)).fetchone()
         if row is None:  # it was forgotten, elsewhere, since its row was last looked for
             self._execute(_OPEN_INBOX, (name, batch.head, self._now))
         mark = int(row[0]) if row else batch.head
@@ -276,7 +309,7 @@ class Inboxes:
     def _count_alive(self, name: str, capacity: int, batch: Batch) -> int:
         """As `_count_waiting`, all anew: of what was counted before, some may have expired."""
         batch.insert()
-        mark = self._execute("SELECT mark FROM clients WHERE name = ?", (name,)).fetchone()[0]
+        mark = self._execute(_MARK, (name,)).fetchone()[0]
         bindings = (name, mark, batch.head, capacity + 1, self._ledger.now)
         waiting, self._names.next_expiry[name] = self._execute(WAITING, bindings).fetchone()
         self._names.fill[name] = (mark, batch.head, waiting)

@@ -17,6 +17,8 @@ from bus.errors import Forbidden, Malformed, NotFound
 from bus.events import MessageFailed, MessageReceived
 from bus.message import REQUIRES_ACK, Epochs, Kind, Message, Terms
 from bus.protocol import Settle
+from bus.storage import ledger_sql as sql
+from bus.storage.ahead import Ahead
 from bus.storage.deliveries import (
     ACKED,
     AGING_US,
@@ -40,9 +42,7 @@ from bus.storage.deliveries import (
     Swept,
     mend,
 )
-from bus.storage.rows import COLUMNS, message_of, named
-
-_DELIVERY = "owner, seq, state, until, holder, attempt, failures, ack_wait, leased_at, history, lease_wait"
+from bus.storage.rows import message_of, named
 
 
 class Ledger:
@@ -66,6 +66,7 @@ class Ledger:
         self._announcer = announcer or Announcer(Companions(), execute)
         self._backlogs: dict[str, Backlog] = {}
         self.now = now_us
+        self.ahead: Ahead | None = None  # for a store that is far
         self.buried_bytes = 0  # what this transaction has copied into dead letters
 
     # ---- backlogs
@@ -74,20 +75,21 @@ class Ledger:
         """What `owner` has open, as of now."""
         backlog = self._backlogs.get(owner)
         if backlog is None:
-            row = self._one("SELECT waiting, leased, capacity, on_full FROM backlogs WHERE owner = ?", (owner,))
+            row = self._one(sql.BACKLOG, (owner,))
             backlog = self._backlogs[owner] = Backlog(*row) if row else Backlog()
         return backlog
+
+    def ask_backlog(self, owner: str) -> None:
+        """It will be wanted."""
+        if self.ahead is not None and owner not in self._backlogs:
+            self.ahead.ask(sql.BACKLOG, owner)
 
     def flush(self) -> None:
         """Write the backlogs that changed."""
         for owner, backlog in self._backlogs.items():
             if backlog.changed:
-                self._execute(
-                    "INSERT INTO backlogs VALUES (?, ?, ?, ?, ?) ON CONFLICT (owner) DO UPDATE"
-                    " SET waiting = excluded.waiting, leased = excluded.leased, capacity = excluded.capacity,"
-                    " on_full = excluded.on_full",
-                    (owner, backlog.waiting, backlog.leased, backlog.capacity, backlog.on_full),
-                )
+                kept = (owner, backlog.waiting, backlog.leased, backlog.capacity, backlog.on_full)
+                self._execute(sql.KEEP_BACKLOG, kept)
                 backlog.changed = False
 
     def drop(self) -> None:
@@ -123,7 +125,7 @@ class Ledger:
             self._move(owner, 1, 0)
             state = (WAITING, due_key, None, None, 0, 0, terms.ack_wait_us, None)
         expires_us = message.expires_us or None if terms.ttl_us is not None else None  # a policy is the sweep's affair
-        self._execute(_ENTER, (owner, message.seq, *state, expires_us, None))
+        self._execute(sql.ENTER, (owner, message.seq, *state, expires_us, None))
         return leased
 
     def leases_at_once(self, client: str) -> bool:
@@ -135,16 +137,19 @@ class Ledger:
 
     def lease(self, owner: str, slots: Sequence[Slot]) -> list[Lease]:
         """Give what waits to the slots, one each, the most urgent first. Fewer come back when fewer wait."""
-        rows = self._all(_NEXT, (owner, self.now, len(slots)))
+        rows = self._all(sql.NEXT, (owner, self.now, len(slots)))
         leases: list[Lease] = []
         size = 0
         for (seq, attempt, ack_wait), slot in zip(rows, slots, strict=False):
+            if self.ahead is not None and len(leases) % ASKED_AT_ONCE == 0:
+                for row in rows[len(leases) : len(leases) + ASKED_AT_ONCE]:
+                    self.ahead.ask(sql.MESSAGE, row[0])
             message = self._message(seq)
             size += _size(message)
             if leases and size > LEASE_BYTES:
                 break
             until = self.now + (slot.ack_wait_us or ack_wait)
-            self._execute(_LEASE, (until, slot.holder, slot.ack_wait_us, self.now, owner, seq))
+            self._execute(sql.LEASE, (until, slot.holder, slot.ack_wait_us, self.now, owner, seq))
             leases.append(Lease(message, owner, slot.holder, attempt + 1, until))
         if leases:
             self._move(owner, -len(leases), len(leases))
@@ -164,7 +169,7 @@ class Ledger:
         A page of it: the most urgent first, behind the rank `after` (due_key, seq); of messages behind the seq `above`, up
         to `upto`.
         """
-        rows = self._all(_AGAIN, (name, above, upto, *after, self.now, CLIENT_WINDOW))
+        rows = self._all(sql.AGAIN, (name, above, upto, *after, self.now, CLIENT_WINDOW))
         leases: list[Lease] = []
         size = 0
         for seq, attempt, ack_wait, due_key, until in rows:
@@ -178,6 +183,24 @@ class Ledger:
         return leases
 
     # ---- what recipients say
+
+    def look_ahead(self, said: Sequence[Settle]) -> None:
+        """These are settled next: ask at once what each of them will, where the store is far."""
+        if (ahead := self.ahead) is None:
+            return
+        places = [(each, seq) for each in said if (seq := self._epochs.seq_of(each.message_id)) is not None]
+        for each, seq in places:
+            ahead.ask(sql.OTHER_PLACES, each.message_id)
+            ahead.ask(sql.OPEN, each.client, seq)
+            self.ask_backlog(each.client)
+        queued = [seq for each, seq in places if not ahead.peek(sql.OPEN, each.client, seq)]
+        for seq in queued:
+            ahead.ask(sql.PLACE, seq)
+        for seq in queued:
+            for kind, address, _ in ahead.peek(sql.PLACE, seq):
+                if kind == Kind.QUEUE:
+                    ahead.ask(sql.OPEN, f"queue:{address}", seq)
+                    self.ask_backlog(f"queue:{address}")
 
     def settle(self, said: Settle) -> Settled:
         """Do what a recipient says. Raises NotFound, Forbidden, Malformed; then nothing was changed."""
@@ -213,7 +236,7 @@ class Ledger:
                 return delivery
         exists = False
         for seq in seqs:
-            row = self._one("SELECT kind, address, flags FROM messages WHERE seq = ?", (seq,))
+            row = self._one(sql.PLACE, (seq,))
             exists = exists or row is not None
             if row is not None and (found := self._find_by_message(said, seq, *row)):
                 return found
@@ -252,7 +275,7 @@ class Ledger:
     def _places(self, message_id: str) -> list[int]:
         """The seqs that an id has had, the likeliest first."""
         own = self._epochs.seq_of(message_id)
-        others = self._all("SELECT seq FROM other_ids WHERE id = ? ORDER BY seq DESC", (message_id,))
+        others = self._all(sql.OTHER_PLACES, (message_id,))
         return [seq for (seq,) in others] + ([own] if own is not None else [])
 
     def _ack(self, delivery: Delivery, said: Settle) -> Settled:
@@ -307,22 +330,20 @@ class Ledger:
     def expire(self, limit: int) -> Swept:
         """End the leases and rests that are over, and set aside what outlived its ttl; at most `limit` of each."""
         swept = Swept(set(), [], [], more=False)
-        rows = self._all(
-            f"SELECT {_DELIVERY} FROM deliveries WHERE until <= ? ORDER BY until LIMIT ?", (self.now, limit)
-        )
+        rows = self._all(sql.OVER, (self.now, limit))
         for delivery in starmap(Delivery, rows):
             if self.buried_bytes > SWEEP_BYTES:
                 break
             swept.stirred.add(delivery.owner)
             if delivery.state == RESTING:
-                self._execute(_WAKE, (delivery.owner, delivery.seq))
+                self._execute(sql.WAKE, (delivery.owner, delivery.seq))
                 continue
             swept.freed.append((delivery.owner, delivery.holder or "", delivery.seq))
             assert delivery.leased_at is not None
             rest = delivery.leased_at + self._backoff(delivery.failures + 1) - self.now
             if failure := self._fail(delivery, "lease_expired", None, max(rest, 0)):
                 swept.failures.append(failure)
-        old = self._all(_OUTLIVED, (self.now, limit))
+        old = self._all(sql.OUTLIVED, (self.now, limit))
         for delivery in starmap(Delivery, old):
             if self.buried_bytes > SWEEP_BYTES:
                 break
@@ -363,9 +384,7 @@ class Ledger:
 
     def oldest_waiting(self, owner: str) -> Delivery | None:
         """The first of an owner's deliveries that is in nobody's hands."""
-        row = self._one(
-            f"SELECT {_DELIVERY} FROM deliveries WHERE owner = ? AND state <> 1 ORDER BY seq LIMIT 1", (owner,)
-        )
+        row = self._one(sql.OLDEST, (owner,))
         return Delivery(*row) if row else None
 
     def overflow(self, delivery: Delivery) -> Failure | None:
@@ -386,7 +405,7 @@ class Ledger:
         message_id = message.own_id or self._epochs.id_of(message.seq).decode()
         self.buried_bytes += _size(message)
         self._execute(
-            _BURY,
+            sql.BURY,
             (
                 message_id,
                 owner,
@@ -422,7 +441,7 @@ class Ledger:
     def _rest(self, delivery: Delivery, outcome: str, reason: str | None, failures: int, rest_us: int) -> None:
         state, until = (RESTING, self.now + rest_us) if rest_us > 0 else (WAITING, None)
         history = delivery.history_with(outcome, reason, self.now)
-        self._execute(_REST, (state, until, delivery.attempt, failures, history, delivery.owner, delivery.seq))
+        self._execute(sql.REST, (state, until, delivery.attempt, failures, history, delivery.owner, delivery.seq))
         if delivery.state == LEASED:
             self._move(delivery.owner, 1, -1)
 
@@ -446,11 +465,11 @@ class Ledger:
         self._move(owner, *((0, -1) if delivery.state == LEASED else (-1, 0)))
 
     def _delivery(self, owner: str, seq: int) -> Delivery | None:
-        row = self._one(f"SELECT {_DELIVERY} FROM deliveries WHERE owner = ? AND seq = ?", (owner, seq))
+        row = self._one(sql.OPEN, (owner, seq))
         return Delivery(*row) if row else None
 
     def _message(self, seq: int) -> Message:
-        row = self._one(f"SELECT {COLUMNS} FROM messages m WHERE m.seq = ?", (seq,))
+        row = self._one(sql.MESSAGE, (seq,))
         return message_of(row, self._all)
 
     def _one(self, statement: str, bindings: Sequence[Any]) -> Any:
@@ -469,28 +488,10 @@ _VERBS: dict[str, Callable[[Ledger, Delivery, Settle], Settled]] = {
 }
 VERBS = frozenset(_VERBS)
 
+ASKED_AT_ONCE = 16
+"""Messages that are fetched in one trip, however large they are."""
+
 _PLAIN = Terms()
-_ENTER = "INSERT INTO deliveries VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL)"
-_FRESH = "(SELECT m.expires_at IS NULL OR m.expires_at > ? FROM messages m WHERE m.seq = d.seq)"
-_NEXT = f"""
-SELECT seq, attempt, ack_wait FROM deliveries d
- WHERE owner = ? AND state = 0 AND {_FRESH} ORDER BY due_key, seq LIMIT ?"""
-_AGAIN = f"""
-SELECT seq, attempt, ack_wait, due_key, until FROM deliveries d
- WHERE owner = ? AND state = 1 AND seq > ? AND seq <= ? AND (due_key, seq) > (?, ?) AND {_FRESH}
- ORDER BY due_key, seq LIMIT ?"""
-_LEASE = """
-UPDATE deliveries SET state = 1, until = ?, holder = ?, lease_wait = ?, attempt = attempt + 1, leased_at = ?
- WHERE owner = ? AND seq = ?"""
-_REST = """
-UPDATE deliveries SET state = ?, until = ?, holder = NULL, leased_at = NULL, attempt = ?, failures = ?, history = ?
- WHERE owner = ? AND seq = ?"""
-_WAKE = "UPDATE deliveries SET state = 0, until = NULL WHERE owner = ? AND seq = ?"
-_OUTLIVED = f"SELECT {_DELIVERY} FROM deliveries WHERE expires_at <= ? AND state <> 1 ORDER BY expires_at LIMIT ?"
-_BURY = """
-INSERT INTO dead_letters VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
-ON CONFLICT (id, owner) DO UPDATE SET died_at = excluded.died_at, reason = excluded.reason, detail = excluded.detail,
- attempts = excluded.attempts, seq = excluded.seq"""
 
 
 def _size(message: Message) -> int:

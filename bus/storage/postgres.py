@@ -10,9 +10,10 @@ import hashlib
 import os
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import msgspec
 from gevent.monkey import get_original
@@ -50,6 +51,11 @@ SELECT (SELECT CAST(system_identifier AS text) FROM pg_control_system()) || '/'
  || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) || '/'
  || (SELECT CAST(oid AS text) FROM pg_database WHERE datname = current_database()) || '/'
  || CAST(CAST(CAST('log_head' AS regclass) AS oid) AS text)"""
+
+_MIGRATIONS = (
+    "CREATE TABLE IF NOT EXISTS migrations (owner TEXT, number BIGINT, checksum TEXT NOT NULL, applied_at BIGINT NOT NULL,"
+    " PRIMARY KEY (owner, number))"
+)
 
 _SENTENCES = (
     ("password authentication failed", "refuses the password of user {user}; mend it in DATABASE_URL"),
@@ -114,7 +120,7 @@ class PostgresStore:
                 "DATABASE_URL can't be read; it must look like postgresql://user:password@host:5432/database, with % codes"
                 " for special characters of the password."
             ) from None
-        self._conninfo = make_conninfo(**{**_usual(pool.connect_seconds), **given})
+        self.conninfo = make_conninfo(**{**_usual(pool.connect_seconds), **given})
         self._where = {"user": given.get("user", "of the system"), "dbname": given.get("dbname", given.get("user", ""))}
         self._place = f"{given.get('host', 'the local socket')}:{given.get('port', '5432')}"
         self._epochs: Epochs | None = None
@@ -135,7 +141,7 @@ class PostgresStore:
 
     def connect(self, statement_seconds: float | None) -> PostgresConnection:
         """A new connection with the bus's settings. Raises ConnectionLost, PostgresError."""
-        connection = PostgresConnection(self._conninfo, statement_seconds=statement_seconds)
+        connection = PostgresConnection(self.conninfo, statement_seconds=statement_seconds)
         bound = "0" if statement_seconds is None else f"{statement_seconds * 1000:.0f}"
         committing = "on" if self.durability == "full" else "off"
         try:
@@ -244,10 +250,7 @@ class PostgresStore:
         execute = connection.execute
         execute("SELECT pg_advisory_lock(?)", (LOCK,)).load()
         execute("BEGIN")
-        execute(
-            "CREATE TABLE IF NOT EXISTS migrations (owner TEXT, number BIGINT, checksum TEXT NOT NULL,"
-            " applied_at BIGINT NOT NULL, PRIMARY KEY (owner, number))"
-        )
+        execute(_MIGRATIONS)
         core, *others = migrations
         for owner, number, file in _missing(_applied(connection), [core, OWN, *others]):
             connection.run(script_of(file))
@@ -260,6 +263,24 @@ class PostgresStore:
         execute("DELETE FROM commits WHERE at < ?", (moment - 86_400_000_000,))
         execute("COMMIT")
         execute("SELECT pg_advisory_unlock(?)", (LOCK,)).load()
+
+    def note_migrations(self, execute: Callable[..., Any], migrations: Sequence[tuple[str, Path]]) -> None:
+        """After a copy from elsewhere: every migration is applied, and the log's epochs go on. `execute` is psycopg's."""
+        execute(_MIGRATIONS)
+        for owner, number, file in _missing({}, [OWN, *migrations]):
+            values = (owner, number, _checksum(file), now_us())
+            execute("INSERT INTO migrations VALUES (%s, %s, %s, %s)", values)
+        execute(f"INSERT INTO identity VALUES (1, ({_IDENTITY}))")
+
+    def begin_epoch(self) -> str:
+        """For a log that was restored in a way that can't be noticed: begin a new epoch. Every server must be stopped."""
+        with closing(self._connect_patiently()) as connection:
+            connection.execute("BEGIN")
+            rows = connection.execute("SELECT first_seq, epoch FROM epochs ORDER BY 1, 2").fetchall()
+            life = begin_epoch(connection, [(int(first), str(epoch)) for first, epoch in rows])
+            connection.execute("COMMIT")
+            connection.flush()
+        return life[1]
 
     def _read_epochs(self, connection: PostgresConnection) -> Epochs:
         execute = connection.execute

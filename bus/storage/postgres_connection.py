@@ -7,6 +7,7 @@ answer, or at `flush`: what needs no answer costs no round trip. So an error may
 
 from __future__ import annotations
 
+import re
 import select
 import time
 from collections.abc import Iterator, Sequence
@@ -63,6 +64,11 @@ class Answer:
         """Have the rows here. Raises what the statement, or one before it, failed by."""
         if self.rows is _NOTHING:
             self._connection.flush()
+
+    def peek(self) -> list[tuple[Any, ...]]:
+        """All rows; they stay."""
+        self.load()
+        return self.rows  # type: ignore[no-any-return]
 
     def fetchall(self) -> list[tuple[Any, ...]]:
         """All rows that are left."""
@@ -303,7 +309,7 @@ def _array(listed: str | bytes) -> bytes:
 def _statements(script: str) -> list[str]:
     """The statements of a script; a function's body between $$ may hold semicolons."""
     found, part = [], ""
-    for piece in script.split(";"):
+    for piece in re.sub(r"--[^\n]*", "", script).split(";"):
         part += piece
         if part.count("$$") % 2:
             part += ";"

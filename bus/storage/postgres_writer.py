@@ -20,6 +20,7 @@ from bus.companions import Companions
 from bus.errors import Unavailable
 from bus.message import Epochs, Message
 from bus.storage import Item, Job
+from bus.storage.ahead import Ahead
 from bus.storage.postgres_connection import ConnectionLost, PostgresConnection, PostgresError
 from bus.storage.postgres_link import UNKNOWN, Link, away, refusal_of
 from bus.storage.postgres_reader import VERSION
@@ -92,7 +93,8 @@ class PostgresWriter:
     def _begin(self, batch: Sequence[Item]) -> tuple[PostgresConnection, int]:
         """Lock the head, learn where the log ends, and what time it is."""
         connection, memory = self._link.get(), self._memory
-        memory.execute = connection.execute
+        memory.ahead = Ahead(connection.execute)
+        memory.execute = memory.ahead.execute
         connection.execute("BEGIN")
         if all(type(item) is Job and item.lazy for item in batch):
             connection.execute("SET LOCAL synchronous_commit = off")

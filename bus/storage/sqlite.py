@@ -157,6 +157,20 @@ class SqliteStore:
         finally:
             lock.close()
 
+    def due(self, migrations: Sequence[tuple[str, Path]]) -> list[str]:
+        """See `bus.storage.Store.due`."""
+        done: set[Any] = set()
+        if self.path.exists() and self.path.stat().st_size:
+            with contextlib.closing(self._connect(apsw.SQLITE_OPEN_READONLY)) as connection:
+                if connection.execute("SELECT 1 FROM sqlite_schema WHERE name = 'migrations'").fetchall():
+                    done = set(connection.execute("SELECT owner, number FROM migrations"))
+        named = [
+            (owner, int(file.name.split("_")[0]))
+            for owner, folder in migrations
+            for file in sorted(folder.glob("[0-9]*.sql"))
+        ]
+        return [f"{owner} {number}" for owner, number in named if (owner, number) not in done]
+
     def writer(self) -> SqliteWriter:
         connection = self._connect(apsw.SQLITE_OPEN_READWRITE)
         synchronous = "FULL" if self.durability == "full" else "NORMAL"

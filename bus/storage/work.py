@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from itertools import groupby
 from typing import Any, cast
 
 import msgspec
@@ -29,6 +30,7 @@ from bus.message import (
 )
 from bus.protocol import body_key, encode
 from bus.storage import SEQ, STORED, TEXT, Burst, Group, Item, Job, Outcome, Pending
+from bus.storage.ahead import Ahead
 from bus.storage.inboxes import Inboxes, Names
 from bus.storage.ledger import Ledger
 from bus.storage.lifetimes import NEVER, Lifetime, Lifetimes, read_lifetimes
@@ -43,6 +45,7 @@ _INSERTS = {
     for size in _INSERT_SIZES
 }
 
+_USED = "SELECT body_hash, seq, stamp, answer, id FROM idempotency WHERE sender = ? AND key = ?"
 _UNDELIVERED = "INSERT INTO undelivered VALUES (?, ?, ?, ?)"
 
 CLOCKS_DIFFER_BY_US = 1_000_000
@@ -53,7 +56,8 @@ class Memory:
     """What a writer knows between its batches. `version` names the state of the log that it knows; -1: none.
 
     `names`, `head` and `lifetimes` hold as of that state. `fatal` are the errors that are the store's and no job's: they end
-    the whole batch. `sync()` raises what is wrong with the statements so far, where they are sent late.
+    the whole batch. `sync()` raises what is wrong with the statements so far, where they are sent late. `ahead`: for a store
+    that is far; what a batch will ask is asked at once.
     """
 
     def __init__(
@@ -80,6 +84,7 @@ class Memory:
         self.companions = companions
         self.fatal = fatal
         self.sync = sync
+        self.ahead: Ahead | None = None
         self.names = Names()
         self.lifetimes = Lifetimes()
         self.version = -1
@@ -120,6 +125,7 @@ class Work:
         announcer = self._announcer = Announcer(memory.companions, self._execute)
         self.wants, self.announce = announcer.wants, announcer.announce
         self.ledger = Ledger(self._execute, memory.epochs, memory.clock(), announcer=announcer)
+        self.ledger.ahead = memory.ahead
         default_us = memory.lifetimes.default_us
         self._by_type = memory.lifetimes.by_type
         self._default_expiry = None if default_us is None else self.ledger.now + default_us
@@ -137,6 +143,19 @@ class Work:
         memory.names.tidy()
 
     def take(self, batch: Sequence[Item]) -> None:
+        ahead = self._memory.ahead
+        if ahead is None:
+            self._take(batch)
+        else:
+            for are_jobs, run in groupby(batch, lambda item: type(item) is Job):
+                items = list(run)
+                if not are_jobs:
+                    self._look_ahead(ahead, items)
+                self._take(items)
+                ahead.forget()
+        self._write_all()
+
+    def _take(self, batch: Sequence[Item]) -> None:
         for item in batch:
             if isinstance(item, Pending):
                 self._admit(item)
@@ -146,7 +165,14 @@ class Work:
                 self._admit_group(item.members)
             else:
                 self._run(item)
-        self._write_all()
+
+    def _look_ahead(self, ahead: Ahead, batch: Sequence[Item]) -> None:
+        """Ask what these sends will ask: whether their keys were used, and how much room their recipients have."""
+        sends = [send for item in batch for send in _sends_of(item)]
+        for send in sends:
+            if send.key is not None:
+                ahead.ask(_USED, send.message.sender, send.key)
+        self._inboxes.look_ahead(ahead, sends)
 
     def _write_all(self) -> None:
         """Bring the tables up to what was taken in so far."""
@@ -192,6 +218,8 @@ class Work:
             self._undo(head, written)
             job.error = error
         self._execute("RELEASE job")
+        if self._memory.ahead is not None:
+            self._memory.ahead.forget()
         self._memory.look_anew()
 
     def _undo(self, head: int, written: int) -> None:
@@ -378,10 +406,7 @@ class Work:
 
     def _seen_before(self, item: Pending, body: bytes) -> bool:
         message = item.message
-        row = self._execute(
-            "SELECT body_hash, seq, stamp, answer, id FROM idempotency WHERE sender = ? AND key = ?",
-            (message.sender, item.key),
-        ).fetchone()
+        row = self._execute(_USED, (message.sender, item.key)).fetchone()
         if row is None:
             return False
         body_hash, seq, stamp, answer, own_id = cast("tuple[bytes, int, int, bytes, str | None]", row)
@@ -450,6 +475,16 @@ class Work:
             self._execute(_INSERTS[size], values)
             offset += size
         self._inserted = offset
+
+
+def _sends_of(item: Item) -> Sequence[Pending]:
+    """What an item sends; of a burst, as if each were sent by itself."""
+    if isinstance(item, Burst):
+        pairs = zip(item.messages, item.present, strict=True)
+        return [Pending(message, _unheard, present=there) for message, there in pairs]
+    if isinstance(item, Group):
+        return item.members
+    return [item] if isinstance(item, Pending) else []
 
 
 def _unheard(_: Pending) -> None:

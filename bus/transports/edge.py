@@ -6,8 +6,6 @@ refusal as JSON with a stable code and a sentence. Exceptions' texts stay in the
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import logging
 import random
 import re
@@ -52,7 +50,9 @@ log = logging.getLogger("bus.http")
 FIXED_HEADERS = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store", "Referrer-Policy": "no-referrer"}
 """On every answer that does not say otherwise."""
 
-OPEN_PATHS = frozenset({"/health", "/ready", "/metrics", "/openapi.json", "/docs", "/console"})
+OPEN_PATHS = frozenset(
+    {"/health", "/ready", "/metrics", "/openapi.json", "/docs", "/console", "/", "/client.js", "/favicon.ico"}
+)
 OPEN_PREFIXES = ("/health/", "/static/", "/console/")
 EXEMPT_PATHS = frozenset({"/health", "/ready", "/metrics"})
 _SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}\Z")
@@ -67,16 +67,6 @@ def json_answer(body: object, status: int = 200) -> Response:
     """An answer with a JSON body; bytes are taken as JSON text that is ready."""
     text = body if isinstance(body, bytes) else encode(body)
     return Response(text, status, content_type="application/json")
-
-
-def page_answer(text: str, *, style: str) -> Response:
-    """A page that may do nothing: no script, nothing from elsewhere, in nobody's frame; `style` is all of its style."""
-    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    response = Response(text, content_type="text/html; charset=utf-8")
-    response.headers["Content-Security-Policy"] = (
-        f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    )
-    return response
 
 
 def is_open(path: str) -> bool:

@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from bus.identity.caller import Caller
     from bus.limits.buckets import Grant
     from bus.limits.limits import Allowance
-    from bus.receipts import Receipt
     from bus.transports.lane import Lane, LaneServer
 
 READ_BYTES = 256 * 1024
@@ -212,7 +211,7 @@ class LaneConnection:
         if self._allowance is not None and cost:
             self._grants = self._allowance.take(cost)
 
-    def _settled(self, asked: Asked, outcomes: Sequence[Receipt | BusError]) -> None:
+    def _settled(self, asked: Asked, outcomes: Sequence[Any]) -> None:
         if self._sock is None or self._ends:  # it hung up, or was answered with an error of ours
             return
         try:

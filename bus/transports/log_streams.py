@@ -94,14 +94,15 @@ class Watch(msgspec.Struct):
 class LogStreams:
     """The streams of this process. Event loop only; `tick` in a greenlet.
 
-    `_watches`: what each open stream watches; one that has ended goes with its connection.
+    `_watches`: what each open stream watches; one that has ended goes with its connection. `_asked`: what the stream that
+    is being opened will watch.
     """
 
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
         self._streams = EventStreams(bus, self._enter)
         self._watches: WeakKeyDictionary[Connection, Watch] = WeakKeyDictionary()
-        self._opened: Connection | None = None
+        self._asked: Watch | None = None
         bus.add_worker(Worker("log_streams", self.tick, interval_seconds=TICK_SECONDS))
 
     def stream(self) -> Response:
@@ -121,10 +122,9 @@ class LogStreams:
             return Response(event_stream.retry(), headers=HEADERS, content_type="text/event-stream; charset=utf-8")
 
         def take_and_watch(descriptor: int, head: bytes) -> None:
-            self._opened = None
+            self._asked = watch
             take(descriptor, head)
-            if self._opened is not None:
-                self._watches[self._opened] = watch
+            self._asked = None
 
         return TakenOver(take_and_watch, dict(HEADERS))
 
@@ -142,7 +142,8 @@ class LogStreams:
     # ---- below
 
     def _enter(self, connection: Connection, _: Wanted) -> None:
-        self._opened = connection
+        if self._asked is not None:
+            self._watches[connection] = self._asked
 
     def _start(self, since: str | None, *, narrow: bool) -> int:
         """Where a stream begins: behind a cursor, else before the newest that fit into one event."""

@@ -202,7 +202,7 @@ class Measures:
             read("bus_deliveries_waiting", partial(self._backlog, "waiting", owner), owner)
             read("bus_deliveries_leased", partial(self._backlog, "leased", owner), owner)
         if bus.settings.is_on_postgresql:
-            read("bus_database_bytes", lambda: self._of_store().database_bytes, "main")
+            read("bus_database_bytes", lambda: self.stored.database_bytes, "main")
         else:
             read("bus_database_bytes", lambda: path.stat().st_size, "main")
             wal = path.with_name(path.name + "-wal")

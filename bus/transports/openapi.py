@@ -6,9 +6,9 @@ its body and answer; the schemas are msgspec's own.
 
 from __future__ import annotations
 
-import html
 import re
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -20,8 +20,11 @@ from bus.identity.caller import Right
 from bus.message import MAX_NAME_LENGTH
 from bus.profile import MAX_SECONDS
 from bus.protocol import MAX_WAIT_SECONDS
-from bus.transports.edge import json_answer, page_answer
+from bus.series import DAY_SECONDS
+from bus.transports.docs_page import page
+from bus.transports.edge import json_answer
 from bus.transports.parameters import MAX_LIMIT
+from bus.transports.site import TYPES, kept
 
 if TYPE_CHECKING:
     from bus.bus import Bus
@@ -74,6 +77,8 @@ FORMS: dict[str, dict[str, Any]] = {
     "limit": {"minimum": 0, "maximum": MAX_LIMIT},
     "wait": {"minimum": 0, "maximum": MAX_WAIT_SECONDS},
     "seconds": {"exclusiveMinimum": 0, "maximum": MAX_SECONDS},
+    "last_seconds": {"minimum": 1, "maximum": DAY_SECONDS},
+    "step_seconds": {"minimum": 1, "maximum": DAY_SECONDS},
     "on_gap": {"enum": ["oldest", "latest"]},
     "format": {"enum": ["text", "json"]},
     "reason": {"enum": list(REASONS)},
@@ -158,35 +163,6 @@ def _parameter(parameter: Parameter) -> dict[str, Any]:
     }
 
 
-STYLE = (
-    "body{font:16px/1.5 system-ui;margin:2rem auto;max-width:60rem;padding:0 1rem}"
-    "td{padding:.4rem .8rem .4rem 0;vertical-align:top;border-top:1px solid #ddd}code{white-space:nowrap}"
-)
-
-
-def page(document: dict[str, Any]) -> str:
-    """The document as a page to read: no script, nothing from elsewhere."""
-    rows = [
-        f"<tr><td><b>{method.upper()}</b></td><td><code>{html.escape(path)}</code></td>"
-        f"<td>{html.escape(described['summary'])}<br><small>{_fields(described)}</small></td></tr>"
-        for path, methods in document["paths"].items()
-        if not path.startswith("/api/v1/")
-        for method, described in methods.items()
-    ]
-    return (
-        "<!doctype html><meta charset=utf-8><title>multi-agent-bridge API</title>"
-        f"<style>{STYLE}</style>"
-        f"<h1>multi-agent-bridge {html.escape(__version__)}</h1><p>Every path under <code>/api/</code> exists under"
-        ' <code>/api/v1/</code> too. The machine-readable form is <a href="/openapi.json">/openapi.json</a>.</p>'
-        f"<table>{''.join(rows)}</table>"
-    )
-
-
-def _fields(described: dict[str, Any]) -> str:
-    names = [f"{p['name']}: {p.get('description', 'in the path')}" for p in described["parameters"]]
-    return html.escape(" · ".join(names))
-
-
 def serve(app: Flask, blueprint: Blueprint, operations: Sequence[Operation]) -> None:
     """Route operations, each /api path under /api/v1 too, and have them described."""
     for operation in operations:
@@ -204,8 +180,12 @@ def register(app: Flask, bus: Bus) -> None:
     operations: list[Operation] = app.config.setdefault("OPERATIONS", [])
     blueprint.add_url_rule("/openapi.json", view_func=lambda: json_answer(describe(operations)), endpoint="document")
 
+    @cache
+    def rendered() -> bytes:
+        return page(describe(operations)).encode()
+
     def docs() -> Response:
-        return page_answer(page(describe(operations)), style=STYLE)
+        return kept(rendered(), TYPES[".html"])
 
     blueprint.add_url_rule("/docs", view_func=docs)
     app.register_blueprint(blueprint)

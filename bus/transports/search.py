@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -46,7 +45,7 @@ class Searchers:
         self._pool: WorkerPool | None = None
         self._waiting = 0  # bounded by MAX_WAITING
 
-    def start(self, _: Path) -> None:
+    def start(self, _: object) -> None:
         """Begin. The connection is opened by the first search."""
         self._pool = WorkerPool(self._bus.mailbox, self._bus.store.reader, size=1)
         self._pool.start()

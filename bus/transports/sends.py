@@ -9,14 +9,15 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from bus import receipts
 from bus.errors import BusError, Malformed, TooLarge
 from bus.events import Audited
 from bus.identity import policy
-from bus.message import iso, now_us
+from bus.message import Epochs, Message, iso, now_us
 from bus.metrics import Stopwatch
 from bus.protocol import (
     Batch,
@@ -30,9 +31,11 @@ from bus.protocol import (
     error_body,
     plain_batch,
     plain_draft,
+    plain_message,
     plain_post,
     read,
 )
+from bus.storage import Burst
 from bus.trace_context import joined, trace_of
 from bus.transports.answers import BatchBody
 
@@ -89,10 +92,27 @@ class Several:
         if self.atomic and results and isinstance(results[0], BusError):
             return results[0]
         texts = [encode(error_body(r, request_id)) if isinstance(r, BusError) else _receipt(r) for r in results]
-        return b'{"count":%d,"results":[%b]}' % (len(texts), b",".join(texts))
+        return _results(texts)
 
 
-Asked = Single | Several
+class Alike:
+    """A batch of plain messages that was asked for, of which all are ephemeral, or none: nearly all batches."""
+
+    __slots__ = ("cost", "is_ephemeral", "messages")
+
+    atomic = False
+
+    def __init__(self, messages: list[Message], *, is_ephemeral: bool) -> None:
+        self.messages = messages
+        self.is_ephemeral = is_ephemeral
+        self.cost = len(messages)
+
+    def answer(self, outcomes: Sequence[bytes | BusError], request_id: str) -> bytes | BusError:
+        """As of `Single`; the outcomes are the texts of receipts."""
+        return _results([encode(error_body(r, request_id)) if isinstance(r, BusError) else r for r in outcomes])
+
+
+Asked = Single | Several | Alike
 
 
 class Sends:
@@ -116,7 +136,7 @@ class Sends:
             send.idempotency_key = key
         return Single(self._draft(send, stamp_us, trace, caller))
 
-    def batch(self, body: bytes, header: Header, caller: Caller) -> Several:
+    def batch(self, body: bytes, header: Header, caller: Caller) -> Several | Alike:
         """Read the body of a batch, which has no key of its own. Raises Malformed, and what a member of an atomic one is."""
         stamp_us = now_us()
         trace = trace_of(header)
@@ -127,6 +147,8 @@ class Sends:
                 code="batch_too_long",
                 field="messages",
             )
+        if not atomic and (alike := self._alike(items, stamp_us, caller)) is not None:
+            return alike
         asked = Several([self._draft_or_error(item, stamp_us, trace, caller) for item in items], atomic=atomic)
         if (named := sum(len(draft.message.names) for draft in asked.drafts)) > MAX_BATCH_RECIPIENTS:
             raise Malformed(
@@ -143,13 +165,20 @@ class Sends:
             )
         return asked
 
-    def publish(self, asked: Asked, then: Callable[[Sequence[Receipt | BusError]], None]) -> None:
-        """Hand what is asked for to the bus; `then(outcomes)` when all is settled, perhaps at once. Raises BusError."""
+    def publish(self, asked: Asked, then: Callable[[Sequence[Any]], None]) -> None:
+        """Hand what is asked for to the bus; `then(outcomes)`, as its `answer` takes them, when all is settled, perhaps at
+        once. Raises BusError."""
         self._bus.check_load()
+        if (stamp_us := now_us()) >= self.stopwatch.next_us:
+            then = self.stopwatch.timed(stamp_us, then)
+        if isinstance(asked, Alike):
+            self.handed_over += len(asked.messages)
+            texts = _Texts(len(asked.messages), self._bus.epochs, then)
+            refs = list(range(len(asked.messages)))
+            self._bus.publish_burst(Burst(asked.messages, refs, texts.heard, texts.stored, asked.is_ephemeral))
+            return
         drafts = asked.drafts
         self.handed_over += len(drafts)
-        if drafts and drafts[0].message.stamp_us >= self.stopwatch.next_us:
-            then = self.stopwatch.timed(drafts[0].message.stamp_us, then)
         if len(drafts) == 1 and not asked.atomic:
             self._bus.publish(drafts[0], lambda outcome: then((outcome,)))
         elif drafts:
@@ -172,6 +201,27 @@ class Sends:
                 return good.messages, good.atomic
         batch: Batch = read(decode_batch, body, "body")
         return batch.messages, batch.atomic
+
+    def _alike(self, items: Sequence[object], stamp_us: int, caller: Caller) -> Alike | None:
+        """A batch in which all is plain, and all or nothing ephemeral. None for any other, and where something is wrong."""
+        messages, names, sender = [], self._bus.names, ""
+        is_ephemeral = None
+        try:
+            for item in items:
+                if not isinstance(item, PlainPost) or is_ephemeral not in (None, item.ephemeral):
+                    return None
+                is_ephemeral = item.ephemeral
+                if item.sender != sender:
+                    sender = names.check_client(item.sender, "from")
+                message = plain_message(item, sender, item.type, names, stamp_us)
+                if message is None:
+                    return None
+                if not caller.admin:
+                    policy.authorise(caller, message)
+                messages.append(message)
+        except BusError:
+            return None  # said of that one alone, when each is looked at by itself
+        return Alike(messages, is_ephemeral=is_ephemeral) if is_ephemeral is not None else None
 
     def _draft_or_error(
         self, item: PlainPost | Send | msgspec.Raw, stamp_us: int, trace: dict[str, str], caller: Caller
@@ -230,6 +280,38 @@ class _Gathered:
         self._left -= 1
         if not self._left:
             self._then(self._outcomes)  # type: ignore[arg-type]  # none is None any more
+
+
+class _Texts:
+    """The texts of the receipts of a burst, whose refs are the places of its messages, as they come in."""
+
+    __slots__ = ("_epochs", "_left", "_texts", "_then")
+
+    def __init__(self, count: int, epochs: Epochs, then: Callable[[Sequence[bytes | BusError]], None]) -> None:
+        self._texts: list[bytes | BusError] = [b""] * count
+        self._left = count
+        self._epochs = epochs
+        self._then = then
+
+    def heard(self, at: int, outcome: Receipt | BusError) -> None:
+        self._texts[at] = outcome if isinstance(outcome, BusError) else _receipt(outcome)
+        self._came(1)
+
+    def stored(self, refs: Sequence[int], messages: Sequence[Message], fates: Sequence[bytes]) -> None:
+        stamp = iso(messages[0].stamp_us)
+        members = receipts.members_of(messages, fates, self._epochs)
+        for at, text in zip(refs, members, strict=True):
+            self._texts[at] = b'{"status":"sent","timestamp":"%b",%b}' % (stamp, text)
+        self._came(len(refs))
+
+    def _came(self, count: int) -> None:
+        self._left -= count
+        if not self._left:
+            self._then(self._texts)
+
+
+def _results(texts: Sequence[bytes]) -> bytes:
+    return b'{"count":%d,"results":[%b]}' % (len(texts), b",".join(texts))
 
 
 def _receipt(receipt: Receipt) -> bytes:

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 import msgspec
 from flask import Blueprint, Response, request
 
-from bus.backplane.local import try_exclusive
 from bus.errors import Malformed, Unavailable
 from bus.events import BusStarted
 from bus.identity.caller import Right
 from bus.message import iso
 from bus.metrics import Block
+from bus.nodes.leases import try_exclusive
 from bus.series import DAY_SECONDS, FIGURES, HOUR_SECONDS, MINUTE_SECONDS, SeriesFile, usual_step
 from bus.transports.edge import json_answer
 from bus.transports.openapi import Operation, Parameter, serve

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -28,12 +28,15 @@ from bus.identity import policy
 from bus.identity.policy import Action
 from bus.message import iso, now_us
 from bus.protocol import (
+    AROUND_MESSAGE,
     Frame,
     decode_frame,
     draft_of,
     encode,
     error_frame,
     message_frame,
+    plain_draft,
+    plain_frame,
     read,
 )
 from bus.resume import Place
@@ -69,8 +72,8 @@ class WebSocketEncoding:
     answers = takes_messages = keeps_place = True
     beat_seconds = math.inf
 
-    def message(self, message: Message, rendered: bytes) -> bytes:
-        return frames.text_frame(message_frame(rendered))
+    def messages(self, messages: Sequence[Message], texts: Sequence[bytes]) -> list[bytes]:
+        return frames.text_frames(texts, *AROUND_MESSAGE)
 
     def leased(self, rendered: bytes) -> bytes:
         return frames.text_frame(message_frame(rendered))
@@ -289,7 +292,7 @@ class WebSocketTransport:
                 return
             try:
                 refusal = None
-                if sent is None and connection.fragments is None and not connection.closing:
+                if len(found) > at + 1 and sent is None and connection.fragments is None and not connection.closing:
                     count, refusal = sends.take(connection, found[at:] if at else found, stamp_us)
                     at += count
                     if at == len(found):
@@ -369,12 +372,24 @@ class WebSocketTransport:
                 raise refusal
             if connection.allowance is not None:
                 connection.allowance.take()
-            frame = read(decode_frame, text, "frame")
-            ref = frame.ref
-            if frame.type == "send":
-                self._send(connection, frame, stamp_us, sent)
-            else:
-                self._handle_verb(connection, frame)
+            plain, draft, on_behalf_of = plain_frame(text), None, None
+            if plain is not None:
+                ref = plain.ref
+                draft = plain_draft(plain, connection.client, plain.msg_type, names=self._bus.names, stamp_us=stamp_us)
+            if draft is None:
+                frame = read(decode_frame, text, "frame")
+                ref = frame.ref
+                if frame.type != "send":
+                    self._handle_verb(connection, frame)
+                    return
+                draft = draft_of(frame, connection.client, frame.msg_type, names=self._bus.names, stamp_us=stamp_us)
+                on_behalf_of = frame.on_behalf_of
+            caller = caller_of(connection)
+            if not caller.admin:
+                policy.authorise(caller, draft.message, on_behalf_of)
+            self.sends.handed_over += 1
+            heard = partial(sent or self.sends.heard, connection, ref)
+            self._bus.sending.publish(draft, heard, receipt=ref is not None or sent is not None)
         except BusError as error:
             if error.code == "bad_utf8":
                 raise frames.FrameError(1007, "A text frame must be UTF-8.") from None
@@ -382,14 +397,6 @@ class WebSocketTransport:
             if error.status == 403:
                 self._tell_refused(connection, "frame", error.code)
             connection.reply(error_frame(error, ref if ref is not None else _ref_of(text)))
-
-    def _send(self, connection: Connection, frame: Frame, stamp_us: int, sent: Sent | None) -> None:
-        bus, sends = self._bus, self.sends
-        draft = draft_of(frame, connection.client, frame.msg_type, names=bus.names, stamp_us=stamp_us)
-        policy.authorise(caller_of(connection), draft.message, frame.on_behalf_of)
-        sends.handed_over += 1
-        heard = partial(sent or sends.heard, connection, frame.ref)
-        bus.publish(draft, heard, receipt=frame.ref is not None or sent is not None)
 
     def _handle_verb(self, connection: Connection, frame: Frame) -> None:
         verb = frame.type

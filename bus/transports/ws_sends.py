@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 from bus import frames
 from bus.errors import BusError, RateLimited
 from bus.identity import policy
-from bus.message import Address, Kind, Message, check_depth
+from bus.message import Message
 from bus.metrics import Stopwatch
-from bus.protocol import error_frame, plain_frame, sent_frame, sent_frames
-from bus.receipts import Receipt
+from bus.protocol import error_frame, plain_frame, plain_message, sent_frame, sent_frames
+from bus.receipts import Receipt, members_of
 from bus.sending import MAX_BURST
 from bus.storage import Burst
 from bus.transports.ws_verbs import caller_of
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from bus.connection import Connection
 
 Ref = str | int | None
-NOWHERE: Address = (Kind.CLIENT, "", ())
 
 
 class PlainSends:
@@ -63,8 +62,6 @@ class PlainSends:
         caller = caller_of(connection)
         sender, is_admin = connection.client, caller.admin
         messages, refs = burst.messages, burst.refs
-        to: str | None = None
-        kind, address, recipients = NOWHERE
         for first, text in found:
             if first != frames.WHOLE_TEXT or (plain := plain_frame(text)) is None:
                 return
@@ -72,16 +69,9 @@ class PlainSends:
                 if messages:
                     return
                 burst.ephemeral = plain.ephemeral
-            if plain.to != to:
-                to = plain.to
-                kind, address, recipients = names.address(to)
-                if not recipients and kind is not Kind.ALL:
-                    return  # a topic or a queue asks for more
-            if plain.msg_type != "message":
-                names.check(plain.msg_type, "msg_type")
-            payload = bytes(plain.payload)
-            check_depth(payload)
-            message = Message(kind, address, recipients, sender, plain.msg_type, payload, stamp_us)
+            message = plain_message(plain, sender, plain.msg_type, names, stamp_us)
+            if message is None:
+                return
             if not is_admin:
                 policy.authorise(caller, message)
             if allowance is not None:
@@ -99,4 +89,4 @@ class PlainSends:
     def _stored(
         self, connection: Connection, refs: Sequence[str | int], messages: Sequence[Message], fates: Sequence[bytes]
     ) -> None:
-        connection.reply_framed(frames.text_frames(sent_frames(refs, messages, fates, self._bus.epochs)))
+        connection.reply_framed(frames.text_frames(sent_frames(refs, members_of(messages, fates, self._bus.epochs))))

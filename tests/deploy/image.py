@@ -163,7 +163,9 @@ class Building:
 def copied(sources: Sequence[str], target: str) -> list[tuple[str, str]]:
     """What COPY takes from the context, and where it puts it: (file, place)."""
     files = [
-        str(path.relative_to(ROOT)) for pattern in ("*", "bus/**/*", "extensions/**/*") for path in ROOT.glob(pattern)
+        str(path.relative_to(ROOT))
+        for pattern in ("*", "bus/**/*", "extensions/**/*", "clients/**/*")
+        for path in ROOT.glob(pattern)
     ]
     given = context([name for name in files if (ROOT / name).is_file()])
     pairs = []

@@ -1,10 +1,10 @@
 """The crash test: `kill -9` of workers and of the whole server under load, and a verdict on what was acknowledged.
 
-    python -m tests.faults.crash --rounds 300 [--seed N]
+    python -m tests.faults.crash --rounds 300 [--seed N] [--store postgresql]
 
 Each round four producers (two over WebSocket, two over REST) send numbered messages to four consumers (two over
 WebSocket, resuming by the cursor that the bus keeps; two polling REST by cursor), on 1 or 4 workers, while a worker
-or the whole server is killed at a random moment and comes back. Then:
+or the whole server is killed at a random moment and comes back; on PostgreSQL, mostly that (`immediate`). Then:
 
 * lost: a message that was acknowledged to its producer and reached the log or its consumer never; told apart as
   prefix (before everything that arrived of that producer and recipient), middle, or postfix;
@@ -33,7 +33,8 @@ from typing import Any
 from websockets.exceptions import WebSocketException
 from websockets.sync.client import connect
 
-from bus.testing import BusServer, ServerFailed, gunicorn
+from bus.testing import BusServer, ServerFailed, eventually, gunicorn
+from tests.databases import PostgresServer
 
 CONSUMERS = ("c-ws-0", "c-ws-1", "c-rest-0", "c-rest-1")
 WINDOW = 32
@@ -242,18 +243,25 @@ def run(
     env: dict[str, str] | None = None,
     seed: int | None = None,
     patience_seconds: float = 30.0,
+    postgresql: PostgresServer | None = None,
 ) -> Verdict:
-    """`rounds` kills on one server life with `workers`; then the verdict."""
+    """`rounds` kills on one server life with `workers`; then the verdict. With `postgresql`, most of the kills are its."""
     chance = random.Random(seed)
     verdict = Verdict(rounds)
     settings = {"INBOX_LIMIT": "100000000", "LOG_LEVEL": "ERROR", **(env or {})}
-    with BusServer(command=gunicorn(workers), env=settings) as server:
+    url = postgresql.make() if postgresql is not None else None
+    with BusServer(command=gunicorn(workers), env=settings, database_url=url) as server:
         load = Load(server)
         load.start()
         for _ in range(rounds):
             load.stop.wait(chance.uniform(0.2, 0.7))
             pids = server.worker_pids()
-            if workers > 1 and pids and chance.random() < 0.6:
+            if postgresql is not None and chance.random() < 0.7:
+                postgresql.stop("immediate")
+                load.stop.wait(chance.uniform(0.0, 1.0))
+                postgresql.start()
+                _wait_for_a_send(server)
+            elif workers > 1 and pids and chance.random() < 0.6:
                 server.kill_worker(chance.choice(pids))
             else:
                 server.kill()
@@ -267,11 +275,22 @@ def run(
     return verdict
 
 
+def _wait_for_a_send(server: BusServer) -> None:
+    """The bus works again within 5 s after its database. Raises ServerFailed."""
+    body = {"from": "p-probe", "to": "c-probe", "payload": {"n": 0}}
+    try:
+        eventually(lambda: server.call("POST", "/api/send", body).status == 200, within_seconds=5, what="a send's 200")
+    except TimeoutError as error:
+        raise ServerFailed(f"{error}\n{server.log[-2000:]}") from None
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--seed", type=int, default=None)
+    parser.add_argument("--store", choices=["sqlite", "postgresql"], default="sqlite")
     options = parser.parse_args()
+    postgresql = PostgresServer(durable=True).start() if options.store == "postgresql" else None
     bad = 0
     done = 0
     while done < options.rounds:
@@ -281,7 +300,8 @@ def main() -> int:
                 break
             done += rounds
             try:
-                verdict = run(rounds, workers=workers, seed=None if options.seed is None else options.seed + done)
+                seed = None if options.seed is None else options.seed + done
+                verdict = run(rounds, workers=workers, seed=seed, postgresql=postgresql)
             except ServerFailed as failure:
                 print(f"{workers} workers: the server did not come back: {failure}", flush=True)
                 return 1

@@ -100,6 +100,7 @@ def test_an_export_can_be_verified_away_from_the_server(audited: BusServer, tmp_
     assert "test.export" in listed.stdout
 
 
+@pytest.mark.usefixtures("on_sqlite")  # tests/integration/test_postgresql_operations.py does it there
 def test_records_outlive_a_kill_and_are_verified_at_rest(fresh_server) -> None:
     server = fresh_server(env=AUDITING)
     emit(server, action="test.before")

@@ -31,7 +31,9 @@ from bus.webhooks import claims, deliveries, replays
 from tests.databases import PostgresServer
 from tests.statements import ROOT, Statement, statements_of
 
-ONE_DIALECT = re.compile(r"bus\.storage\.(sqlite|postgres)\w*:|bus\.cli\.|bus\.storage\.dialect")
+ONE_DIALECT = re.compile(
+    r"bus\.(storage|search)\.(sqlite|postgres)\w*:|bus\.search\.index:|bus\.cli\.|bus\.storage\.dialect"
+)
 """Modules that speak to one of the two alone."""
 
 MIGRATIONS = sorted(ROOT.glob("bus/*/migrations/[0-9]*.sql"), key=lambda file: ("storage" not in file.parts, file))
@@ -138,9 +140,9 @@ def sqlite() -> Iterator[apsw.Connection]:
 
 
 @pytest.fixture(scope="module")
-def postgresql(postgres: Postgres) -> Iterator[psycopg.Connection]:
+def database(postgresql: PostgresServer) -> Iterator[psycopg.Connection]:
     """The same on PostgreSQL."""
-    with psycopg.connect(postgres.create(), autocommit=True) as connection:
+    with psycopg.connect(postgresql.make(), autocommit=True) as connection:
         connection.execute(dialect.translate_script(_NOTED).encode())
         for file in MIGRATIONS:
             connection.execute(dialect.script_of(file).encode())
@@ -176,9 +178,9 @@ def test_sqlite_understands_every_statement(sqlite: apsw.Connection, examples: l
     _all_are_understood(partial(apsw.ext.query_info, sqlite), examples)
 
 
-def test_postgresql_understands_every_statement(postgresql: psycopg.Connection, examples: list[Statement]) -> None:
+def test_postgresql_understands_every_statement(database: psycopg.Connection, examples: list[Statement]) -> None:
     def prepare(text: str) -> None:
-        result = postgresql.pgconn.prepare(b"", dialect.translate(text).text)
+        result = database.pgconn.prepare(b"", dialect.translate(text).text)
         if result.status != psycopg.pq.ExecStatus.COMMAND_OK:
             raise psycopg.ProgrammingError(result.get_error_message("utf-8"))
 

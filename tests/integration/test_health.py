@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import signal
@@ -23,6 +22,7 @@ from tests.calls import call, claim, inbox, send, settle
 from tests.follower import Follower
 from tests.rawws import CLOSE, RawWebSocket
 from tests.refusals import KEY
+from tests.stored import no_commits
 
 LEVERS = {"BUS_EXTENSIONS": "tests.faults.health_levers"}
 PATHS = ("/health", "/health/live", "/health/ready", "/ready", "/health/startup", "/health/status", "/health/detailed")
@@ -59,17 +59,6 @@ def pulled(server: BusServer, name: str) -> Iterator[None]:
         yield
     finally:
         assert server.call("DELETE", f"/levers/{name}").status == 200
-
-
-@contextmanager
-def no_commits(server: BusServer) -> Iterator[None]:
-    """Hold the writers' lock of the log: every commit of every worker waits."""
-    with open(server.data_dir / "bus.db.workers" / "writers.lock", "rb") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        try:
-            yield
-        finally:
-            fcntl.flock(file, fcntl.LOCK_UN)
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -12,18 +11,15 @@ import pytest
 from bus.settings import ROOT
 from bus.testing import BusServer
 from tests.calls import call
+from tests.stored import rows
 
 FIRST, SECOND = "the-first-secret-key", "the-second-secret-key"
 
 
-def sealed(folder: Path) -> dict[str, set[str]]:
+def sealed(server: BusServer) -> dict[str, set[str]]:
     """With which keys the rows are sealed, by table."""
-    database = sqlite3.connect(folder / "bus.db")
-    try:
-        tables = ("webhook_endpoints", "integration_configs")
-        return {table: {row[0] for row in database.execute(f"SELECT key_id FROM {table}")} for table in tables}
-    finally:
-        database.close()
+    tables = ("webhook_endpoints", "integration_configs")
+    return {table: {row[0] for row in rows(server, f"SELECT key_id FROM {table}")} for table in tables}
 
 
 def fill(server: BusServer) -> None:
@@ -54,7 +50,7 @@ def test_a_new_key_file_seals_all_anew_at_the_next_start(tmp_path: Path) -> None
     with BusServer(data_dir=folder) as server:
         fill(server)
         server.terminate()
-        before = sealed(folder)
+        before = sealed(server)
         done = rotate(folder)
         assert done.returncode == 0, done
         assert (folder / "webhooks.key").read_bytes() != (folder / "webhooks.key.previous").read_bytes()
@@ -67,7 +63,7 @@ def test_a_new_key_file_seals_all_anew_at_the_next_start(tmp_path: Path) -> None
         assert is_well(server)
         assert "sealed anew" in server.log
         server.terminate()
-        after = sealed(folder)
+        after = sealed(server)
         assert all(len(keys) == 1 for keys in after.values())
         assert not any(before[table] & after[table] for table in after)
         (folder / "webhooks.key.previous").unlink()
@@ -91,10 +87,10 @@ def test_without_the_former_key_the_endpoint_is_said_to_be_lost_and_is_kept(tmp_
     folder = tmp_path / "data"
     with BusServer(data_dir=folder, env={"SECRET_KEY": FIRST}) as server:
         fill(server)
-    before = sealed(folder)
+    before = sealed(server)
     with BusServer(data_dir=folder, env={"SECRET_KEY": SECOND}) as server:
         assert "sealed with another key" in server.log
-    assert sealed(folder) == before
+    assert sealed(server) == before
     with BusServer(data_dir=folder, env={"SECRET_KEY": FIRST}) as server:
         assert is_well(server)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 import subprocess
 import sys
 import threading
@@ -18,6 +17,7 @@ from bus.testing import Answer, BusServer, eventually
 from tests.follower import Follower
 from tests.rawws import CLOSE, TEXT, RawWebSocket
 from tests.refusals import KEY, check
+from tests.stored import rows
 
 
 @pytest.fixture(scope="module", params=[1, 4], ids=["1 worker", "4 workers"])
@@ -300,8 +300,7 @@ def test_the_first_start_prints_one_admin_key_and_no_other_start_does(tmp_path: 
         server.start()
         assert "shown this once" not in server.log[before:]
         assert call(server, "GET", "/api/auth/me", key=key).status == 200
-    rows = sqlite3.connect(tmp_path / "data" / "bus.db").execute("SELECT count(*) FROM api_keys").fetchall()
-    assert rows == [(1,)]
+        assert rows(server, "SELECT count(*) FROM api_keys") == [(1,)]
 
 
 def test_the_command_line_makes_rotates_and_revokes(bus: BusServer) -> None:

@@ -24,6 +24,7 @@ from tests.line import SEAMS, TO_FLASK, Line, post
 from tests.rawws import RawWebSocket
 from tests.refusals import GOOD, KEY, check, sending
 from tests.sinks import Sink
+from tests.stored import side_folder
 from tests.webhook_calls import data_of, hook
 
 Start = Callable[..., BusServer]
@@ -390,6 +391,6 @@ def test_a_credential_has_so_many_connections_wherever_it_connects_from(fresh_se
 
 
 def test_without_settings_nothing_is_counted(server: BusServer) -> None:
-    assert not list(server.data_dir.glob("bus.db.workers/rate-limits"))
-    assert not list(server.data_dir.glob("bus.db.workers/places"))
+    assert not list(side_folder(server).glob("rate-limits"))
+    assert not list(side_folder(server).glob("places"))
     assert "ratelimit" not in server.call("POST", "/api/send", GOOD).headers

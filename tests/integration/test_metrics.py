@@ -10,7 +10,6 @@ import re
 import secrets
 import signal
 import socket
-import sqlite3
 import subprocess
 import threading
 import urllib.request
@@ -28,6 +27,7 @@ from tests.counting import EXTENSION
 from tests.event_source import EventSource
 from tests.rawws import RawWebSocket
 from tests.scraped import Scraped, assert_nothing_fell, moved, scrape, settled
+from tests.stored import rows, side_folder
 from tests.workers import wait_until_known
 
 PAGE = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
@@ -286,7 +286,7 @@ def test_counters_go_on_when_workers_are_killed(fresh_server: Callable[..., BusS
 def test_twenty_killed_workers_cost_no_published_message(fresh_server: Callable[..., BusServer]) -> None:
     server = fresh_server(workers=4)
     killed(server, kills=20)
-    folder = server.data_dir / "bus.db.workers"
+    folder = side_folder(server)
     assert len(list(folder.glob("metrics-*"))) == 4
 
 
@@ -321,10 +321,9 @@ def killed(server: BusServer, *, kills: int) -> None:
         for thread in threads:
             thread.join()
     eventually(lambda: len(server.worker_pids()) == 4, within_seconds=30, what="four workers")
-    with contextlib.closing(sqlite3.connect(f"file:{server.data_dir / 'bus.db'}?mode=ro", uri=True)) as log:
-        rows = {seq for (seq,) in log.execute("SELECT seq FROM messages")}
-    assert rows >= set(answered)
-    assert scrape(server).value("bus_messages_published_total") == len(rows)
+    seqs = {seq for (seq,) in rows(server, "SELECT seq FROM messages")}
+    assert seqs >= set(answered)
+    assert scrape(server).value("bus_messages_published_total") == len(seqs)
     eventually(lambda: scrape(server).value("bus_workers") == 4, what="four workers")
     eventually(lambda: len(workers_shown(server)) == 4, what="four workers' memory")
     assert scrape(server).value("bus_connections", transport="websocket") == 0
@@ -511,7 +510,7 @@ def test_switched_off_there_is_nothing(fresh_server: Callable[..., BusServer]) -
     send(server, "taker")
     assert server.call("GET", "/metrics").status == 404
     assert server.call("GET", "/metrics/detailed?family=client").status == 404
-    folder = server.data_dir / "bus.db.workers"
+    folder = side_folder(server)
     assert not list(folder.glob("metrics-*"))
     assert "/metrics" not in server.call("GET", "/openapi.json").body["paths"]
 

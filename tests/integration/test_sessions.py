@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -15,6 +14,7 @@ from tests.event_source import EventSource
 from tests.issuer import AUDIENCE, ISSUER, claims
 from tests.rawws import CLOSE, RawWebSocket
 from tests.refusals import KEY, check
+from tests.stored import rows
 
 PAGE = "https://page.example"
 SECRET = "a secret of thirty-two bytes, or more"
@@ -136,17 +136,15 @@ def test_a_caller_may_have_so_many_unused_tickets_and_the_store_has_none_of_them
     server = fresh_server(env={"API_KEY": KEY, "BUS_EXTENSIONS": "tests.clock_seams"})
     key = make_key(server, "alice")["key"]
     bought = [ticket(server, key) for _ in range(20)]
-    with sqlite3.connect(server.data_dir / "bus.db") as store:
-        assert store.execute("SELECT count(*) FROM tickets").fetchone() == (20,)
-        dump = "\n".join(store.iterdump())
-    assert not any(text in dump for text in bought)
+    kept = str(rows(server, "SELECT * FROM tickets"))
+    assert rows(server, "SELECT count(*) FROM tickets") == [(20,)]
+    assert not any(text in kept for text in bought)
     assert server.call("PUT", "/seams/clock?bus=29", headers=ADMIN).status == 200
     assert handshake(server, f"/ws/alice?ticket={bought[0]}").status == 101
     assert server.call("PUT", "/seams/clock?bus=31", headers=ADMIN).status == 200
     check(handshake(server, f"/ws/alice?ticket={bought[1]}"), 401, "bad_ticket")
     ticket(server, key)
-    with sqlite3.connect(server.data_dir / "bus.db") as store:
-        assert store.execute("SELECT count(*) FROM tickets").fetchone() == (1,)
+    assert rows(server, "SELECT count(*) FROM tickets") == [(1,)]
 
 
 # ---- keys in URLs

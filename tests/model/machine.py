@@ -230,6 +230,7 @@ class Histories(SideBySide):
 
         def run(transaction: Transaction) -> Settled | BusError:
             try:
+                transaction.ledger.look_ahead([settle, settle])
                 return transaction.ledger.settle(settle)
             except BusError as refusal:
                 return refusal

@@ -81,12 +81,18 @@ export async function whoAmI() {
   return session.me;
 }
 
+let asked = null;
+
+/** Which optional parts this server has: {search, series}. */
+export function has() {
+  asked ??= get("/console/parts.json").catch((error) => {
+    asked = null;
+    throw error;
+  });
+  return asked;
+}
+
 /** The bus's own time series; null where metrics are off. */
 export async function figures(query, signal) {
-  try {
-    return await get("/api/series", query, signal);
-  } catch (error) {
-    if (error.status === 404) return null;
-    throw error;
-  }
+  return (await has()).series ? get("/api/series", query, signal) : null;
 }

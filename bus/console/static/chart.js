@@ -13,7 +13,7 @@ const WIDTH = 600;
 export function chart({ label, series, format, height = 120, bare = false }) {
   const picture = svg("svg", { viewBox: `0 0 ${WIDTH} ${height}`, height, preserveAspectRatio: "none" });
   if (bare) picture.setAttribute("aria-hidden", "true");
-  else picture.setAttribute("role", "img");
+  else for (const [name, value] of [["role", "img"], ["aria-label", `${label}: nothing is known yet.`]]) picture.setAttribute(name, value);
   const grid = bare ? [] : [0, 0.5, 1].map((part) => svg("line", { class: "grid", x1: 0, x2: WIDTH, y1: part * height, y2: part * height }));
   const fills = series.map((one) => svg("path", { class: `fill ${one.class ?? ""}` }));
   const lines = series.map((one) => svg("path", { class: `line ${one.class ?? ""}` }));
@@ -74,10 +74,10 @@ export function chart({ label, series, format, height = 120, bare = false }) {
   }
 
   box.update = ({ begins, step_seconds: step }, points) => {
-    data = points;
+    data = bare ? points.map(known) : points;
     when = { begins: new Date(begins).getTime(), step };
     const most = nice(Math.max(...points.flat().map((value) => value ?? 0), 0));
-    points.forEach((one, at) => {
+    data.forEach((one, at) => {
       const [line, fill] = path(one, most);
       lines[at].setAttribute("d", line);
       fills[at].setAttribute("d", fill);
@@ -93,6 +93,12 @@ export function chart({ label, series, format, height = 120, bare = false }) {
     picture.setAttribute("aria-label", `${label}: now ${said}; the scale ends at ${format(most)}.`);
   };
   return box;
+}
+
+/** From the first point that is known, if that is not the only one. */
+function known(points) {
+  const first = points.findIndex((value) => value !== null);
+  return first > 0 && first < points.length - 1 ? points.slice(first) : points;
 }
 
 /** The next round number, so that a scale does not move with each point. */

@@ -1,6 +1,6 @@
 /* The console's shell: who is signed in, where one is, the keyboard, the theme. Views are modules of their own. */
 
-import { call, figures, get, may, session, whoAmI } from "./api.js";
+import { call, figures, get, has, may, session, whoAmI } from "./api.js";
 import { ask, badge, el, icon, put, toast } from "./dom.js";
 import { short } from "./format.js";
 import { compose } from "./views/compose.js";
@@ -82,8 +82,8 @@ async function show() {
   const context = contextOf(root, parts, query, leaving.signal);
   put(shell.main, root);
   document.title = `${view.title(parts)} · multi-agent-bridge`;
-  context.head = head(view.title(parts), view.hint);
-  root.append(context.head);
+  context.head = el("div.head", el("h1", { tabindex: "-1" }, view.title(parts)), el("span.spring"));
+  context.add(context.head, view.hint && el("p.hint", view.hint));
   if (view.scope && !may(view.scope)) {
     root.append(lacks(view.scope));
   } else {
@@ -96,10 +96,6 @@ async function show() {
   if (!context.signal.aborted && shell.moved) shell.main.querySelector("h1")?.focus({ preventScroll: true });
   shell.moved = true;
   return undefined;
-}
-
-function head(title, hint) {
-  return el("div.head", el("h1", { tabindex: "-1" }, title), el("span.spring"), hint ? el("p.hint", hint) : null);
 }
 
 /** What a view gets: where to draw, what was asked for, and how to stay up to date until it is left. */
@@ -222,12 +218,7 @@ function makeShell() {
 
 /** Search is an extension, and may be off. */
 async function hideSearch(item) {
-  if (!may("read-all")) return;
-  try {
-    await get("/api/search", { q: "a", limit: 1 });
-  } catch (error) {
-    item.hidden = error.status === 404 || error.status === 501;
-  }
+  item.hidden = !(await has().catch(() => ({ search: true }))).search;
 }
 
 const TONES = { healthy: "good", degraded: "warn", unhealthy: "bad" };

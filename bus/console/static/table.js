@@ -7,18 +7,19 @@ import { el, put } from "./dom.js";
  * `key(row)` tells rows apart. `update(rows)` shows them; `empty`: what is said when there is none.
  */
 export function table({ caption, columns, key, empty, wraps = true }) {
-  const body = el("tbody");
-  const heads = columns.map((column) => el("th", { scope: "col", class: column.class }, column.label || el("span.silent", column.spoken ?? "Actions")));
-  const whole = el("table", { class: wraps ? "wraps" : "" }, el("caption.silent", caption), el("thead", el("tr", heads)), body);
+  const body = el("tbody", { role: "rowgroup" });
+  const heads = columns.map((column) => el("th", { scope: "col", role: "columnheader", class: column.class }, column.label || el("span.silent", column.spoken ?? "Actions")));
+  const whole = el("table", { class: wraps ? "wraps" : "", role: "table" }, el("caption.silent", caption), // roles: on a phone its parts are blocks
+    el("thead", { role: "rowgroup" }, el("tr", { role: "row" }, heads)), body);
   const none = el("div.empty", { hidden: true });
   const box = el("div", el("div.table-box", { tabindex: "0", role: "region", "aria-label": caption }, whole), none);
   const known = new Map();
 
   function row(item) {
-    return el("tr", columns.map((column) => {
+    return el("tr", { role: "row" }, columns.map((column) => {
       const shown = column.cell(item);
       const isBlank = shown === null || shown === undefined || shown === "" || shown === "–";
-      return el("td", { class: `${column.class ?? ""} ${column.title ? "title" : ""} ${isBlank ? "blank" : ""}`, "data-label": column.label }, shown);
+      return el("td", { role: "cell", class: `${column.class ?? ""} ${column.title ? "title" : ""} ${isBlank ? "blank" : ""}`, "data-label": column.label }, shown);
     }));
   }
 

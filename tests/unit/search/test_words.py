@@ -13,9 +13,9 @@ import pytest
 
 from bus import search
 from bus.errors import Malformed
-from bus.search.index import SQLITE, fts5_match
 from bus.search.query import Wanted, parse
 from bus.search.snippets import snippet
+from bus.search.sqlite_index import SQLITE, fts5_match
 from bus.search.words import MAX_CHARACTERS, indexed, texts_of
 
 Search = Callable[[str], list[int]]

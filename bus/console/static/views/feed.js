@@ -5,6 +5,7 @@ import { badge, el, link, put, toast } from "../dom.js";
 import { address, number } from "../format.js";
 
 const ROWS = 200;
+const COLUMNS = [["Time", "tight.tab"], ["From", "who-to"], ["To", "who-to"], ["Type", "who-to"], ["Payload", "clip.mono.soft"]];
 const clock = new Intl.DateTimeFormat("en-GB", { hour: "2-digit", minute: "2-digit", second: "2-digit", fractionalSecondDigits: 3 });
 
 /**
@@ -12,19 +13,17 @@ const clock = new Intl.DateTimeFormat("en-GB", { hour: "2-digit", minute: "2-dig
  * the connection is, `.count` one that counts; `pause(bool)`, `narrow(object)`, `clear()`.
  */
 export function liveTable(narrow, signal) {
-  const body = el("tbody");
+  const body = el("tbody", { role: "rowgroup" });
   const none = el("div.empty", el("b", "Nothing yet"), "What is sent from now on shows up here.");
-  const table = el("table.wraps", { hidden: true }, el("caption.silent", "Messages, the youngest first"),
-    el("thead", el("tr", ["Time", "From", "To", "Type", "Payload"].map((name) => el("th", { scope: "col" }, name)))), body);
+  const table = el("table.wraps", { role: "table", hidden: true }, el("caption.silent", "Messages, the youngest first"),
+    el("thead", { role: "rowgroup" }, el("tr", { role: "row" }, COLUMNS.map(([name]) => el("th", { scope: "col", role: "columnheader" }, name)))), body);
   const box = el("div.feed", el("div.table-box", { tabindex: "0", role: "region", "aria-label": "Messages" }, table), none);
   const state = el("span"), count = el("span.soft.number");
   let source = null, retry = 0, cursor = "", attempts = 0, paused = false;
   let waiting = [], held = 0, passed = 0, shown = 0, drawing = false;
 
   function row() {
-    const cells = [el("td.tight", { "data-label": "Time" }, el("span.soft.number")), el("td.who-to", { "data-label": "From" }),
-      el("td.who-to", { "data-label": "To" }), el("td.who-to", { "data-label": "Type" }), el("td.clip.mono.soft", { "data-label": "Payload" })];
-    return el("tr", cells);
+    return el("tr", { role: "row" }, COLUMNS.map(([name, classes]) => el(`td.${classes}`, { role: "cell", "data-label": name })));
   }
 
   function write(node, message) {
@@ -32,7 +31,7 @@ export function liveTable(narrow, signal) {
     put(time, link(`#/messages/${message.id}`, clock.format(new Date(message.timestamp))));
     from.textContent = message.from;
     to.textContent = address(message.to, message.more_names);
-    type.textContent = message.requires_ack ? `${message.type} ·ack` : message.type;
+    type.textContent = message.requires_ack ? `${message.type} · ack` : message.type;
     payload.textContent = message.preview;
   }
 

@@ -61,32 +61,22 @@ function described(message, found) {
   ];
 }
 
+/* One thing that happened: when (null: that is not kept), what, how it went, and more about it. */
 function step(when, what, tone, ...more) {
-  return el("li", { class: tone }, el("div.when", { title: exactly(when) }, when ? moment(when) : "time not kept"), el("div.what", what), more.filter(Boolean));
+  const node = el("li", { class: tone }, el("div.when", { title: when ? exactly(when) : null }, when ? moment(when) : "the time is not kept"),
+    el("div.what", what), more.filter(Boolean));
+  return { when, node };
 }
 
 function steps(found, dead, told, again) {
   const { message, recipients } = found;
   const isStored = message.seq !== null && !found.deliver_at;
-  const list = [
-    step(message.timestamp, "Accepted", "good", el("p", `from ${message.from}`)),
-    isStored ? step(message.timestamp, "Committed", "good", el("p", `as number ${message.seq} of the log; only then the sender heard of it`)) : null,
-    found.deliver_at ? step(found.deliver_at, "Due", "warn", el("p", "Until then it is outside the log.")) : null,
-  ];
+  const list = [step(message.timestamp, "Accepted", "good", el("p", `from ${message.from}`))];
+  if (isStored) list.push(step(message.timestamp, "Committed", "good", el("p", `as number ${message.seq} of the log, before the sender heard of it`)));
+  if (found.deliver_at) list.push(step(found.deliver_at, "Due", "warn", el("p", "Until then it is outside the log.")));
   for (const one of recipients) {
-    for (const tried of one.attempts ?? []) {
-      list.push(step(tried.ended_at, `Attempt ${tried.attempt} at ${one.client} ${tried.outcome ?? "ended"}`, OUTCOMES[tried.outcome] ?? "warn",
-        el("p", [tried.consumer !== one.client ? `in the hands of ${tried.consumer}. ` : "", tried.began_at ? `It began ${moment(tried.began_at)}. ` : "", tried.reason ?? ""])));
-    }
-    const [what, tone] = SAID[one.state] ?? [one.state, ""];
-    const hands = one.by && one.by !== one.client ? `${one.by} ` : "";
-    const details = [
-      one.attempt ? `attempt ${one.attempt}` : "", one.failures ? plural(one.failures, "failure") : "",
-      one.since ? `in hands since ${moment(one.since)}` : "", one.until ? `until ${moment(one.until)}` : "",
-    ].filter(Boolean).join(", ");
-    const name = one.client.startsWith("queue:") || one.client.startsWith("topic:") || one.client === "all"
-      ? one.client : link(`#/clients/${part(one.client)}`, one.client);
-    list.push(step(one.settled_at ?? one.since ?? null, [name, ` ${hands ? `by ${hands}` : ""}${what}`], tone, details ? el("p", details) : null));
+    for (const tried of one.attempts ?? []) list.push(attempt(one, tried));
+    if (one.state !== "dead_letter" || !dead.some((letter) => letter.owner === one.client)) list.push(standing(one));
   }
   if (!recipients.length) list.push(step(message.timestamp, `Went to ${address(message.to)}`, "good", el("p", "Who listened then is not kept, one by one.")));
   for (const letter of dead) {
@@ -95,10 +85,31 @@ function steps(found, dead, told, again) {
   }
   for (const delivery of told) {
     const tone = { done: "good", dead: "bad" }[delivery.state] ?? "warn";
-    list.push(step(delivery.ended ?? delivery.created, `Webhook ${delivery.event} ${delivery.state}`, tone,
-      el("p", plural(delivery.attempts, "attempt"), delivery.cause ? `, ${delivery.cause}` : "", ". ", link(`#/deliveries/${delivery.id}`, delivery.id))));
+    list.push(step(delivery.ended ?? delivery.created, `Webhook ${delivery.event}: ${delivery.state}`, tone,
+      el("p", plural(delivery.attempts, "attempt"), delivery.cause ? `, ${delivery.cause.replaceAll("_", " ")}` : "", ". ", link(`#/deliveries/${delivery.id}`, delivery.id))));
   }
-  return list.filter(Boolean);
+  const times = list.map(({ when }, at) => when ?? list[at - 1]?.when ?? "");
+  return list.map((one, at) => ({ ...one, at, time: times[at] })).sort((a, b) => (a.time < b.time ? -1 : a.time > b.time ? 1 : a.at - b.at)).map(({ node }) => node);
+}
+
+function attempt(one, tried) {
+  const said = [tried.began_at ? `it began ${moment(tried.began_at)}` : "", tried.reason ?? ""].filter(Boolean).join("; ");
+  return step(tried.ended_at, `Attempt ${tried.attempt} ${tried.outcome ?? "ended"} by ${tried.consumer}`, OUTCOMES[tried.outcome] ?? "warn",
+    el("p", [tried.consumer === one.client ? "" : `of ${one.client}; `, said]));
+}
+
+/** How it stands with a recipient. */
+function standing(one) {
+  const [what, tone] = SAID[one.state] ?? [one.state, ""];
+  const isPlace = one.client === "all" || /^(queue|topic):/.test(one.client);
+  const name = isPlace ? one.client : link(`#/clients/${part(one.client)}`, one.client);
+  const hands = one.by && one.by !== one.client ? one.by : null;
+  const details = [
+    hands ? `of ${one.client}` : "", one.attempt ? `attempt ${one.attempt}` : "", one.failures ? plural(one.failures, "failure") : "",
+    one.since ? `since ${moment(one.since)}` : "", one.until ? `until ${moment(one.until)}` : "",
+  ].filter(Boolean).join(", ");
+  const title = hands ? [link(`#/clients/${part(hands)}`, hands), ` ${what}`] : [name, ` ${what}`];
+  return step(one.settled_at ?? one.since ?? null, title, tone, details ? el("p", details) : null);
 }
 
 async function redrive(letter, again) {

@@ -50,6 +50,7 @@ export default {
       const [last_seconds, step_seconds] = SPANS[span];
       const told = await figures({ names: NAMES, last_seconds, step_seconds }, context.signal);
       off.hidden = told !== null;
+      drawn.forEach((node) => (node.hidden = told === null));
       if (told === null) return;
       tiles.forEach((one) => one.update(told));
       flow.update(told, CHARTED.slice(0, 2).map((name) => told.series[name]));
@@ -79,8 +80,9 @@ export default {
     }
 
     context.tools(tabs);
-    context.add(verdict, off, el("div.figures", tiles),
-      el("div.cards", card("Messages", el("div.card-body", flow), flow.legend), card("Latency, 99 %", el("div.card-body", times), times.legend)),
+    const drawn = [el("div.figures", tiles), el("div.cards",
+      card("Messages", el("div.card-body", flow), flow.legend), card("Latency, 99 %", el("div.card-body", times), times.legend)), tabs];
+    context.add(verdict, off, drawn[0], drawn[1],
       el("div.columns",
         el("div.stack", card("Needs somebody", el("div.card-body", needs)), card("The log and this machine", about)),
         card("Health", el("div.card-body", checks))));
@@ -112,10 +114,17 @@ async function troubles(signal) {
     found.push(el("li", el("span.name", badge("dead letters", "bad", true)),
       el("span", link("#/dead-letters", "There are dead letters"), el("span.soft", `; the oldest is of ${letter.owner}, ${letter.reason.replaceAll("_", " ")}.`))));
   }
-  for (const hook of hooks.webhooks) {
-    if (hook.state === "enabled") continue;
+  const stats = await Promise.all(hooks.webhooks.slice(0, 20).map((hook) => get(`/api/webhooks/${hook.id}/stats`, {}, signal).catch(() => null)));
+  for (const [at, hook] of hooks.webhooks.entries()) {
+    if (hook.state === "enabled") {
+      if (stats[at]?.lane.state === "open") {
+        found.push(el("li", el("span.name", badge("webhook failing", "bad", true)),
+          el("span", link(`#/webhooks/${hook.id}`, hook.description || hook.url), el("span.soft", `; ${plural(stats[at].pending, "delivery", "deliveries")} pending.`))));
+      }
+      continue;
+    }
     found.push(el("li", el("span.name", badge(`webhook ${hook.state}`, hook.state === "disabled" ? "bad" : "warn", true)),
-      el("span", link(`#/webhooks/${hook.id}`, hook.url), el("span.soft", hook.reason ? ` ${hook.reason}` : ""))));
+      el("span", link(`#/webhooks/${hook.id}`, hook.description || hook.url), el("span.soft", hook.reason ? ` ${hook.reason}` : ""))));
   }
   return found;
 }
