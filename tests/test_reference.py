@@ -9,11 +9,12 @@ from collections.abc import Callable, Iterator
 import click
 import pytest
 
-from bus import events
+from bus import connection, events, message, protocol
 from bus.cli.main import cli
 from bus.client import Client, Message
 from bus.families import ALIASES, BUILD_INFO, FAMILIES, HTTP_REQUESTS
 from bus.settings import ROOT, Settings
+from bus.storage import deliveries
 from server_ws import EXTENSIONS, create_app
 from webhooks import WebhookEvent
 
@@ -152,3 +153,24 @@ VERBS = [
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_verb_of_extensions_is_on_their_page(verb: str) -> None:
     assert f"`bus.{verb}(" in PAGES["docs/extensions.md"]
+
+
+NUMBERS = {
+    "faq.md": [
+        f"limit of {Settings().inbox_limit:,} messages to an inbox",
+        f"After {'five' if deliveries.MAX_FAILURES == 5 else deliveries.MAX_FAILURES} counted attempts",
+        f"At most {connection.MAX_HELD_BYTES // 2**20} MiB is held for it",
+        f"up to {'a day' if protocol.MAX_ACK_WAIT_SECONDS == 86400 else protocol.MAX_ACK_WAIT_SECONDS} in all",
+    ],
+    "howto.md": [
+        f"up to {protocol.MAX_DELAY_SECONDS / 86400:.0f} days ahead",
+        f"wait up to {protocol.MAX_WAIT_SECONDS:.0f} s for it",
+        f"({message.ACK_WAIT_US // 10**6} s, or `ack_wait`)",
+    ],
+    "python.md": ["after five failures" if deliveries.MAX_FAILURES == 5 else "after more"],
+}
+
+
+@pytest.mark.parametrize(("page", "said"), [(page, said) for page, all_said in NUMBERS.items() for said in all_said])
+def test_a_number_in_the_prose_is_the_codes(page: str, said: str) -> None:
+    assert " ".join(said.split()) in " ".join(PAGES[f"docs/{page}"].split())
