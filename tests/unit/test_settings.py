@@ -112,8 +112,6 @@ def test_a_wrong_value_is_named_shown_and_mended(name: str, value: str, cure: st
 @pytest.mark.parametrize(
     ("url", "cure"),
     [
-        ("postgresql://db/bus", "sqlite:///"),
-        ("postgres://db/bus", "sqlite:///"),
         ("mysql://db/bus", "sqlite:///"),
         ("data/bus.db", "sqlite:///"),
         ("sqlite://bus.db", "sqlite:///"),
