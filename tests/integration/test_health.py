@@ -284,6 +284,7 @@ def test_while_the_disk_has_too_little_room_sends_are_refused_and_all_else_goes_
     call(levers, "DELETE", f"/api/replays/{replay}")
 
 
+@pytest.mark.usefixtures("on_sqlite")
 def test_a_disk_with_too_little_room_is_noticed_at_the_start(fresh_server: Start) -> None:
     server = fresh_server(workers=2, env={"DISK_ALARM_BYTES": str(10**18)})
     for _ in range(8):
