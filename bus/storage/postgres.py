@@ -88,6 +88,7 @@ class PostgresStore:
     """A log in one database. `url` is libpq's, with all of its parameters; secrets of it are in no sentence."""
 
     name = "postgresql"
+    writer_type = PostgresWriter
 
     def __init__(
         self,
