@@ -1,7 +1,7 @@
 """Requests counted over nodes: each counts in its own table, tells Redis what was taken of it, and hears what others took.
 
 A take never waits: it goes by the machine's table and by what other nodes had taken when they were last heard: SYNC_SECONDS
-and a round trip ago while somebody asks, ASK_SECONDS for a minute after. So what comes to several nodes at once can go beyond
+and a round trip ago while somebody asks, ASK_SECONDS for a minute after. So what comes to several nodes at once can pass
 a limit until they have heard of one another; no node ever lets more than the limit pass by itself. While Redis is away each
 holds to the limits alone, and what others took is forgotten slice by slice.
 """
