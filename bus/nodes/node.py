@@ -51,6 +51,7 @@ class Host(Protocol):
     settings: Settings
     lock_folder: Path
     mailbox: Mailbox
+    store: Any
     writer: LogWriter
     workers: list[Any]
 
@@ -128,7 +129,7 @@ def _backplane(node: Node, slot: Slot, bus: Host) -> NodesBackplane:
     if settings.redis_url:
         channel = import_module("bus.backplane.redis").RedisChannel(settings.redis_url, node.bus)
     else:
-        channel = import_module("bus.backplane.notify").NotifyChannel(settings.store_url, node.bus, bus.mailbox)
+        channel = import_module("bus.backplane.notify").NotifyChannel(bus.store.conninfo, node.bus, bus.mailbox)
     return NodesBackplane(LocalBackplane(slot), channel, node.key, number_of(node, slot))
 
 
