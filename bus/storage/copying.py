@@ -25,9 +25,9 @@ Migrations = Sequence[tuple[str, Path]]
 Progress = Callable[[str, int], None]
 
 ROWS_A_STEP = 5000
-_NOT_COPIED = frozenset(["migrations", "commits", "identity"])
-_MADE_ANEW = "search_"
-"""The tables of the search's index: each store has its own form, and fills it from the log."""
+_OWN_TABLES = ("migrations", "commits", "identity")
+_DERIVED = "search_"
+"""Tables of the index of words begin so: it is another on each side, and is built anew."""
 
 _TYPES = {"bigint": "int8", "text": "text", "bytea": "bytea", "double precision": "float8"}
 
@@ -154,8 +154,8 @@ def _tables(cursor: psycopg.Cursor[Any], log: apsw.Connection) -> list[Table]:
     return tables
 
 
-def _is_copied(table: str) -> bool:
-    return table not in _NOT_COPIED and not table.startswith(_MADE_ANEW)
+def _is_copied(name: str) -> bool:
+    return name not in _OWN_TABLES and not name.startswith(_DERIVED)
 
 
 def _copy_table(log: apsw.Connection, cursor: psycopg.Cursor[Any], table: Table, progress: Progress) -> tuple[int, int]:
