@@ -82,7 +82,7 @@ def enter(store: Store, settings: Settings) -> Node | None:
     if not settings.is_on_postgresql:
         if settings.redis_url:
             log.warning(
-                "REDIS_URL does nothing for a log on SQLite, whose workers are all on this machine; it counts limits only",
+                "REDIS_URL does nothing for a log on SQLite: its workers are all on one machine, and meet there",
                 extra={"action": "redis_unused"},
             )
         return None

@@ -19,6 +19,7 @@ const RESTART_SPREAD_SECONDS = 3;
 const OVERLOAD_SECONDS = [5, 20];
 const STEADY_SECONDS = 10; // a connection that lasted this long was a good one: the next pause starts small again
 const OPEN_SECONDS = 10;
+const PROD_SECONDS = 2; // a bus that is silent waits for a key, for 10 s: a frame that brings none is answered at once, with 4401
 const SILENCE_SECONDS = 20; // then a ping is sent, and after as long again without a frame the server counts as dead
 const STREAM_SILENCE_SECONDS = 45; // an event stream says something every 15 s
 const KEEP_SECONDS = 10; // how often a lease is extended: a third of the usual one
@@ -219,10 +220,12 @@ function openSocket(url, protocols, token, listener) {
     let pingedAt = 0;
     /** @type {Session | null} */ let session = null;
     const timer = setTimeout(() => end({ reason: "the server did not confirm the connection in time", opened }), OPEN_SECONDS * 1000);
+    /** @type {any} */ let prod;
     const end = (/** @type {Ending} */ ending) => {
       if (isOver) return;
       isOver = true;
       clearTimeout(timer);
+      clearTimeout(prod);
       if (socket.readyState < 2) socket.close();
       if (session === null) reject(ending);
       else listener.ended(ending);
@@ -230,6 +233,7 @@ function openSocket(url, protocols, token, listener) {
     socket.onopen = () => {
       opened = true;
       if (token !== null) socket.send(JSON.stringify({ type: "auth", token }));
+      else prod = setTimeout(() => socket.send('{"type":"ping"}'), PROD_SECONDS * 1000);
     };
     socket.onerror = () => opened || end({ reason: "the WebSocket did not open", code: 1006, opened }); // Node 20 says no more
     socket.onclose = (event) => {
@@ -243,6 +247,7 @@ function openSocket(url, protocols, token, listener) {
       if (session !== null) listener.received(frame);
       else if (frame.type === "connection_confirmed") {
         clearTimeout(timer);
+        clearTimeout(prod);
         session = {
           kind: "websocket",
           confirmed: frame,
@@ -932,7 +937,7 @@ export class Client {
     const mayBlock = transport === "auto";
     if (transport !== "sse" && typeof WebSocket === "function" && !(mayBlock && this.#blocked >= BLOCKED_AFTER)) {
       const token = await this.#token();
-      const bought = ticket ? await ticket() : buyTickets ? (await this.#call("POST", "/api/tickets", { client: this.clientId })).ticket : null;
+      const bought = ticket ? await ticket() : token !== null && (buyTickets || this.#blocked > 0) ? await this.#buyTicket() : null;
       const query = this.#query({ since: this.#cursor ?? this.options.since, on_gap: this.options.onGap, topics: topics.join(",") });
       const url = `${this.url.replace(/^http/, "ws")}/ws/${encodeURIComponent(this.clientId)}${query}`;
       try {
@@ -944,6 +949,16 @@ export class Client {
     }
     const query = this.#query({ client_id: this.clientId, last_event_id: await this.#place(), on_gap: this.options.onGap, topics: topics.join(",") });
     return openStream(`${this.url}/stream/events${query}`, await this.#headers(), listener);
+  }
+
+  /** A ticket for one WebSocket: it counts before a cookie, which may be another bus's, and would be refused at the door. */
+  async #buyTicket() {
+    try {
+      return (await this.#call("POST", "/api/tickets", { client: this.clientId })).ticket;
+    } catch (error) {
+      if (this.options.buyTickets) throw error;
+      return null;
+    }
   }
 
   /** Where a stream is to begin: it takes cursors and "earliest". */

@@ -25,6 +25,9 @@ from bus.identity import keys
 from bus.ingress import journal
 from bus.message import Kind
 from bus.retention import archive, sweep
+from bus.search.index import INSERT_SIZES
+from bus.search.postgres_index import POSTGRESQL
+from bus.search.sqlite_index import SQLITE
 from bus.storage import dialect, eviction
 from bus.transports import delivery as routes
 from bus.webhooks import claims, deliveries, replays
@@ -32,7 +35,7 @@ from tests.databases import PostgresServer
 from tests.statements import ROOT, Statement, statements_of
 
 ONE_DIALECT = re.compile(
-    r"bus\.(storage|search)\.(sqlite|postgres)\w*:|bus\.search\.index:|bus\.cli\.|bus\.storage\.dialect"
+    r"bus\.storage\.(sqlite|postgres|copying|dialect)\w*:|bus\.search\.(sqlite_|postgres_)?index:|bus\.cli\."
 )
 """Modules that speak to one of the two alone."""
 
@@ -54,7 +57,7 @@ class Recorder:
     def __init__(self, connection: apsw.Connection) -> None:
         self._connection = connection
         self.asked: list[str] = []
-        self.ledger: Any = SimpleNamespace(now=1, outlive=lambda *_: [], evict=lambda *_: None)
+        self.ledger: Any = SimpleNamespace(now=1, outlive=lambda *_: [], evict=lambda *_: None, ahead=None)
 
     def execute(self, statement: str, bindings: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         self.asked.append(statement)
@@ -179,12 +182,23 @@ def test_sqlite_understands_every_statement(sqlite: apsw.Connection, examples: l
 
 
 def test_postgresql_understands_every_statement(database: psycopg.Connection, examples: list[Statement]) -> None:
-    def prepare(text: str) -> None:
-        result = database.pgconn.prepare(b"", dialect.translate(text).text)
-        if result.status != psycopg.pq.ExecStatus.COMMAND_OK:
-            raise psycopg.ProgrammingError(result.get_error_message("utf-8"))
+    _all_are_understood(partial(_prepare, database), examples)
 
-    _all_are_understood(prepare, examples)
+
+def test_each_store_understands_the_search_in_its_own_words(
+    sqlite: apsw.Connection, database: psycopg.Connection
+) -> None:
+    for index, prepare in ((SQLITE, partial(apsw.ext.query_info, sqlite)), (POSTGRESQL, partial(_prepare, database))):
+        for text in (index.newest, index.ranked, index.gone, index.oldest, index.forget, index.forget_all):
+            prepare(text)
+        for rows in INSERT_SIZES:
+            prepare(index.insert(rows))
+
+
+def _prepare(database: psycopg.Connection, text: str) -> None:
+    result = database.pgconn.prepare(b"", dialect.translate(text).text)
+    if result.status != psycopg.pq.ExecStatus.COMMAND_OK:
+        raise psycopg.ProgrammingError(f"{result.get_error_message('utf-8')}: {text}")
 
 
 def _all_are_understood(prepare: Callable[[str], object], examples: list[Statement]) -> None:

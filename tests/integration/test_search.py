@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import uuid
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +11,9 @@ from urllib.parse import quote, urlencode
 
 import pytest
 
+from bus.settings import ROOT
 from bus.testing import BusServer, eventually
+from tests.databases import PostgresServer
 from tests.refusals import KEY
 
 
@@ -231,3 +235,22 @@ def test_what_can_not_be_asked_is_refused(server: BusServer, query: str, field: 
 def test_garbage_is_words_or_none(server: BusServer, text: str) -> None:
     assert server.call("GET", f"/api/search?q={quote(text)}").status in (200, 400)
     assert server.call("GET", "/api/search?q=%ff%fe").status in (200, 400)
+
+
+@pytest.mark.full
+def test_a_log_that_moved_to_postgresql_is_found_there(
+    fresh_server: Callable[..., BusServer], postgresql: PostgresServer, store: str
+) -> None:
+    if store != "sqlite":
+        pytest.skip("It moves from SQLite.")
+    bus = fresh_server()
+    one, url = word(), postgresql.make()
+    send(bus, f"{one} was here, שלום")
+    assert len(search(bus, q=one)["results"]) == 1
+    bus.terminate()
+    moving = [sys.executable, "-m", "bus", "copy", f"sqlite:///{bus.data_dir / 'bus.db'}", url]
+    copied = subprocess.run(moving, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert copied.returncode == 0, copied.stderr
+    bus.env = {"DATABASE_URL": url}
+    bus.start()
+    assert payloads(search(bus, q=f"{one} שלום")) == [f"{one} was here, שלום"]
