@@ -108,7 +108,9 @@ class PostgresWriter:
             raise
         return connection, xid
 
-    def _commit_locked(self, connection: PostgresConnection, xid: int, batch: Sequence[Item]) -> tuple[int, list[Message]]:
+    def _commit_locked(
+        self, connection: PostgresConnection, xid: int, batch: Sequence[Item]
+    ) -> tuple[int, list[Message]]:
         memory = self._memory
         try:
             work = Work(memory)
