@@ -1,6 +1,6 @@
 """What a message costs each node of a bus on several, and what follows for more nodes than there are here.
 
-    python -m benchmarks.nodes [--clients 200] [--rate 150] [--seconds 8] [--channel redis|notify]
+    python -m benchmarks.nodes [--clients 200] [--rate 100] [--seconds 8] [--channel redis|notify]
 
 It measures processor time, not throughput: so it can be done with more nodes than the machine has cores, and beside other
 work. One node, then two with all senders on the first, tell four costs apart; with those a simulation says what one, two and
@@ -141,12 +141,22 @@ def measured(nodes: Nodes, options: argparse.Namespace, *, clients: int, everywh
                     senders[sent % len(senders)].send(json.dumps(body))
                     sent += 1
                 time.sleep(0.002)
-            time.sleep(0.5)
+            _settle(nodes, idle)
             lasted = time.monotonic() - began
             end = processor_seconds(nodes)
     finally:
         listeners.close()
     return [(b - a - i * lasted) / sent for a, b, i in zip(start, end, idle, strict=True)]
+
+
+def _settle(nodes: Nodes, idle: list[float]) -> None:
+    """Wait until all that was sent is worked off: no node does more than when it idles, and a little."""
+    while True:
+        before = processor_seconds(nodes)
+        time.sleep(1.0)
+        used = [after - start for start, after in zip(before, processor_seconds(nodes), strict=True)]
+        if all(now < 1.5 * quiet + 0.03 for now, quiet in zip(used, idle, strict=True)):
+            return
 
 
 def _online(nodes: Nodes) -> dict[str, Any]:
@@ -157,7 +167,7 @@ def _online(nodes: Nodes) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--clients", type=int, default=200)
-    parser.add_argument("--rate", type=float, default=150.0, help="messages a second, in all")
+    parser.add_argument("--rate", type=float, default=100.0, help="messages a second, in all")
     parser.add_argument("--seconds", type=float, default=8.0)
     parser.add_argument("--channel", choices=["redis", "notify"], default="redis")
     options = parser.parse_args()

@@ -1,14 +1,16 @@
 """Requests counted over nodes: each counts in its own table, tells Redis what was taken of it, and hears what others took.
 
-A take never waits: it goes by the machine's table and by what other nodes had taken when they were last heard, SYNC_SECONDS
-and a round trip ago at most. So only what comes to several nodes within that time can go beyond a limit. While Redis is away
-each node holds to the limits by itself, and what others took is forgotten slice by slice.
+A take never waits: it goes by the machine's table and by what other nodes had taken when they were last heard: SYNC_SECONDS
+and a round trip ago while somebody asks, ASK_SECONDS for a minute after. So what comes to several nodes at once can pass
+a limit until they have heard of one another; no node ever lets more than the limit pass by itself. While Redis is away each
+holds to the limits alone, and what others took is forgotten slice by slice.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
+import time
 from collections.abc import Callable
 from contextlib import closing
 from typing import Any, Final
@@ -24,6 +26,11 @@ from bus.redis_client import client_of, without_secrets
 log = logging.getLogger("bus.limits")
 
 SYNC_SECONDS: Final = 0.05
+ASK_SECONDS: Final = 1.0
+RECENT_SECONDS: Final = 60.0
+MOST_RECENT: Final = 1_000
+"""Callers of the last minute are asked for all the time, so many of them."""
+
 PAUSE_SECONDS: Final = 1.0
 """After Redis did not answer."""
 
@@ -62,6 +69,8 @@ class Tally:
         self._node = str(node)
         self._buckets = buckets
         self._untold: dict[TalliedBucket, dict[int, int]] = {}
+        self._recent: dict[TalliedBucket, float] = {}
+        self._asked = 0.0
         self._wake = Event()
         self._greenlet: gevent.Greenlet[..., None] = gevent.spawn(self._run)
 
@@ -81,6 +90,8 @@ class Tally:
             if len(self._untold) >= MOST_UNTOLD:
                 return
             taken = self._untold[bucket] = {}
+            if bucket in self._recent or len(self._recent) < MOST_RECENT:
+                self._recent[bucket] = time.monotonic()
             self._wake.set()
         if cost:
             taken[slice_] = taken.get(slice_, 0) + cost
@@ -108,8 +119,10 @@ class Tally:
             self.up = True
             log.info("Requests are counted over all nodes again", extra={"action": "limits_shared"})
         while True:
-            self._wake.wait()
+            if not self._wake.wait(ASK_SECONDS):
+                client.ping()
             self._wake.clear()
+            self._ask_again(time.monotonic())
             while self._untold:
                 told = dict(list(self._untold.items())[:AT_ONCE])
                 for bucket in told:
@@ -117,6 +130,15 @@ class Tally:
                 for bucket, taken in told.items():
                     bucket.others_took(script(keys=[bucket.key], args=bucket.arguments(self._node, taken)))
             gevent.sleep(SYNC_SECONDS)
+
+    def _ask_again(self, now: float) -> None:
+        """Once a second: for the callers of the last minute."""
+        if now - self._asked < ASK_SECONDS:
+            return
+        self._asked = now
+        self._recent = {bucket: used for bucket, used in self._recent.items() if now - used < RECENT_SECONDS}
+        for bucket in self._recent:
+            self._untold.setdefault(bucket, {})
 
 
 class TalliedBucket:

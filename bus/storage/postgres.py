@@ -86,7 +86,10 @@ class Pool(msgspec.Struct, frozen=True):
 
 
 class PostgresStore:
-    """A log in one database. `url` is libpq's, with all of its parameters; secrets of it are in no sentence."""
+    """A log in one database. `url` is libpq's, with all of its parameters; secrets of it are in no sentence.
+
+    `conninfo` is what connections are made of, the password included.
+    """
 
     name = "postgresql"
     writer_type = PostgresWriter
