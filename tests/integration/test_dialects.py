@@ -28,7 +28,7 @@ from bus.retention import archive, sweep
 from bus.search.index import INSERT_SIZES
 from bus.search.postgres_index import POSTGRESQL
 from bus.search.sqlite_index import SQLITE
-from bus.storage import dialect, eviction
+from bus.storage import dialect, eviction, log_reader
 from bus.transports import delivery as routes
 from bus.webhooks import claims, deliveries, replays
 from tests.databases import PostgresServer
@@ -213,3 +213,30 @@ def _all_are_understood(prepare: Callable[[str], object], examples: list[Stateme
         except (apsw.Error, psycopg.Error) as error:
             findings.append(f"{one.place}: {error}\n{one.text.strip()}")
     assert not findings, "\n\n".join(findings)
+
+
+@pytest.mark.parametrize("statement", ["INBOX", "LOG_OF_CLIENT"])
+def test_a_page_of_a_long_inbox_reads_little_more_than_itself(database: psycopg.Connection, statement: str) -> None:
+    with database.transaction(force_rollback=True):
+        database.execute(
+            "INSERT INTO messages SELECT seq, seq % 3, CASE seq % 3 WHEN 0 THEN 'bob' ELSE '' END, 'ann', 'message', seq,"
+            " NULL, 0, '', '1' FROM generate_series(1, 6000) AS seq WHERE seq % 3 <> 1"
+        )
+        for way in ("seqscan", "bitmapscan", "hashjoin", "mergejoin"):  # as bus.storage.postgres has it
+            database.execute(f"SET LOCAL enable_{way} = off".encode())
+        marks = b"PREPARE page (text, bigint, bigint, bigint, text, text, bigint, bigint) AS "
+        database.execute(marks + dialect.translate(getattr(log_reader, statement)).text)
+        explained = database.execute(
+            "EXPLAIN (ANALYZE, FORMAT JSON) EXECUTE page ('bob', 0, 6000, 50, NULL, NULL, NULL, NULL)"
+        ).fetchone()
+        database.execute("DEALLOCATE page")
+    assert explained is not None
+    (plan,) = explained[0]
+    assert sum(_rows_of_scans(plan["Plan"])) < 500
+
+
+def _rows_of_scans(node: dict[str, Any]) -> Iterator[float]:
+    if node.get("Relation Name") == "messages":
+        yield node["Actual Rows"] * node["Actual Loops"]
+    for below in node.get("Plans", []):
+        yield from _rows_of_scans(below)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from os import kill
 
 import psycopg
@@ -70,11 +71,14 @@ def test_sends_fail_fast_while_the_database_is_away_and_work_when_it_is_back(own
         refused = server.call("POST", "/api/send", {"from": "ann", "to": "bob", "payload": 99}, timeout_seconds=10)
         read = server.call("GET", "/api/messages?to=bob", timeout_seconds=10)
         live = server.call("GET", "/health/live")
+        eventually(
+            lambda: server.call("GET", "/health/ready").status == 503, within_seconds=30, what="an unready server"
+        )
         own.start()
         eventually(lambda: send(server, 100) == 200, within_seconds=5, what="a send's 200")
 
         assert stored == list(range(20))
-        assert (refused.status, refused.body["error"]["code"]) == (503, "unavailable")
+        assert (refused.status, refused.body["code"]) == (503, "unavailable")
         assert "retry-after" in refused.headers
         assert read.status == 503
         assert live.status == 200
@@ -84,12 +88,12 @@ def test_sends_fail_fast_while_the_database_is_away_and_work_when_it_is_back(own
 @pytest.mark.full
 def test_a_writer_that_hangs_in_its_transaction_holds_the_others_up_for_a_bounded_time(own: PostgresServer) -> None:
     """As a node that was frozen: it holds the lock of the head until PostgreSQL ends its idle transaction."""
-    with BusServer(database_url=own.make()) as server, psycopg.connect(server.database_url) as frozen:
+    with BusServer(database_url=own.make()) as server, closing(psycopg.connect(server.database_url)) as frozen:
         assert send(server, 1) == 200
         frozen.execute("SET idle_in_transaction_session_timeout = 4000")
         frozen.execute("SELECT seq FROM log_head FOR UPDATE")
         eventually(lambda: send(server, 2, idempotency_key="two") == 200, within_seconds=20, what="a send's 200")
-        with pytest.raises(psycopg.OperationalError):
+        with pytest.raises(psycopg.Error):
             frozen.execute("SELECT 1")
         assert payloads(server) == [1, 2]
 

@@ -11,6 +11,8 @@ from urllib.parse import quote, urlencode
 
 import pytest
 
+from bus.client import Calls
+from bus.errors import Malformed
 from bus.settings import ROOT
 from bus.testing import BusServer, eventually
 from tests.databases import PostgresServer
@@ -67,6 +69,20 @@ def test_a_message_is_found_by_its_words(each_server: BusServer) -> None:
     assert payloads(twin) == payloads(search(each_server, q=one))
 
 
+def test_the_python_client_searches(server: BusServer) -> None:
+    one, calls = word(), Calls("searcher", server.url)
+    for number in range(3):
+        send(server, f"{one} number {number}", type="counted")
+    search(server, q=one)
+    found = calls.search(one, sender="searcher", type="counted", limit=2)
+    assert [hit.message.payload for hit in found.hits] == [f"{one} number 2", f"{one} number 1"]
+    assert [hit.text[at : at + n] for hit in found.hits for at, n in hit.matches] == [one, one]
+    assert (found.more, found.complete) == (True, True)
+    assert len(calls.search(one, order="rank").hits) == 3
+    with pytest.raises(Malformed):
+        calls.search("*")
+
+
 def test_sender_type_address_and_time_narrow(each_server: BusServer) -> None:
     one = word()
     first = send(each_server, [one, "a"], from_="a.b", type="x")
@@ -94,7 +110,7 @@ def test_sender_type_address_and_time_narrow(each_server: BusServer) -> None:
     assert letters(until=f"{epoch}:{second['seq']}") == "ba"
     assert letters(until=first["timestamp"]) == "a"
     assert letters(since=first["timestamp"]) == "edcb"
-    without = each_server.call("GET", f"/api/search?from=a.b&since={epoch}:{first['seq'] - 1}").body
+    without = each_server.call("GET", f"/api/search?q=&from=a.b&type=&since={epoch}:{first['seq'] - 1}").body
     assert payloads(without) == [[one, "a"]]
 
 
