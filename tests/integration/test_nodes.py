@@ -137,6 +137,7 @@ def test_a_delayed_message_is_moved_once_and_arrives_elsewhere(nodes: Nodes) -> 
     assert sorted(message["payload"] for message in log if message["to"] == "later") == list(range(5))
 
 
+@pytest.mark.slow
 def test_a_node_that_is_killed_is_forgotten_and_its_work_goes_on(postgresql: PostgresServer) -> None:
     with Nodes(postgresql.make(), [{}, {}], env={"DB_POOL_SIZE": "2"}) as pair:
         holder = eventually(lambda: pair.holders().get("reaper"), what="a holder")
@@ -169,6 +170,7 @@ def number_in(holder: str) -> int:
     return int(holder.split("-")[-2]) // MAX_SLOTS
 
 
+@pytest.mark.slow
 def test_a_rate_limit_holds_over_all_nodes_and_on_each_while_redis_is_away(postgresql: PostgresServer) -> None:
     with RedisServer() as redis:
         env = {"REDIS_URL": redis.url, "RATE_LIMIT_REQUESTS_PER_HOUR": "60", "DB_POOL_SIZE": "2"}
