@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import os
 import secrets
 import shlex
 import sys
@@ -11,8 +12,10 @@ from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from subprocess import run
+from urllib.parse import urlsplit
 
 import jwt
+import psycopg
 
 from benchmarks.systems import (
     MARKED,
@@ -120,26 +123,49 @@ def loads() -> dict[Kind, list[str]]:
 
 
 def bus(
-    name: str, keeps: str, *, root: Path, command: str, load: Mapping[Kind, list[str]], settings: Mapping[str, str]
+    name: str,
+    keeps: str,
+    *,
+    root: Path,
+    command: str,
+    load: Mapping[Kind, list[str]],
+    settings: Mapping[str, str],
+    databases: str | None = None,
 ) -> System:
-    """The bus from the checkout `root`, started by `command` there, with further settings."""
+    """The bus from the checkout `root`, started by `command` there, with further settings.
+
+    `databases`: the URL of a PostgreSQL where each run makes a database of its own.
+    """
 
     def environment(place: Place) -> dict[str, str]:
         place_settings = {"MESSAGE_BUS_PORT": str(place.port), "DATA_DIR": str(place.folder)}
+        if databases:
+            place_settings["DATABASE_URL"] = fresh_database(databases)
         return {**ENVIRONMENT, **place_settings, **settings}
 
     script = root / "server_ws.py"
+    missing = "" if script.exists() else f"{script.name} not found in the checkout"
+    if databases == "":
+        missing = "BENCHMARK_DATABASE_URL names no PostgreSQL whose user may create databases"
     return System(
         name=name,
         keeps=keeps,
         command=lambda place: [part.format(port=place.port, python=sys.executable) for part in shlex.split(command)],
         load=load,
         version=version_of(root),
-        missing="" if script.exists() else f"{script.name} not found in the checkout",
+        missing=missing,
         working_folder=root,
         environment=environment,
         is_ready=is_healthy,
     )
+
+
+def fresh_database(url: str) -> str:
+    """A new, empty database beside the one that `url` names; it stays when the run is over."""
+    name = f"bench_{secrets.token_hex(6)}"
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}")
+    return urlsplit(url)._replace(path=f"/{name}").geturl()
 
 
 def credential() -> str:
@@ -174,6 +200,15 @@ def buses(root: Path, command: str, settings: Mapping[str, str], baseline: Path 
         variant("bus", durable, every),
         variant("bus-ephemeral", "nothing", ephemeral),  # type: ignore[arg-type]
         variant("bus-relaxed", "SQLite, fsync later", relaxed, DURABILITY="relaxed"),  # type: ignore[arg-type]
+        bus(
+            "bus-postgresql",
+            "PostgreSQL, fsync before answer and delivery",
+            root=root,
+            command=command,
+            load=every,
+            settings=settings,
+            databases=os.environ.get("BENCHMARK_DATABASE_URL", ""),
+        ),
         variant("bus-2-workers", durable, pair, WEB_CONCURRENCY="2"),
         variant("bus-guarded", durable, guarded_loads(header=credential()), **GUARDS),
         variant("bus-bare", durable, guarded_loads(), ENABLE_METRICS="false", DISABLED_EXTENSIONS=BARE),

@@ -26,7 +26,7 @@ class Clock:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._offset_us = 0
-        self._followed_us = 0
+        self._followed_us: int | None = None
         self._said_us = 0
 
     def anchor(self) -> None:
@@ -40,11 +40,13 @@ class Clock:
     def follow(self, now_us: int) -> None:
         """Go by another clock, the database's, which says `now_us`: several machines share that one. One thread.
 
-        It never falls: to come back, it runs a tenth slower.
+        The first time it takes that over as it is. From then on it never falls: to come back, it runs a tenth slower.
         """
         here = time.clock_gettime_ns(_CLOCK) // 1000
         change = now_us - here - self._offset_us
-        self._offset_us += max(change, -(here - self._followed_us) // 10)
+        if self._followed_us is not None:
+            change = max(change, -(here - self._followed_us) // 10)
+        self._offset_us += change
         self._followed_us = here
 
     def now_us(self) -> int:

@@ -209,7 +209,7 @@ STORE = (
 )
 
 PROCESS = (
-    gauge("bus_workers", "Worker processes that serve.", across="once"),
+    gauge("bus_workers", "Worker processes of this machine that serve.", across="once"),
     histogram("bus_event_loop_lag_seconds", "How late a timer of 0.1 s came, on each worker."),
     counter("bus_process_cpu_seconds_total", "Processor time of a worker slot.", across="worker"),
     gauge("bus_process_resident_memory_bytes", "Resident memory of a worker.", across="worker"),
@@ -311,7 +311,27 @@ HEALTH = (
     ),
 )
 
-FAMILIES = (*MESSAGES, *CONNECTIONS, *HTTP, *STORE, *PROCESS, *WEBHOOKS, *HEALTH)
+NODES = (
+    gauge(
+        "bus_backplane_up",
+        "1 while a worker hears what the nodes say to one another; 0 without other nodes.",
+        across="worker",
+    ),
+    gauge("bus_backplane_members", "Workers of other nodes that are known.", across="max"),
+    counter(
+        "bus_backplane_loads_total", "What was said to other nodes, and heard of them.", direction=("sent", "heard")
+    ),
+    counter("bus_backplane_lost_total", "Gaps in what other nodes said; all was asked for again."),
+    counter(
+        "bus_backplane_left_out_total",
+        "Commits that went as hints, and ephemeral messages that did not go, for want of room.",
+    ),
+    counter("bus_backplane_connects_total", "Connections made to the channel between nodes."),
+    gauge("bus_limits_shared", "1 while a worker counts requests over all nodes.", across="worker"),
+    counter("bus_leases_taken_over_total", "Leases taken from processes that had not renewed them."),
+)
+
+FAMILIES = (*MESSAGES, *CONNECTIONS, *HTTP, *STORE, *PROCESS, *WEBHOOKS, *HEALTH, *NODES)
 
 ALIASES = {
     "messages_sent": "bus_messages_published_total",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from bus.connection import Connection
 from bus.message import REQUIRES_ACK, Kind, Message, is_for
@@ -14,50 +15,58 @@ RECENT_SECONDS = 1.0
 """What came before is read from the store, which knows what has expired: no policy is shorter."""
 
 
+class Block(NamedTuple):
+    """The messages of one commit, the bytes that they keep alive, and when they came, by the monotonic clock."""
+
+    messages: Sequence[Message]
+    size: int
+    came: float
+
+
 class Recent:
-    """Event loop only. `_messages` are the last ones, without a hole; RECENT_BYTES or RECENT_MESSAGES of them."""
+    """Event loop only. `_blocks` are the last ones, without a hole, up to RECENT_BYTES, _MESSAGES and _SECONDS of them."""
 
     def __init__(self) -> None:
-        self._messages: deque[Message] = deque()
-        self._bytes = 0
-        self._came: deque[tuple[int, float]] = deque()  # the first seq of each block, and when it came
+        self._blocks: deque[Block] = deque()
+        self._bytes = self._count = 0
 
     def keep(self, messages: Sequence[Message]) -> None:
-        """The log's next messages came."""
-        kept, size = self._messages, self._bytes
-        if messages:
-            self._came.append((messages[0].seq, time.monotonic()))
-        for message in messages:
-            kept.append(message)
-            size += len(message.payload) or len(message.rendered)
-        while size > RECENT_BYTES or len(kept) > RECENT_MESSAGES:
-            size -= _size(kept.popleft())
-        self._bytes = size
-        since = time.monotonic() - RECENT_SECONDS
-        while self._came and self._came[0][1] < since:
-            self._came.popleft()
+        """The log's next messages came, at least one."""
+        block = Block(messages, sum(len(m.payload) or len(m.rendered) for m in messages), time.monotonic())
+        self._blocks.append(block)
+        self._bytes += block.size
+        self._count += len(messages)
+        while self._bytes > RECENT_BYTES or self._count > RECENT_MESSAGES:
+            self._drop_first()
+        self._drop_old()
 
     def clear(self) -> None:
         """Messages were passed over: what is kept would have a hole."""
-        self._messages.clear()
-        self._bytes = 0
+        self._blocks.clear()
+        self._bytes = self._count = 0
 
     def missed(self, connection: Connection, max_bytes: int) -> list[Message] | None:
         """What a connection is due behind its position. None when that is not all here, or more than `max_bytes`."""
-        messages, position = self._messages, connection.position
-        if not messages or messages[0].seq > position + 1 or self._is_old(position + 1):
+        self._drop_old()
+        blocks, position = self._blocks, connection.position
+        if not blocks or blocks[0].messages[0].seq > position + 1:
             return None
-        missed = [m for m in messages if m.seq > position and _is_due(m, connection)]
+        missed = [m for block in blocks for m in block.messages if m.seq > position and _is_due(m, connection)]
         if len(missed) > 1 and sum(map(_size, missed)) > max_bytes:
             return None
         if any(m.terms is not None and m.terms.ttl_us is not None for m in missed):
             return None  # the store knows whether it has expired
         return missed
 
-    def _is_old(self, seq: int) -> bool:
-        """True when the message at `seq` came so long ago that it may have expired."""
+    def _drop_old(self) -> None:
         since = time.monotonic() - RECENT_SECONDS
-        return next((first for first, at in self._came if at >= since), seq + 1) > seq
+        while self._blocks and self._blocks[0].came < since:
+            self._drop_first()
+
+    def _drop_first(self) -> None:
+        block = self._blocks.popleft()
+        self._bytes -= block.size
+        self._count -= len(block.messages)
 
 
 def _is_due(message: Message, connection: Connection) -> bool:

@@ -426,7 +426,9 @@ def _explain(error: msgspec.ValidationError, values: Mapping[str, str]) -> Start
     problem = problem.replace("`", "").replace(" | null", "").removesuffix(", got str")
     if problem.startswith("Invalid enum value"):
         problem = f"it must be one of {', '.join(get_args(get_type_hints(Settings)[name.lower()]))}"
-    problem = problem.replace("Expected bool", "it must be true or false").replace("Expected", "it must be")
+    for kind, words in (("bool", "true or false"), ("int", "a whole number"), ("float", "a number")):
+        problem = problem.replace(f"Expected {kind}", f"it must be {words}")
+    problem = problem.replace("Expected", "it must be")
     return StartRefused(f"The setting {name}={shown} is wrong: {problem}. Mend it in the environment or in .env.")
 
 

@@ -11,7 +11,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from flask import Flask
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -119,16 +122,49 @@ WEBHOOKS = {
 }
 
 
+FILES = {
+    "/ws/<client_id>": "the WebSocket: [protocol.md](../protocol.md#a-connection)",
+    "/": "leads a browser to the console and to these pages; JSON for all others",
+    "/openapi.json": "all routes, as OpenAPI 3.1",
+    "/docs": "the same as a page to read",
+    "/console": "the [console](../console.md)",
+    "/console/": "the same",
+    "/console/parts.json": "which parts of the console the server has",
+    "/console/<path:name>": "files of the console",
+    "/client.js": "the client for JavaScript",
+    "/static/<name>": "files of the pages",
+    "/favicon.ico": "the icon",
+}
+"""What is served and is no operation of the API."""
+
+
 def rest_page() -> str:
     """The text of docs/reference/rest.md."""
-    document = describe(create_app(Settings()).config["OPERATIONS"])
+    app = create_app(Settings())
+    document = describe(app.config["OPERATIONS"])
     groups: dict[str, list[str]] = {}
     for path, methods in document["paths"].items():
         if not path.startswith("/api/v1/"):
             for method, about in methods.items():
                 groups.setdefault(_group(path), []).append("\n".join(_operation(method, path, about, document)))
     links = " ·\n".join(f"[{title}](#{title.lower().replace(' ', '-')})" for title in groups)
-    return REST_HEAD + links + "\n\n" + "\n".join(f"## {title}\n\n" + "\n".join(them) for title, them in groups.items())
+    parts = [f"## {title}\n\n" + "\n".join(them) for title, them in groups.items()]
+    parts.append("## Pages and files\n\n| path | |\n|---|---|\n" + "".join(_files(app)))
+    return REST_HEAD + links + "\n\n" + "\n".join(parts)
+
+
+def _files(app: Flask) -> Iterator[str]:
+    described = {
+        path for each in app.config["OPERATIONS"] for path in (each.path, each.path.replace("/api/", "/api/v1/"))
+    }
+    for rule in app.url_map.iter_rules():
+        if rule.rule in described:
+            continue
+        if rule.rule not in FILES:
+            raise SystemExit(
+                f"{rule.rule} is no Operation, and has no sentence in docs/make_reference.py; give it one."
+            )
+        yield f"| `{rule.rule}` | {FILES[rule.rule]} |\n"
 
 
 def _group(path: str) -> str:

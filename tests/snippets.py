@@ -11,7 +11,8 @@ What is code (`sh`, `bash`, `console`, `python`, `js`, `javascript`) needs an HT
     <!-- snippet: not run: … -->     why nobody can run it here
 
 `<!-- snippets: … -->` says the same of all blocks that follow. `<!-- server: A=b C=d -->` gives the page a server of its
-own, with these settings. A `console` block shows commands, behind `$ `, and what they print; `…` stands for any text.
+own, with these settings. A `console` block shows commands, behind `$ `, and what they print; `…` stands for any
+text, and how many spaces there are does not count.
 """
 
 from __future__ import annotations
@@ -235,4 +236,4 @@ def matches(shown: str, got: str) -> bool:
 def _plain(text: str) -> str:
     for what, stands in _SAME:
         text = what.sub(stands, text)
-    return re.sub(r"127\.0\.0\.1:\d+", "<bus>", text).strip()
+    return re.sub(r" +", " ", re.sub(r"127\.0\.0\.1:\d+", "<bus>", text)).strip()

@@ -9,10 +9,12 @@ from collections.abc import Callable, Iterator
 import click
 import pytest
 
-from bus import events
+from bus import connection, events, message, protocol
 from bus.cli.main import cli
+from bus.client import Client, Message
 from bus.families import ALIASES, BUILD_INFO, FAMILIES, HTTP_REQUESTS
 from bus.settings import ROOT, Settings
+from bus.storage import deliveries
 from server_ws import EXTENSIONS, create_app
 from webhooks import WebhookEvent
 
@@ -20,6 +22,20 @@ DOCS = ROOT / "docs"
 MADE: dict[str, Callable[[], str]] = runpy.run_path(str(DOCS / "make_reference.py"))["PAGES"]
 PAGES = {str(path.relative_to(ROOT)): path.read_text() for path in sorted(DOCS.rglob("*.md"))}
 APP = create_app(Settings())
+
+
+def verb_of(kind: type, name: str) -> bool:
+    """True for what a caller may use of a class, but for the fields of a message and what the library itself calls."""
+    fields = (*getattr(kind, "__struct_fields__", ()), "__struct_config__")
+    return not name.startswith("_") and name not in (
+        *fields,
+        "bind",
+        "raw",
+        "json_line",
+        "is_settled",
+        "queue",
+        "client_id",
+    )
 
 
 @pytest.mark.parametrize("name", MADE)
@@ -39,15 +55,11 @@ def test_a_page_that_is_made_from_the_code_is_up_to_date(name: str) -> None:
     ),
 )
 def test_a_route_is_documented(method: str, path: str) -> None:
-    if f"### `{method} {path}`" in PAGES["docs/reference/rest.md"]:
-        return
-    plain = (
-        re.sub(r"(?<=.)/$|/\{name\}$", "", path).replace("{", "<").replace("}", ">")
-    )  # the files of a page go with it
-    named = any(f"{plain}`" in page or f"{plain}?" in page for page in PAGES.values())
-    assert named, (
-        f"No page names {method} {path}: if it is an Operation, run `make docs`; else name it where it is explained."
-    )
+    page = PAGES["docs/reference/rest.md"]
+    file = path.replace("{", "<").replace("}", ">").replace("<name>", "<path:name>")
+    assert any(
+        f"{begins}`" in page for begins in (f"### `{method} {path}", f"| `{file}", f"| `{file.replace('path:', '')}")
+    ), f"docs/reference/rest.md does not have {method} {path}; run `make docs`."
 
 
 @pytest.mark.parametrize("name", Settings.__struct_fields__)
@@ -125,3 +137,40 @@ def test_the_links_of_the_page_for_models_lead_to_files() -> None:
     links = re.findall(r"\]\(https://github\.com/[\w-]+/[\w-]+/blob/main/([^)#]+)", (ROOT / "llms.txt").read_text())
     assert links
     assert all((ROOT / link).is_file() for link in links)
+
+
+@pytest.mark.parametrize("name", [name for kind in (Client, Message) for name in dir(kind) if verb_of(kind, name)])
+def test_what_the_python_client_can_do_is_on_its_page(name: str) -> None:
+    assert f"`{name}`" in PAGES["docs/python.md"]
+
+
+VERBS = [
+    *("on", "emit", "is_heard", "before_publish", "with_commit", "use_tables", "write", "read", "add_worker", "send"),
+    *("backplane.note", "backplane.hear"),
+]
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_verb_of_extensions_is_on_their_page(verb: str) -> None:
+    assert f"`bus.{verb}(" in PAGES["docs/extensions.md"]
+
+
+NUMBERS = {
+    "faq.md": [
+        f"limit of {Settings().inbox_limit:,} messages to an inbox",
+        f"After {'five' if deliveries.MAX_FAILURES == 5 else deliveries.MAX_FAILURES} counted attempts",
+        f"At most {connection.MAX_HELD_BYTES // 2**20} MiB is held for it",
+        f"up to {'a day' if protocol.MAX_ACK_WAIT_SECONDS == 86400 else protocol.MAX_ACK_WAIT_SECONDS} in all",
+    ],
+    "howto.md": [
+        f"up to {protocol.MAX_DELAY_SECONDS / 86400:.0f} days ahead",
+        f"wait up to {protocol.MAX_WAIT_SECONDS:.0f} s for it",
+        f"({message.ACK_WAIT_US // 10**6} s, or `ack_wait`)",
+    ],
+    "python.md": ["after five failures" if deliveries.MAX_FAILURES == 5 else "after more"],
+}
+
+
+@pytest.mark.parametrize(("page", "said"), [(page, said) for page, all_said in NUMBERS.items() for said in all_said])
+def test_a_number_in_the_prose_is_the_codes(page: str, said: str) -> None:
+    assert " ".join(said.split()) in " ".join(PAGES[f"docs/{page}"].split())

@@ -110,6 +110,10 @@ class Backplane(Protocol):
         """The slots of those whom a note reaches."""
         ...
 
+    def here(self) -> list[int]:
+        """The slots of this machine's processes, this one's included."""
+        ...
+
     def announce_topics(self, number: int, patterns: Collection[str], *, added: bool) -> None:
         """A connection of this process, known by a number, subscribed to patterns, or unsubscribed."""
         ...

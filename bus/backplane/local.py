@@ -214,6 +214,9 @@ class LocalBackplane:
     def neighbours(self) -> list[int]:
         return sorted(self._links)
 
+    def here(self) -> list[int]:
+        return sorted([self.slot, *self._links])
+
     def announce_topics(self, number: int, patterns: Collection[str], *, added: bool) -> None:
         if self._links:
             frame = _frame([TOPICS, number, tuple(patterns), added])

@@ -57,7 +57,7 @@ PART_ITEMS = 2000
 class NodesBackplane:
     """See `bus.backplane.Backplane`. `up`: this process hears what is sent on the channel.
 
-    `sent`: loads; `heard`: frames; `lost`: gaps in what others sent; `left_out`: commits that became hints, and ephemeral
+    `sent`, `heard`: loads; `lost`: gaps in what others sent; `left_out`: commits that became hints, and ephemeral
     messages that had no room.
     """
 
@@ -149,6 +149,9 @@ class NodesBackplane:
 
     def neighbours(self) -> list[int]:
         return [*self.local.neighbours(), *sorted(member.slot for member in self._members.values())]
+
+    def here(self) -> list[int]:
+        return self.local.here()
 
     def announce_topics(self, number: int, patterns: Collection[str], *, added: bool) -> None:
         self.local.announce_topics(number, patterns, added=added)
@@ -273,8 +276,8 @@ class NodesBackplane:
                 self._neighbours.missed()
             member.number = head.number
         try:
+            self.heard += 1
             for frame in frames_of(data):
-                self.heard += 1
                 self._take_in(member, head, frame)
         except (msgspec.MsgspecError, ValueError, TypeError, IndexError):
             log.exception("A node said something that can't be read", extra={"action": "backplane_frame"})

@@ -25,8 +25,11 @@ from dotenv import dotenv_values
 
 from bus.cli.findings import Finding, ok, warning, wrong
 from bus.cli.show import size
+from bus.clock import Clock
+from bus.companions import Companions
 from bus.errors import StartRefused
 from bus.settings import ROOT, Settings, doubts, load
+from bus.storage.opening import open_store
 from bus.storage.sqlite import CHECKED_WHOLE_BYTES, NETWORK_FILE_SYSTEMS, OLDEST_ENGINE
 
 OLDEST_PYTHON = (3, 11)
@@ -47,8 +50,7 @@ def examine() -> Iterator[Finding]:
         return
     yield from _settings(settings)
     yield from _folder(settings)
-    if not settings.is_on_postgresql:
-        yield from _store(settings)
+    yield from [_database(settings)] if settings.is_on_postgresql else _store(settings)
     yield from _disk(settings)
     yield _port(settings)
     yield from _machine(settings)
@@ -212,6 +214,14 @@ def _store(settings: Settings) -> Iterator[Finding]:
         yield wrong(
             "store", f"{path} can't be read: {error}.", "Restore the log from a copy: python -m bus restore FILE"
         )
+
+
+def _database(settings: Settings) -> Finding:
+    try:
+        open_store(settings, Clock(settings.data_path), Companions()).check()
+    except StartRefused as refusal:
+        return wrong("store", str(refusal), "Mend it, or DATABASE_URL (docs/postgresql.md).")
+    return ok("store", "PostgreSQL answers, is new enough, and has connections left.")
 
 
 def _stored(connection: apsw.Connection, path: Path) -> Iterator[Finding]:

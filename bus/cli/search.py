@@ -2,33 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import click
 import msgspec
 
-from bus.cli.options import with_connection, with_json
+from bus.cli.options import DEFAULT_NAME, with_connection, with_json
 from bus.cli.show import moment, printable
-from bus.client.received import message_of
-from bus.client.rest import Rest
-
-PAGE = 100
-
-
-class _Snippet(msgspec.Struct):
-    text: str
-    matches: list[tuple[int, int]]
-
-
-class _Result(msgspec.Struct):
-    message: msgspec.Raw
-    snippet: _Snippet
-
-
-class _Page(msgspec.Struct):
-    results: list[_Result]
-    cursor: str
-    more: bool
-    indexed_to: str
-    complete: bool
+from bus.client import Calls, Hit
 
 
 @click.command()
@@ -49,6 +30,7 @@ def search(
     words: tuple[str, ...],
     type_: str | None,
     sender: str | None,
+    order: Literal["newest", "rank"],
     limit: int,
     as_json: bool,
     url: str,
@@ -60,26 +42,26 @@ def search(
     A word in double quotes, inside the shell's, is a phrase; a star ends the beginning of a word. Case and accents make no
     difference.
     """
-    rest = Rest(url, api_key=api_key)
-    query: dict[str, object] = {**given, "q": " ".join(words) or None, "type": type_, "from": sender}
-    left, more = limit, True
-    while more and left > 0:
-        page = rest.get("/api/search", {**query, "limit": min(left, PAGE)}, _Page)
-        for result in page.results:
-            click.echo(msgspec.json.encode(result) if as_json else _row(result))
-        left, more, query["cursor"] = left - len(page.results), page.more, page.cursor
-    if more:
+    calls = Calls(DEFAULT_NAME, url, api_key=api_key)
+    found = calls.search(" ".join(words) or None, sender=sender, type=type_, order=order, limit=limit, **given)
+    for hit in found.hits:
+        click.echo(_json(hit) if as_json else _row(hit))
+    if found.more:
         click.echo("There are more; --limit shows them.", err=True)
-    if not page.complete:
-        click.echo(f"What is behind {page.indexed_to} is not indexed yet.", err=True)
+    if not found.complete:
+        click.echo(f"What is behind {found.indexed_to} is not indexed yet.", err=True)
 
 
-def _row(result: _Result) -> str:
-    message = message_of(bytes(result.message))
-    text, at = [], 0
-    for begin, length in result.snippet.matches:
-        word = printable(result.snippet.text[begin : begin + length])
-        text += [printable(result.snippet.text[at:begin]), click.style(word, bold=True, fg="yellow")]
+def _json(hit: Hit) -> bytes:
+    snippet = {"text": hit.text, "matches": hit.matches}
+    return msgspec.json.encode({"message": msgspec.Raw(hit.message.raw), "snippet": snippet})
+
+
+def _row(hit: Hit) -> str:
+    message, shown, at = hit.message, [], 0
+    for begin, length in hit.matches:
+        word = printable(hit.text[begin : begin + length])
+        shown += [printable(hit.text[at:begin]), click.style(word, bold=True, fg="yellow")]
         at = begin + length
-    shown = "".join([*text, printable(result.snippet.text[at:])])
-    return f"{moment(message.timestamp)}  {printable(f'{message.sender}  {message.type}  {message.id}')}\n    {shown}"
+    text = "".join([*shown, printable(hit.text[at:])])
+    return f"{moment(message.timestamp)}  {printable(f'{message.sender}  {message.type}  {message.id}')}\n    {text}"

@@ -19,7 +19,7 @@ from bus.client.client import Client
 from bus.client.errors import BacklogFull, Offline, QueueFull, ReceiptTimeout
 from bus.client.outbox import SendOptions
 from bus.client.received import Failed, Fate, Gap, Message, Receipt
-from bus.client.reports import DeadLetter, QueueState, Replay, Reply, Swept, Thread
+from bus.client.reports import DeadLetter, Hit, Hits, QueueState, Replay, Reply, Swept, Thread
 from bus.client.verdicts import Nack, Reject, Release
 from bus.client.worker import Worker
 
@@ -31,6 +31,8 @@ __all__ = [
     "Failed",
     "Fate",
     "Gap",
+    "Hit",
+    "Hits",
     "Message",
     "Nack",
     "Offline",

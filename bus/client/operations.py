@@ -11,6 +11,9 @@ from bus.client.received import Message, message_of
 from bus.client.reports import (
     DeadLetter,
     DeadLettersPage,
+    Hit,
+    Hits,
+    HitsPage,
     QueuesPage,
     QueueState,
     Replay,
@@ -76,6 +79,34 @@ class Operations:
             last_activity=page.last_activity,
             messages=tuple(messages),
         )
+
+    def search(
+        self,
+        q: str | None = None,
+        *,
+        sender: str | None = None,
+        type: str | None = None,
+        to: str | None = None,
+        since: str | None = None,
+        until: str | None = None,
+        order: Literal["newest", "rank"] = "newest",
+        limit: int = 20,
+    ) -> Hits:
+        """Kept messages in which all words and phrases of `q` stand, at most `limit`, as far as one may read them.
+
+        A part in double quotes is a phrase; a star ends the beginning of a word. `sender`, `type` and `to` narrow, or are
+        enough by themselves; `since` and `until` are cursors or ISO times.
+        """
+        query: dict[str, object] = {"q": q, "from": sender, "type": type, "to": to, "since": since, "until": until}
+        query["order"] = order
+        hits: list[Hit] = []
+        while True:
+            page = self._rest.get("/api/search", {**query, "limit": min(PAGE, limit - len(hits))}, HitsPage)
+            hits += [body.read() for body in page.results]
+            if not page.more or len(hits) >= limit:
+                break
+            query["cursor"] = page.cursor
+        return Hits(tuple(hits), page.more, page.indexed_to, page.complete)
 
     # ---- dead letters
 

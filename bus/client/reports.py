@@ -96,7 +96,52 @@ class Thread(msgspec.Struct, kw_only=True, frozen=True):
     messages: tuple[Message, ...] = ()
 
 
+class Hit(msgspec.Struct, frozen=True):
+    """A message that a search found. `matches` are pairs of where a word begins in `text`, and how long it is."""
+
+    message: Message
+    text: str
+    matches: tuple[tuple[int, int], ...]
+
+
+class Hits(msgspec.Struct, frozen=True):
+    """What a search found. `more`: there is more of it. `complete`: the whole log was looked through, not just up to the
+    cursor `indexed_to`."""
+
+    hits: tuple[Hit, ...]
+    more: bool
+    indexed_to: str
+    complete: bool
+
+
 # ---- as they come: messages are kept as the text they are
+
+
+class HitBody(msgspec.Struct):
+    """A result of a search as it comes."""
+
+    class Snippet(msgspec.Struct):
+        """The part of its text where the words stand."""
+
+        text: str
+        matches: tuple[tuple[int, int], ...]
+
+    message: msgspec.Raw
+    snippet: Snippet
+
+    def read(self) -> Hit:
+        """The same for the caller."""
+        return Hit(message_of(bytes(self.message)), self.snippet.text, self.snippet.matches)
+
+
+class HitsPage(msgspec.Struct):
+    """A page of results."""
+
+    results: list[HitBody]
+    cursor: str
+    more: bool
+    indexed_to: str
+    complete: bool
 
 
 class Claimed(msgspec.Struct):

@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
+from importlib import import_module
 from typing import TYPE_CHECKING, Protocol
 
 from bus.errors import RateLimited, StartRefused
@@ -27,8 +28,10 @@ if TYPE_CHECKING:
     from bus.backplane import Backplane
     from bus.clock import Clock
     from bus.identity.caller import Caller
+    from bus.limits.tally import Tally
     from bus.metrics import Metrics
     from bus.nodes.leases import Leases
+    from bus.nodes.node import Node
 
 STRANGERS_SOCKETS = 100
 """Sockets of one address whose credential is still to come in their first frame."""
@@ -53,6 +56,7 @@ class Host(Protocol):
     metrics: Metrics
     clock: Clock
     backplane: Backplane
+    node: Node | None
 
     def emit(self, event: RateLimitHit, /) -> None: ...
 
@@ -127,8 +131,11 @@ class Limits:
             (settings.max_connections_per_address, settings.max_connections_per_key)
         )
         self._host = host
+        self._settings = settings
         self._places: Places | None = None
         self._buckets: SharedBuckets | None = None
+        self.tally: Tally | None = None
+        """There while requests are counted over nodes."""
         self._allowances: dict[tuple[str, tuple[tuple[int, int], ...]], Allowance] = {}
         self._told: dict[str, float] = {}
 
@@ -138,6 +145,7 @@ class Limits:
         try:
             if self.on:
                 self._buckets = SharedBuckets(lock_folder / "rate-limits", self._host.clock.now_us)
+                self._begin_tally(self._buckets)
             if self.counts_connections:
                 self._places = Places(lock_folder / "places", self._host.backplane.slot)
         except OSError as error:
@@ -145,7 +153,15 @@ class Limits:
                 f"The tables of limits can't be made in {lock_folder} ({error.strerror}); make room for 10 MiB on its disk."
             ) from None
 
+    def _begin_tally(self, buckets: SharedBuckets) -> None:
+        node, url = self._host.node, self._settings.redis_url
+        if node is not None and url:
+            self.tally = import_module("bus.limits.tally").Tally(url, node.bus, node.number, buckets)
+
     def stop(self) -> None:
+        if self.tally is not None:
+            self.tally.stop()
+            self.tally = None
         places, buckets = self._places, self._buckets
         self._places = self._buckets = None
         self._allowances.clear()
@@ -173,7 +189,8 @@ class Limits:
             return None
         found = self._allowances.get((who, windows))
         if found is None:
-            buckets = [DrawnBucket(self._buckets.bucket(who, limit, s), limit) for limit, s in windows]
+            kept = self.tally or self._buckets
+            buckets = [DrawnBucket(kept.bucket(who, limit, s), limit) for limit, s in windows]
             found = Allowance(who, "address" if who.startswith("address:") else "key", buckets, self._refused)
             if len(self._allowances) >= CALLERS_REMEMBERED:
                 self._allowances.clear()

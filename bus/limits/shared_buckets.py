@@ -89,9 +89,9 @@ def write_all(descriptor: int, data: bytes) -> None:
 
 
 class SharedBucket:
-    """One caller's bucket; see `bus.limits.buckets.Bucket`."""
+    """One caller's bucket; see `bus.limits.buckets.Bucket`. `elsewhere`: what was taken of it on other nodes."""
 
-    __slots__ = ("_buckets", "_home", "_slice_us", "_tag", "limit", "window_seconds")
+    __slots__ = ("_buckets", "_home", "_slice_us", "_tag", "elsewhere", "limit", "window_seconds")
 
     def __init__(self, buckets: SharedBuckets, tag: bytes, home: int, limit: int, window_seconds: int) -> None:
         self._buckets = buckets
@@ -100,6 +100,11 @@ class SharedBucket:
         self._slice_us = window_seconds * 1_000_000 // SLICES
         self.limit = limit
         self.window_seconds = window_seconds
+        self.elsewhere: Counts | None = None
+
+    def present_slice(self) -> int:
+        """The number of the slice that it is now."""
+        return self._buckets.now_us() // self._slice_us
 
     def take(self, cost: int) -> Grant:
         """Take `cost` tokens if that many are left. 0 only looks."""
@@ -109,15 +114,28 @@ class SharedBucket:
             now_us = buckets.now_us()
             row, counts = self._find(now_us)
             wanted = cost or 1
-            if counts.total + wanted > self.limit:
-                wait_us = counts.slice_with_room(self.limit, min(wanted, self.limit)) * self._slice_us - now_us
-                return self._grant(counts, now_us, max(wait_us, 1))
+            all_nodes = counts if self.elsewhere is None else self._with_others(counts)
+            if all_nodes.total + wanted > self.limit:
+                wait_us = all_nodes.slice_with_room(self.limit, min(wanted, self.limit)) * self._slice_us - now_us
+                return self._grant(all_nodes, now_us, max(wait_us, 1))
             if cost:
                 counts.add(cost)
                 self._put(row, counts)
-            return self._grant(counts, now_us, 0)
+                if all_nodes is not counts:
+                    all_nodes.add(cost)
+            return self._grant(all_nodes, now_us, 0)
         finally:
             buckets.unlock(self._home)
+
+    def _with_others(self, counts: Counts) -> Counts:
+        """What was taken here and on other nodes, together."""
+        others = self.elsewhere
+        assert others is not None
+        others.move_to(counts.newest)
+        if not others.total:
+            self.elsewhere = None
+        taken = [here + there for here, there in zip(counts.taken, others.taken, strict=True)]
+        return Counts(counts.newest, counts.total + others.total, taken)
 
     def give_back(self, cost: int) -> None:
         """Undo a `take` of a moment ago."""

@@ -51,6 +51,7 @@ class Host(Protocol):
     settings: Settings
     lock_folder: Path
     mailbox: Mailbox
+    store: Any
     writer: LogWriter
     workers: list[Any]
 
@@ -82,7 +83,7 @@ def enter(store: Store, settings: Settings) -> Node | None:
     if not settings.is_on_postgresql:
         if settings.redis_url:
             log.warning(
-                "REDIS_URL does nothing for a log on SQLite, whose workers are all on this machine; it counts limits only",
+                "REDIS_URL does nothing for a log on SQLite: its workers are all on one machine, and meet there",
                 extra={"action": "redis_unused"},
             )
         return None
@@ -90,19 +91,27 @@ def enter(store: Store, settings: Settings) -> Node | None:
         import_module("bus.redis_client").check(settings.redis_url)
     key = _key_in(settings.lock_folder)
 
-    def job(transaction: Transaction) -> int:
+    def job(transaction: Transaction) -> tuple[int, int]:
         execute, now = transaction.execute, transaction.ledger.now
         known = execute("UPDATE bus_nodes SET seen_at = ? WHERE key = ? RETURNING number", (now, key.hex()))
-        if known:
-            return int(known[0][0])
         execute("DELETE FROM bus_nodes WHERE seen_at < ?", (now - FORGOTTEN_US,))
         taken = {number for (number,) in execute("SELECT number FROM bus_nodes")}
+        if known:
+            return known[0][0], len(taken)
         number = next(number for number in range(len(taken) + 1) if number not in taken)
         execute("INSERT INTO bus_nodes VALUES (?, ?, ?)", (key.hex(), number, now))
-        return number
+        return number, len(taken) + 1
 
+    number, count = _written(store, job)
+    if count > 1 and settings.secret_key is None:
+        log.warning(
+            "This is one of %d nodes, and SECRET_KEY is unset: each has a key of its own in DATA_DIR, so sessions end at a"
+            " change of nodes, and webhooks that one of them sealed fail on the others; set the same SECRET_KEY on all",
+            count,
+            extra={"action": "secret_key"},
+        )
     epochs = store.epochs
-    return Node(f"{epochs.lives[0][1]}_{epochs.current}", key, _written(store, job))
+    return Node(f"{epochs.lives[0][1]}_{epochs.current}", key, number)
 
 
 def join(node: Node | None, slot: Slot, bus: Host) -> tuple[Backplane, Leases]:
@@ -120,7 +129,7 @@ def _backplane(node: Node, slot: Slot, bus: Host) -> NodesBackplane:
     if settings.redis_url:
         channel = import_module("bus.backplane.redis").RedisChannel(settings.redis_url, node.bus)
     else:
-        channel = import_module("bus.backplane.notify").NotifyChannel(settings.store_url, node.bus, bus.mailbox)
+        channel = import_module("bus.backplane.notify").NotifyChannel(bus.store.conninfo, node.bus, bus.mailbox)
     return NodesBackplane(LocalBackplane(slot), channel, node.key, number_of(node, slot))
 
 

@@ -22,9 +22,9 @@ INTERVAL_SECONDS = 0.25
 TIDY_SECONDS = 5.0
 """How often the index is looked through, a window at a time, for what has left the log."""
 
-BATCH = 500
+FEWEST, BATCH = 50, 500
 BATCH_BYTES = 256 * 1024
-"""Messages, and bytes of payload, that one job indexes at most."""
+"""Messages, and bytes of payload, that one job indexes at most; and how few a batch shrinks to."""
 
 AIM_SECONDS = 0.004
 """How long a job should take: the batch grows and shrinks by that, so that no send waits long."""
@@ -63,7 +63,7 @@ class Indexer:
         self._host = host
         self._index = index
         self._place: int | None = None
-        self._rows = 50
+        self._rows = FEWEST
         self._looked_to = 0
         self._tidied_at = time.monotonic()
 
@@ -88,7 +88,7 @@ class Indexer:
         waited = time.monotonic() - began
         self._host.metrics.count("bus_search_indexed_total", by=len(documents))
         if taken > AIM_SECONDS:
-            self._rows = max(self._rows // 2, 10)
+            self._rows = max(self._rows // 2, FEWEST)
         elif len(documents) >= self._rows and taken < AIM_SECONDS / 2:
             self._rows = min(self._rows * 2, BATCH)
         self._yield(waited)

@@ -25,7 +25,10 @@ Migrations = Sequence[tuple[str, Path]]
 Progress = Callable[[str, int], None]
 
 ROWS_A_STEP = 5000
-_NOT_COPIED = frozenset(["migrations", "commits", "identity"])
+_OWN_TABLES = ("migrations", "commits", "identity")
+_DERIVED = "search_"
+"""Tables of the index of words begin so: it is another on each side, and is built anew."""
+
 _TYPES = {"bigint": "int8", "text": "text", "bytea": "bytea", "double precision": "float8"}
 
 
@@ -135,12 +138,12 @@ def _tables(cursor: psycopg.Cursor[Any], log: apsw.Connection) -> list[Table]:
     tables = [
         Table(name, tuple(zip(columns, types, strict=True)), numbered)
         for name, columns, types, numbered in cursor.fetchall()
-        if name not in _NOT_COPIED
+        if _is_copied(name)
     ]
     here = {table.name: {column for column, _ in table.columns} for table in tables}
     there: dict[str, set[str]] = {}
     for (name,) in log.execute("SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite_%'"):
-        if name not in _NOT_COPIED:
+        if _is_copied(str(name)):
             there[str(name)] = {str(row[1]) for row in log.execute(f'PRAGMA table_info("{name}")')}
     if here != there:
         differing = sorted(name for name in {*here, *there} if here.get(name) != there.get(name))
@@ -149,6 +152,10 @@ def _tables(cursor: psycopg.Cursor[Any], log: apsw.Connection) -> list[Table]:
             " written with."
         )
     return tables
+
+
+def _is_copied(name: str) -> bool:
+    return name not in _OWN_TABLES and not name.startswith(_DERIVED)
 
 
 def _copy_table(log: apsw.Connection, cursor: psycopg.Cursor[Any], table: Table, progress: Progress) -> tuple[int, int]:

@@ -42,7 +42,7 @@ def translate(statement: str) -> Statement:
     text = _MEMBERS.sub(lambda found: _array_test(found, lists), text)
     text = _called(text, "max", lambda inside, after: (_of_several("greatest", "max", inside), after))
     text = _called(text, "min", lambda inside, after: (_of_several("least", "min", inside), after))
-    text = _predicates(text)
+    text = _in_parts(_predicates(text))
     return Statement(text.encode(), frozenset(lists), bool(_ANSWERS.search(text)))
 
 
@@ -64,6 +64,7 @@ def script_of(file: Path) -> str:
     return own.read_text(encoding="utf-8") if own.exists() else translate_script(file.read_text(encoding="utf-8"))
 
 
+_UNION_IN_ORDER = re.compile(r"\s+ORDER BY [\d, ]+ LIMIT \$\d+\s*\Z")
 _INDEXED = re.compile(r"\s+INDEXED BY \w+")
 _CROSS = re.compile(r"\bCROSS JOIN\b(?=[^()]*?\bON\b)")
 _AS_TEXT = re.compile(r"\bCAST\(((?:\w+\.)?(?:extras|history|payload|attempts|data)) AS TEXT\)")
@@ -134,6 +135,23 @@ def _parted(arguments: str) -> list[str]:
         else:
             parts[-1] += character
     return [part.strip() for part in parts]
+
+
+def _in_parts(text: str) -> str:
+    """A union in the order of columns by number, up to a limit. SQLite merges its parts as their indexes bring them;
+    PostgreSQL would sort all of them, so each part brings no more than the limit."""
+    end = _UNION_IN_ORDER.search(text)
+    parts, depth, begin = [], 0, 0
+    for found in re.finditer(r"[()]|\bUNION ALL\b", text) if end else ():
+        depth += (found[0] == "(") - (found[0] == ")")
+        if not depth and found[0] == "UNION ALL":
+            parts.append(text[begin : found.start()])
+            begin = found.end()
+    if end is None or not parts:
+        return text
+    parts.append(text[begin : end.start()])
+    limited = (f"SELECT * FROM ({part.strip()}{end[0]}) AS part{n}" for n, part in enumerate(parts, 1))
+    return " UNION ALL ".join(limited) + end[0]
 
 
 def _of_several(scalar: str, aggregate: str, inside: str) -> str:

@@ -15,6 +15,7 @@ import msgspec
 from bus.message import REQUIRES_ACK, Kind
 from bus.storage import Transaction
 from bus.storage.deliveries import Failure, Swept
+from bus.storage.ledger_sql import OPEN
 from bus.storage.lifetimes import DEFAULT
 from bus.storage.rows import named
 
@@ -55,11 +56,15 @@ def remove(transaction: Transaction, seqs: Sequence[int], reason: str, *, archiv
     rows = transaction.execute(_DUE, (msgspec.json.encode(seqs).decode(), alive_at))
     removed = Removed([], [], [])
     going = []
+    tracked = {row[0]: _owners(row[1], row[2]) for row in rows if row[4] & REQUIRES_ACK}
+    if (ahead := transaction.ledger.ahead) is not None:
+        for seq, owners in tracked.items():
+            for owner in owners:
+                ahead.ask(OPEN, owner, seq)
     for row in rows:
-        seq, kind, address, _, flags, _ = row
-        if flags & REQUIRES_ACK:
-            owners = (f"queue:{address}",) if kind == Kind.QUEUE else named(kind, address)
-            failures = transaction.ledger.outlive(seq, owners)
+        seq = row[0]
+        if seq in tracked:
+            failures = transaction.ledger.outlive(seq, tracked[seq])
             if failures is None:
                 removed.held.append(seq)
                 continue
@@ -77,6 +82,10 @@ def remove(transaction: Transaction, seqs: Sequence[int], reason: str, *, archiv
     return removed
 
 
+def _owners(kind: int, address: str) -> tuple[str, ...]:
+    return (f"queue:{address}",) if kind == Kind.QUEUE else named(kind, address)
+
+
 def _count(transaction: Transaction, rows: Sequence[Any], reason: str, *, archived: bool) -> None:
     governed = {type_ for (type_,) in transaction.execute("SELECT type FROM policies")}
     counts: Counter[str] = Counter()
@@ -92,9 +101,9 @@ def _count(transaction: Transaction, rows: Sequence[Any], reason: str, *, archiv
     for policy, n in counts.items():
         transaction.execute(_COUNT_REMOVED, (policy, reason, n, n if archived else 0, sizes[policy]))
     today = transaction.ledger.now // DAY_US
+    had = dict(transaction.execute(_HAD, (msgspec.json.encode(list(missed)).decode(),))) if missed else {}
     for name, missing in missed.items():
-        had = transaction.execute("SELECT cursor FROM clients WHERE name = ?", (name,)) if name else []
-        unread = [seq for seq in missing if not had or seq > had[0][0]]
+        unread = [seq for seq in missing if seq > had.get(name, 0)]
         if unread:
             transaction.execute(_COUNT_EXPIRED, (name, today, len(unread), max(unread)))
 
@@ -103,6 +112,7 @@ _DUE_COLUMNS = "m.seq, m.kind, m.address, m.type, m.flags, length(m.payload)"
 _DUE = f"""
 SELECT {_DUE_COLUMNS} FROM json_each(?1) j CROSS JOIN messages m ON m.seq = j.value
  WHERE m.expires_at <= ?2 OR ?2 IS NULL"""
+_HAD = "SELECT name, cursor FROM clients WHERE name IN (SELECT value FROM json_each(?))"
 _COUNT_REMOVED = """
 INSERT INTO removed VALUES (?, ?, ?, ?, ?) ON CONFLICT (policy, reason) DO UPDATE
  SET n = removed.n + excluded.n, archived = removed.archived + excluded.archived, bytes = removed.bytes + excluded.bytes"""

@@ -139,7 +139,7 @@ class Inboxes:
                     continue  # of a sender, the row may be made by what it sends
                 if name not in names.known and name not in names.unknown:
                     ahead.ask(_KNOWN, name)
-                if not goes_out and not names.left.get(name):
+                if not goes_out and name not in names.left:
                     ahead.ask(_MARK, name)
                     counted[name] = None
         for name in counted:

@@ -67,7 +67,8 @@ _SENTENCES = (
     ("too many clients", "has no connection left; raise its max_connections, or lower DB_POOL_SIZE or WEB_CONCURRENCY"),
     ("connection slots", "has no connection left; raise its max_connections, or lower DB_POOL_SIZE or WEB_CONCURRENCY"),
     ("translate host name", "can't be found: its host name has no address; mend DATABASE_URL"),
-    ("SSL", "and this bus do not agree on TLS; see sslmode in DATABASE_URL"),
+    ("does not support SSL", "speaks no TLS, and sslmode in DATABASE_URL asks for it; set up TLS there, or mend it"),
+    ("certificate", "has a certificate that can't be trusted here; see sslmode and sslrootcert in DATABASE_URL"),
     ("not read-write", "is a standby that can't be written to; name the primary, or all hosts, in DATABASE_URL"),
     ("read-only", "is a standby that can't be written to; name the primary, or all hosts, in DATABASE_URL"),
 )
@@ -85,9 +86,13 @@ class Pool(msgspec.Struct, frozen=True):
 
 
 class PostgresStore:
-    """A log in one database. `url` is libpq's, with all of its parameters; secrets of it are in no sentence."""
+    """A log in one database. `url` is libpq's, with all of its parameters; secrets of it are in no sentence.
+
+    `conninfo` is what connections are made of, the password included.
+    """
 
     name = "postgresql"
+    writer_type = PostgresWriter
 
     def __init__(
         self,

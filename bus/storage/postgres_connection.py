@@ -130,7 +130,6 @@ class PostgresConnection:
         translated = translate(statement)
         values, types, formats = _encoded(bindings, translated.lists) if bindings else (None, (), None)
         key = translated.text, types
-        queue = self._queue
         try:
             name = self._prepared.get(key)
             if name is None:
@@ -141,8 +140,8 @@ class PostgresConnection:
         answer = Answer(self)
         if not translated.answers:
             answer.rows = []
-        queue.append(answer)
-        if len(queue) >= QUEUED_MOST:
+        self._queue.append(answer)
+        if len(self._queue) >= QUEUED_MOST:
             self.flush()
         return answer
 
@@ -205,7 +204,7 @@ class PostgresConnection:
         return self._socket
 
     def close(self) -> None:
-        """Close; what is queued is not sent."""
+        """Close. What is queued may still be sent: only a COMMIT among it counts."""
         self._queue.clear()
         self._pg.finish()
 

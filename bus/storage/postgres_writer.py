@@ -76,7 +76,7 @@ class PostgresWriter:
                 connection, xid = self._begin(batch)
             except ConnectionLost:  # it went while nobody wrote; nothing of the batch was sent
                 connection, xid = self._begin(batch)
-            return self._commit(connection, xid, batch)
+            return self._commit_locked(connection, xid, batch)
         except ConnectionLost as error:
             raise away(error) from error
         except PostgresError as error:
@@ -108,7 +108,9 @@ class PostgresWriter:
             raise
         return connection, xid
 
-    def _commit(self, connection: PostgresConnection, xid: int, batch: Sequence[Item]) -> tuple[int, list[Message]]:
+    def _commit_locked(
+        self, connection: PostgresConnection, xid: int, batch: Sequence[Item]
+    ) -> tuple[int, list[Message]]:
         memory = self._memory
         try:
             work = Work(memory)

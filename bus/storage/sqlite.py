@@ -95,6 +95,8 @@ class WritersLock:
 class SqliteStore:
     """A log in one file. `lock_folder` holds the side files of the processes that share it."""
 
+    writer_type = SqliteWriter
+
     def __init__(
         self,
         path: Path,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from bus import __version__
 from bus.auth import Headers
+from bus.backplane.nodes import NodesBackplane
 from bus.errors import BusError
 from bus.events import BusStarted, CanaryFlown
 from bus.health import canary, report
@@ -93,6 +94,9 @@ class BusHealth:
         judge.add_readiness_check(own("connections", self._has_room))
         judge.add_readiness_check(own("canary", self._canary_arrives, critical=False))
         judge.add_readiness_check(own("workers", self._neighbours_are_well, critical=False))
+        if self._bus.settings.is_on_postgresql:
+            judge.add_readiness_check(own("nodes", self._nodes_are_heard, critical=False))
+            judge.add_readiness_check(own("limits", self._limits_are_shared, critical=False))
 
     def workers(self) -> list[Worker]:
         """What has to run for it."""
@@ -166,6 +170,23 @@ class BusHealth:
         if ill:
             return False, f"Worker {ill[0]} is unhealthy."
         return True, f"{len(others) + 1} serve."
+
+    def _nodes_are_heard(self) -> Found:
+        nodes = self._bus.backplane
+        if not isinstance(nodes, NodesBackplane):
+            return True, "There is one node."
+        if not nodes.up:
+            problem = nodes.channel.problem or "nothing comes back"
+            return False, f"Over {nodes.channel.name}: {problem}. What other nodes commit is found by polling the log."
+        return True, f"Over {nodes.channel.name}: {nodes.members} workers of {nodes.nodes - 1} other nodes."
+
+    def _limits_are_shared(self) -> Found:
+        limits = self._bus.limits
+        if limits.tally is None:
+            return True, "Each node counts requests by itself." if limits.on else "There are no limits."
+        if not limits.tally.up:
+            return False, "Redis does not answer; each node holds to the limits by itself until it does."
+        return True, "Requests are counted over all nodes."
 
     # ---- its figures
 

@@ -16,11 +16,13 @@ import psutil
 from flask import g, request
 
 from bus import __version__
+from bus.backplane.nodes import NodesBackplane
 from bus.delivery.dead_letters import Choice, count
 from bus.events import ClientConnected, ClientDisconnected, MessageFailed, MessageRefused
 from bus.families import BUILD_INFO, HTTP_REQUESTS, PUSH, STATUS_CLASSES, UNMATCHED, build_info, http_requests
 from bus.message import now_us
 from bus.metrics import Detail
+from bus.nodes.leases import StoreLeases
 from bus.worker import Worker
 
 if TYPE_CHECKING:
@@ -97,6 +99,7 @@ class Measures:
         self._watch_requests()
         self._watch_store()
         self._watch_process()
+        self._watch_nodes()
 
     def end(self) -> None:
         """Let the event loop's timer go."""
@@ -239,7 +242,7 @@ class Measures:
         metrics.set(BUILD_INFO, 1, __version__, python)
         metrics.set("bus_process_max_fds", resource.getrlimit(resource.RLIMIT_NOFILE)[0])
         metrics.set("bus_process_start_time_seconds", bus.started_us / 1e6)
-        read("bus_workers", lambda: bus.backplane.size)
+        read("bus_workers", lambda: len(bus.backplane.here()))
         read("bus_process_cpu_seconds_total", lambda: sum(process.cpu_times()[:2]))
         read("bus_process_resident_memory_bytes", lambda: process.memory_info().rss)
         read("bus_process_open_fds", self._open_files)
@@ -256,6 +259,21 @@ class Measures:
 
         self._timer = gevent.get_hub().loop.timer(LAG_SECONDS, LAG_SECONDS)
         self._timer.start(ticked)
+
+    def _watch_nodes(self) -> None:
+        read, nodes, leases = self._metrics.read, self._bus.backplane, self._bus.leases
+        if isinstance(nodes, NodesBackplane):
+            limits = self._bus.limits
+            read("bus_limits_shared", lambda: int(limits.tally is not None and limits.tally.up))
+            read("bus_backplane_up", lambda: int(nodes.up))
+            read("bus_backplane_members", lambda: nodes.members)
+            read("bus_backplane_loads_total", lambda: nodes.sent, "sent")
+            read("bus_backplane_loads_total", lambda: nodes.heard, "heard")
+            read("bus_backplane_lost_total", lambda: nodes.lost)
+            read("bus_backplane_left_out_total", lambda: nodes.left_out)
+            read("bus_backplane_connects_total", lambda: nodes.channel.connects)
+        if isinstance(leases, StoreLeases):
+            read("bus_leases_taken_over_total", lambda: leases.taken)
 
     def _open_files(self) -> int:
         now = time.monotonic()

@@ -81,6 +81,7 @@ FORMS: dict[str, dict[str, Any]] = {
     "step_seconds": {"minimum": 1, "maximum": DAY_SECONDS},
     "on_gap": {"enum": ["oldest", "latest"]},
     "format": {"enum": ["text", "json"]},
+    "order": {"enum": ["newest", "rank"]},
     "reason": {"enum": list(REASONS)},
 }
 """What a parameter of this name may be, beyond its type."""

@@ -29,7 +29,6 @@ from bus.events import BusStarted, BusStopping
 from bus.profile import MAX_SECONDS, Measured, Missing, Profile, Ways, table_of
 from bus.storage import Burst, Item
 from bus.storage.log_reader import LogReader
-from bus.storage.sqlite_writer import SqliteWriter
 from bus.storage.work import Work
 from bus.tracing import LOOP, Point, Trace
 from bus.transports.edge import json_answer
@@ -98,10 +97,10 @@ POINTS = (
     Row("bus", "turn_ended", "queue"),
     Row("bus.writer", "submit", "queue", lambda ways, given, _: _count(given[0])),
     Row(bus.storage.log_writer, "_together", "gather", thread=WRITER),
-    Row(SqliteWriter, "commit", "lock", Ways.stored, Ways.taken, thread=WRITER),
+    Row("bus.store.writer_type", "commit", "lock", Ways.stored, Ways.taken, thread=WRITER),
     Row(Work, "take", "admit", lambda ways, given, _: _count(given[1]), thread=WRITER),
     Row(Work, "_write_all", "insert", thread=WRITER),
-    Row(SqliteWriter, "_commit_locked", "commit", lambda ways, given, done: len(done[1]), thread=WRITER),
+    Row("bus.store.writer_type", "_commit_locked", "commit", lambda ways, given, done: len(done[1]), thread=WRITER),
     Row("bus.writer", "_on_block", "share", lambda ways, given, _: len(given[1])),
     Row("bus.backplane", "share", "share"),
     Row(bus.backplane.local, "decode", "mesh"),

@@ -100,7 +100,7 @@ class SearchViews:
     def search(self) -> Response:
         me, limit = caller(), parameters.limit(20)
         order, place = _order(), _place()
-        phrases = parse(text) if (text := request.args.get("q")) is not None else ()
+        phrases = parse(text) if (text := request.args.get("q", "").strip()) else ()
         marks = _marks(self._bus)
         within = marks_within(me)
         since, until, epochs = request.args.get("since"), request.args.get("until"), self._bus.epochs

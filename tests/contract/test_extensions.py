@@ -23,7 +23,11 @@ EXTENSIONS = (
     "bus.transports.keys",
     "bus.transports.sessions",
     "bus.transports.ws",
+    "bus.transports.log_streams",
+    "bus.transports.in_force",
     "bus.transports.openapi",
+    "bus.transports.llms",
+    "bus.transports.site",
     "bus.transports.lane",
     "bus.transports.profile",
     "streaming",
@@ -36,6 +40,7 @@ EXTENSIONS = (
     "extensions.inbound_webhooks",
     "extensions.audit",
     "extensions.search",
+    "bus.console",
 )
 ALL = (*EXTENSIONS, THIRD_PARTY)
 

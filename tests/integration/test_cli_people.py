@@ -16,6 +16,7 @@ import pytest
 from bus.settings import ROOT
 from bus.testing import BusServer, eventually
 from tests.conftest import require
+from tests.databases import PostgresServer
 from tests.integration.test_cli import PATIENCE_SECONDS, command, environment, run
 from tests.refusals import KEY
 
@@ -162,6 +163,15 @@ def test_the_doctor_knows_the_bus_on_its_own_port(server: BusServer) -> None:
     assert {"port", "store", "bus", "health", "version", "durability", "clock"} <= set(findings)
     assert "is the bus's own" in findings["port"]["message"]
     assert {findings[check]["level"] for check in ("port", "store", "bus", "folder", "version", "clock")} == {"ok"}
+
+
+@pytest.mark.full
+def test_the_doctor_looks_at_postgresql(postgresql: PostgresServer, tmp_path: Path) -> None:
+    here = {"DATA_DIR": str(tmp_path), "DATABASE_URL": postgresql.make()}
+    assert "store" not in examined("http://127.0.0.1:9", "--local", **here)[1]
+    here["DATABASE_URL"] += "x"
+    code, found = examined("http://127.0.0.1:9", "--local", **here)
+    assert (code, found["store"]) == (2, "wrong")
 
 
 # ---- demo

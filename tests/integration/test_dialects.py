@@ -25,14 +25,17 @@ from bus.identity import keys
 from bus.ingress import journal
 from bus.message import Kind
 from bus.retention import archive, sweep
-from bus.storage import dialect, eviction
+from bus.search.index import INSERT_SIZES
+from bus.search.postgres_index import POSTGRESQL
+from bus.search.sqlite_index import SQLITE
+from bus.storage import dialect, eviction, log_reader
 from bus.transports import delivery as routes
 from bus.webhooks import claims, deliveries, replays
 from tests.databases import PostgresServer
 from tests.statements import ROOT, Statement, statements_of
 
 ONE_DIALECT = re.compile(
-    r"bus\.(storage|search)\.(sqlite|postgres)\w*:|bus\.search\.index:|bus\.cli\.|bus\.storage\.dialect"
+    r"bus\.storage\.(sqlite|postgres|copying|dialect)\w*:|bus\.search\.(sqlite_|postgres_)?index:|bus\.cli\."
 )
 """Modules that speak to one of the two alone."""
 
@@ -54,7 +57,7 @@ class Recorder:
     def __init__(self, connection: apsw.Connection) -> None:
         self._connection = connection
         self.asked: list[str] = []
-        self.ledger: Any = SimpleNamespace(now=1, outlive=lambda *_: [], evict=lambda *_: None)
+        self.ledger: Any = SimpleNamespace(now=1, outlive=lambda *_: [], evict=lambda *_: None, ahead=None)
 
     def execute(self, statement: str, bindings: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         self.asked.append(statement)
@@ -179,12 +182,23 @@ def test_sqlite_understands_every_statement(sqlite: apsw.Connection, examples: l
 
 
 def test_postgresql_understands_every_statement(database: psycopg.Connection, examples: list[Statement]) -> None:
-    def prepare(text: str) -> None:
-        result = database.pgconn.prepare(b"", dialect.translate(text).text)
-        if result.status != psycopg.pq.ExecStatus.COMMAND_OK:
-            raise psycopg.ProgrammingError(result.get_error_message("utf-8"))
+    _all_are_understood(partial(_prepare, database), examples)
 
-    _all_are_understood(prepare, examples)
+
+def test_each_store_understands_the_search_in_its_own_words(
+    sqlite: apsw.Connection, database: psycopg.Connection
+) -> None:
+    for index, prepare in ((SQLITE, partial(apsw.ext.query_info, sqlite)), (POSTGRESQL, partial(_prepare, database))):
+        for text in (index.newest, index.ranked, index.gone, index.oldest, index.forget, index.forget_all):
+            prepare(text)
+        for rows in INSERT_SIZES:
+            prepare(index.insert(rows))
+
+
+def _prepare(database: psycopg.Connection, text: str) -> None:
+    result = database.pgconn.prepare(b"", dialect.translate(text).text)
+    if result.status != psycopg.pq.ExecStatus.COMMAND_OK:
+        raise psycopg.ProgrammingError(f"{result.get_error_message('utf-8')}: {text}")
 
 
 def _all_are_understood(prepare: Callable[[str], object], examples: list[Statement]) -> None:
@@ -199,3 +213,30 @@ def _all_are_understood(prepare: Callable[[str], object], examples: list[Stateme
         except (apsw.Error, psycopg.Error) as error:
             findings.append(f"{one.place}: {error}\n{one.text.strip()}")
     assert not findings, "\n\n".join(findings)
+
+
+@pytest.mark.parametrize("statement", ["INBOX", "LOG_OF_CLIENT"])
+def test_a_page_of_a_long_inbox_reads_little_more_than_itself(database: psycopg.Connection, statement: str) -> None:
+    with database.transaction(force_rollback=True):
+        database.execute(
+            "INSERT INTO messages SELECT seq, seq % 3, CASE seq % 3 WHEN 0 THEN 'bob' ELSE '' END, 'ann', 'message', seq,"
+            " NULL, 0, '', '1' FROM generate_series(1, 6000) AS seq WHERE seq % 3 <> 1"
+        )
+        for way in ("seqscan", "bitmapscan", "hashjoin", "mergejoin"):  # as bus.storage.postgres has it
+            database.execute(f"SET LOCAL enable_{way} = off".encode())
+        marks = b"PREPARE page (text, bigint, bigint, bigint, text, text, bigint, bigint) AS "
+        database.execute(marks + dialect.translate(getattr(log_reader, statement)).text)
+        explained = database.execute(
+            "EXPLAIN (ANALYZE, FORMAT JSON) EXECUTE page ('bob', 0, 6000, 50, NULL, NULL, NULL, NULL)"
+        ).fetchone()
+        database.execute("DEALLOCATE page")
+    assert explained is not None
+    (plan,) = explained[0]
+    assert sum(_rows_of_scans(plan["Plan"])) < 500
+
+
+def _rows_of_scans(node: dict[str, Any]) -> Iterator[float]:
+    if node.get("Relation Name") == "messages":
+        yield node["Actual Rows"] * node["Actual Loops"]
+    for below in node.get("Plans", []):
+        yield from _rows_of_scans(below)

@@ -161,3 +161,32 @@ def connected(server: BusServer) -> dict[str, int]:
 def number_in(holder: str) -> int:
     """The number of the node in a holder's name: the middle of that is its process's number."""
     return int(holder.split("-")[-2]) // MAX_SLOTS
+
+
+def test_a_rate_limit_holds_over_all_nodes_and_on_each_while_redis_is_away(postgresql: PostgresServer) -> None:
+    with RedisServer() as redis:
+        env = {"REDIS_URL": redis.url, "RATE_LIMIT_REQUESTS_PER_HOUR": "60", "DB_POOL_SIZE": "2"}
+        with Nodes(postgresql.make(), [{}, {}], env=env) as pair:
+            eventually(lambda: _check(pair[0], "limits"), what="limits that are shared")
+            redis.say("FLUSHALL")
+
+            def passed(number: int) -> int:
+                return sum(pair[number].call("GET", "/api/messages?to=x").status == 200 for _ in range(70))
+
+            assert passed(0) <= 60
+            assert passed(1) <= 20  # until it has heard what the other node took
+            answer = pair[1].call("GET", "/api/messages?to=x")
+            assert int(answer.headers["retry-after"]) > 60
+            redis.kill()
+            eventually(lambda: not _check(pair[1], "limits"), within_seconds=15, what="the loss of Redis")
+            assert pair[1].call("GET", "/health/ready").status == 200
+            assert pair[1].call("GET", "/api/messages?to=x").status == 429
+            eventually(lambda: not _check(pair[1], "nodes"), within_seconds=20, what="the loss of the channel")
+            redis.start()
+            eventually(lambda: _check(pair[1], "limits") and _check(pair[1], "nodes"), within_seconds=30, what="Redis")
+
+
+def _check(server: BusServer, name: str) -> bool:
+    """Whether a health check finds all well."""
+    checks = server.call("GET", "/health/status").body["checks"]
+    return bool(checks[name]["status"] == "healthy")

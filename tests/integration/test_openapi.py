@@ -76,8 +76,9 @@ def test_every_route_is_described_with_its_methods_and_nothing_else_is(
     described: dict[str, set[str]] = {}
     for method, path, _ in operations(document):
         described.setdefault(path, set()).add(method)
-    unwritten = {"/openapi.json": {"GET"}, "/docs": {"GET"}}
-    unwritten |= {path: {"GET"} for path in ("/", "/client.js", "/favicon.ico", "/static/{name}")}
+    files = ("/", "/client.js", "/favicon.ico", "/static/{name}", "/openapi.json", "/docs")
+    console = ("/console", "/console/", "/console/parts.json", "/console/{name}")
+    unwritten = {path: {"GET"} for path in (*files, *console)}
     assert {**described, **unwritten} == routes
     assert len([path for path in routes if path.startswith("/api/")]) >= 2 * 8
 
@@ -156,6 +157,7 @@ NOBODY = "http://127.0.0.1:1/hook"
 CALLS: dict[Operation, list[tuple[str, Any]]] = {
     ("POST", "/stream/broadcast"): [("", {"event": "news", "data": [1], "exclude": ["zed"], "from": "describer"})],
     ("GET", "/metrics"): [("", None), ("?format=json", None)],
+    ("GET", "/api/settings"): [("", None)],
     ("GET", "/llms.txt"): [("", None)],
     ("GET", "/api/audit"): [("?limit=1", None)],
     ("GET", "/api/audit/export"): [("", None)],
@@ -348,8 +350,8 @@ CALLS: dict[Operation, list[tuple[str, Any]]] = {
 }
 """For every documented operation, calls that together bring every field of its answers."""
 
-ENDLESS = {("GET", "/stream/events")}
-"""What has no end that could be looked at: see test_streaming.py."""
+ENDLESS = {("GET", "/stream/events"), ("GET", "/api/log/stream")}
+"""What has no end that could be looked at: see test_streaming.py and test_console.py."""
 
 SIGNED = ("POST", "/api/integrations/webhook/{integration_id}")
 """What nothing but a signature opens: see `test_what_a_signature_opens_is_described`."""
@@ -581,7 +583,7 @@ def test_every_parameter_that_has_a_form_is_checked(server: BusServer, document:
             checked.add(name)
     assert checked == {
         *("limit", "wait", "since", "until", "on_gap", "dry_run", "seconds", "format", "within"),
-        *("last_seconds", "step_seconds"),
+        *("last_seconds", "step_seconds", "peek"),
     }
 
 

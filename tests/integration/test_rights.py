@@ -107,6 +107,8 @@ def test_each_route_lets_in_whom_it_should(
     for method, path, right in routes:
         if right == "signed" or path in ("/stream/events", "/api/profile", "/api/v1/profile"):
             continue
+        if right == "read-all" and path.endswith("/stream") and who in RIGHTS[right]:
+            continue  # it would not end: see test_console.py
         headers = {} if key is None else {"X-API-Key": key}
         answer = bus.call(method, path, {} if method in ("POST", "PUT", "PATCH") else None, headers)
         # Behind the door, an empty body or an unknown name is refused for what it is; a name is never the caller's own.

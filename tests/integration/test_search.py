@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import uuid
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +11,11 @@ from urllib.parse import quote, urlencode
 
 import pytest
 
+from bus.client import Calls
+from bus.errors import Malformed
+from bus.settings import ROOT
 from bus.testing import BusServer, eventually
+from tests.databases import PostgresServer
 from tests.refusals import KEY
 
 
@@ -63,6 +69,20 @@ def test_a_message_is_found_by_its_words(each_server: BusServer) -> None:
     assert payloads(twin) == payloads(search(each_server, q=one))
 
 
+def test_the_python_client_searches(server: BusServer) -> None:
+    one, calls = word(), Calls("searcher", server.url)
+    for number in range(3):
+        send(server, f"{one} number {number}", type="counted")
+    search(server, q=one)
+    found = calls.search(one, sender="searcher", type="counted", limit=2)
+    assert [hit.message.payload for hit in found.hits] == [f"{one} number 2", f"{one} number 1"]
+    assert [hit.text[at : at + n] for hit in found.hits for at, n in hit.matches] == [one, one]
+    assert (found.more, found.complete) == (True, True)
+    assert len(calls.search(one, order="rank").hits) == 3
+    with pytest.raises(Malformed):
+        calls.search("*")
+
+
 def test_sender_type_address_and_time_narrow(each_server: BusServer) -> None:
     one = word()
     first = send(each_server, [one, "a"], from_="a.b", type="x")
@@ -90,7 +110,7 @@ def test_sender_type_address_and_time_narrow(each_server: BusServer) -> None:
     assert letters(until=f"{epoch}:{second['seq']}") == "ba"
     assert letters(until=first["timestamp"]) == "a"
     assert letters(since=first["timestamp"]) == "edcb"
-    without = each_server.call("GET", f"/api/search?from=a.b&since={epoch}:{first['seq'] - 1}").body
+    without = each_server.call("GET", f"/api/search?q=&from=a.b&type=&since={epoch}:{first['seq'] - 1}").body
     assert payloads(without) == [[one, "a"]]
 
 
@@ -231,3 +251,22 @@ def test_what_can_not_be_asked_is_refused(server: BusServer, query: str, field: 
 def test_garbage_is_words_or_none(server: BusServer, text: str) -> None:
     assert server.call("GET", f"/api/search?q={quote(text)}").status in (200, 400)
     assert server.call("GET", "/api/search?q=%ff%fe").status in (200, 400)
+
+
+@pytest.mark.full
+def test_a_log_that_moved_to_postgresql_is_found_there(
+    fresh_server: Callable[..., BusServer], postgresql: PostgresServer, store: str
+) -> None:
+    if store != "sqlite":
+        pytest.skip("It moves from SQLite.")
+    bus = fresh_server()
+    one, url = word(), postgresql.make()
+    send(bus, f"{one} was here, שלום")
+    assert len(search(bus, q=one)["results"]) == 1
+    bus.terminate()
+    moving = [sys.executable, "-m", "bus", "copy", f"sqlite:///{bus.data_dir / 'bus.db'}", url]
+    copied = subprocess.run(moving, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert copied.returncode == 0, copied.stderr
+    bus.env = {"DATABASE_URL": url}
+    bus.start()
+    assert payloads(search(bus, q=f"{one} שלום")) == [f"{one} was here, שלום"]

@@ -54,3 +54,28 @@ def test_a_step_is_said_once(clock: Clock, monkeypatch: pytest.MonkeyPatch, capl
     assert [record.message for record in caplog.records] == [
         "The clock was set by +3600 s; leases, delays and expiry go on as they were"
     ]
+
+
+def test_it_goes_by_another_clock_and_never_falls(clock: Clock) -> None:
+    clock.follow(clock.now_us() + 5_000_000)
+    ahead = clock.now_us()
+    clock.follow(ahead - 3_000_000)
+    soon = clock.now_us()
+
+    assert ahead >= time.time_ns() // 1000 + 4_000_000
+    assert soon >= ahead
+
+
+def test_it_comes_back_to_another_clock_by_running_slower(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+    monkeypatch.setattr(time, "clock_gettime_ns", lambda _: here)
+    clock.follow(10_000_000)
+    seen = []
+    for second in range(1, 25):
+        monkeypatch.setattr(time, "clock_gettime_ns", lambda _, second=second: here + second * 10**9)
+        clock.follow(8_000_000 + second * 1_000_000)  # it was set back by two seconds
+        seen.append(clock.now_us())
+
+    assert seen == sorted(set(seen))
+    assert seen[0] == 10_900_000
+    assert seen[-1] == 32_000_000

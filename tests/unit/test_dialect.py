@@ -96,3 +96,15 @@ def test_a_migration_of_its_own_wins(tmp_path: Path) -> None:
     (tmp_path / "postgresql" / "0001_a.sql").write_text("CREATE FUNCTION …")
 
     assert script_of(tmp_path / "0001_a.sql") == "CREATE FUNCTION …"
+
+
+def test_each_part_of_a_union_in_order_brings_no_more_than_the_limit() -> None:
+    statement = (
+        "SELECT seq FROM a WHERE x IN (SELECT 1 UNION ALL SELECT 2)\nUNION ALL\nSELECT seq FROM b ORDER BY 1 LIMIT ?1"
+    )
+    assert translate(statement).text == (
+        b"SELECT * FROM (SELECT seq FROM a WHERE x IN (SELECT 1 UNION ALL SELECT 2) ORDER BY 1 LIMIT $1) AS part1 UNION ALL"
+        b" SELECT * FROM (SELECT seq FROM b ORDER BY 1 LIMIT $1) AS part2 ORDER BY 1 LIMIT $1"
+    )
+    for alone in ("SELECT seq FROM a ORDER BY 1 LIMIT $1", "SELECT 1 UNION ALL SELECT 2"):
+        assert translate(alone).text == alone.encode()

@@ -28,7 +28,7 @@ const PLACES = [
   ["Deliveries", [
     { path: "dead-letters", name: "Dead letters", key: "d", scope: "admin", picture: "dead" },
     { path: "webhooks", name: "Webhooks", key: "w", scope: "admin" },
-    { path: "search", name: "Search", key: "s", scope: "read-all" },
+    { path: "search", name: "Search", key: "s", scope: "read" },
   ]],
   ["Rules", [
     { path: "retention", name: "Retention", key: "r", scope: "presence" },

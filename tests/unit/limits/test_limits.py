@@ -28,6 +28,7 @@ class Host:
         self.now = 1_700_000_000_000_000
         self.clock: Any = SimpleNamespace(now_us=lambda: self.now)
         self.backplane: Any = SimpleNamespace(slot=0)
+        self.node = None
         self.counted: list[str] = []
         self.metrics: Any = SimpleNamespace(count=lambda family, scope: self.counted.append(scope))
         self.told: list[RateLimitHit] = []

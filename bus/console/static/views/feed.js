@@ -1,10 +1,10 @@
 /* The log as it grows. The server sends at most 200 messages a second and counts the rest; rows are used again. */
 
 import { get } from "../api.js";
-import { badge, el, link, put, toast } from "../dom.js";
+import { badge, el, put, toast } from "../dom.js";
 import { address, number } from "../format.js";
 
-const ROWS = 200;
+const ROWS = 100;
 const COLUMNS = [["Time", "tight.tab"], ["From", "who-to"], ["To", "who-to"], ["Type", "who-to"], ["Payload", "clip.mono.soft"]];
 const clock = new Intl.DateTimeFormat("en-GB", { hour: "2-digit", minute: "2-digit", second: "2-digit", fractionalSecondDigits: 3 });
 
@@ -23,28 +23,34 @@ export function liveTable(narrow, signal) {
   let waiting = [], held = 0, passed = 0, shown = 0, drawing = false;
 
   function row() {
-    return el("tr", { role: "row" }, COLUMNS.map(([name, classes]) => el(`td.${classes}`, { role: "cell", "data-label": name })));
+    const node = el("tr", { role: "row" }, COLUMNS.map(([name, classes]) => el(`td.${classes}`, { role: "cell", "data-label": name })));
+    node.cells[0].append(el("a"));
+    return node;
   }
 
   function write(node, message) {
     const [time, from, to, type, payload] = node.cells;
-    put(time, link(`#/messages/${message.id}`, clock.format(new Date(message.timestamp))));
+    time.firstChild.href = `#/messages/${message.id}`;
+    time.firstChild.textContent = clock.format(new Date(message.timestamp));
     from.textContent = message.from;
     to.textContent = address(message.to, message.more_names);
     type.textContent = message.requires_ack ? `${message.type} · ack` : message.type;
     payload.textContent = message.preview;
   }
 
+  /** Show what has come since the last frame: rows go from the end to the top, all at once; one with the focus stays. */
   function draw() {
     drawing = false;
-    const focused = body.contains(document.activeElement);
-    const batch = waiting.splice(0);
-    for (const message of batch.slice(-ROWS)) {
-      const last = body.rows.length >= ROWS && !(focused && body.lastChild.contains(document.activeElement)) ? body.lastChild : null;
-      const node = last ?? row();
+    const batch = waiting.splice(0).slice(-ROWS);
+    const nodes = [];
+    for (const message of batch) {
+      const isFull = body.rows.length + nodes.length >= ROWS && body.lastChild && !body.lastChild.contains(document.activeElement);
+      const node = isFull ? body.lastChild : row();
+      if (isFull) node.remove();
       write(node, message);
-      body.prepend(node);
+      nodes.unshift(node);
     }
+    body.prepend(...nodes);
     shown += batch.length;
     table.hidden = body.rows.length === 0;
     none.hidden = !table.hidden;

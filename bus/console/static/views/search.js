@@ -1,61 +1,76 @@
 /* Search over what is kept. It is an extension: where it is off, the menu does not show it. */
 
-import { get } from "../api.js";
-import { el, link, put } from "../dom.js";
+import { get, has } from "../api.js";
+import { el, link, put, select } from "../dom.js";
 import { address, exactly, moment } from "../format.js";
 import { pages, table } from "../table.js";
 
+const FIELDS = [["from", "sender"], ["to", "recipient, topic:…, queue:…"], ["type", "type"]];
+
 export default {
   title: () => "Search",
-  scope: "read-all",
+  scope: "read",
 
   async render(context) {
+    if (!(await has()).search) {
+      context.add(el("p.notice", "Search is not part of this server: it is an extension, which DISABLED_EXTENSIONS may name."));
+      return;
+    }
     const words = el("input", { type: "search", placeholder: "words, or a \"phrase\"", "aria-label": "Words", value: context.query.get("q") ?? "", size: 34 });
-    const from = el("input", { placeholder: "sender", "aria-label": "Sender", value: context.query.get("from") ?? "", spellcheck: "false", autocapitalize: "none" });
-    const type = el("input", { placeholder: "type", "aria-label": "Type", value: context.query.get("type") ?? "", spellcheck: "false", autocapitalize: "none" });
+    const inputs = FIELDS.map(([name, placeholder]) =>
+      [name, el("input", { placeholder, "aria-label": placeholder, value: context.query.get(name) ?? "", spellcheck: "false", autocapitalize: "none" })]);
+    const order = select([["newest", "newest first"], ["rank", "best first"]], context.query.get("order") ?? "newest", { "aria-label": "Order" });
     const told = el("p.soft", { role: "status" });
-    const choice = () => ({ q: words.value.trim(), from: from.value.trim(), type: type.value.trim() });
+    const choice = () => ({ q: words.value.trim(), ...Object.fromEntries(inputs.map(([name, input]) => [name, input.value.trim()])), order: order.value === "rank" ? "rank" : "" });
     const shown = table({
-      caption: "Messages that match", key: (one) => messageOf(one).id, empty: [el("b", "Nothing found")],
+      caption: "Messages that match", key: (one) => one.message.id, empty: [el("b", "Nothing found"), "Every word has to be in the message; word* stands for all that begin so."],
       columns: [
-        { label: "Message", title: true, class: "mono tight", cell: (one) => link(`#/messages/${messageOf(one).id}`, messageOf(one).id) },
-        { label: "From", cell: (one) => messageOf(one).from },
-        { label: "To", cell: (one) => address(messageOf(one).to ?? "") },
-        { label: "Type", cell: (one) => messageOf(one).type },
-        { label: "Sent", class: "tight", cell: (one) => el("span", { title: exactly(messageOf(one).timestamp) }, moment(messageOf(one).timestamp)) },
-        { label: "Found", class: "clip mono soft", cell: (one) => textOf(one) },
+        { label: "Message", title: true, class: "mono tight", cell: (one) => link(`#/messages/${one.message.id}`, one.message.id) },
+        { label: "From", cell: (one) => one.message.from },
+        { label: "To", cell: (one) => address(one.message.to) },
+        { label: "Type", cell: (one) => one.message.type },
+        { label: "Sent", class: "tight", cell: (one) => el("span", { title: exactly(one.message.timestamp) }, moment(one.message.timestamp)) },
+        { label: "Found", class: "wide", cell: (one) => marked(one.snippet) },
       ],
     });
     const list = pages(shown, async (cursor) => {
       const page = await get("/api/search", { ...choice(), limit: 50, cursor }, context.signal);
-      told.textContent = page.complete === false ? "The newest messages are not in the index yet." : "";
-      return { rows: page.results ?? page.messages ?? [], cursor: page.cursor ?? "", more: page.more ?? false };
+      told.textContent = page.complete ? "" : "The newest messages are not in the index yet; it follows the log.";
+      return { rows: page.results, cursor: page.cursor, more: page.more };
     });
     const box = el("section.card", { hidden: true }, list);
 
     async function find() {
       context.remember(choice());
-      box.hidden = !Object.values(choice()).some(Boolean);
-      if (box.hidden) return put(told, "Write what you look for.");
+      const { order: _, ...asked } = choice();
+      box.hidden = !Object.values(asked).some(Boolean);
+      if (box.hidden) {
+        put(told, "Say what to look for: words, a sender, a recipient or a type.");
+        return;
+      }
       try {
         await list.refresh({ again: true });
       } catch (error) {
         box.hidden = true;
-        put(told, error.status === 404 || error.status === 501 ? "Search is not part of this server." : error.message);
+        put(told, error.message);
       }
-      return undefined;
     }
 
-    const form = el("form.bar", { role: "search", onsubmit: (event) => (event.preventDefault(), find()) }, words, from, type, el("button.main-action", { type: "submit" }, "Search"));
-    context.add(form, told, box);
+    order.addEventListener("change", find);
+    context.add(el("form.bar", { role: "search", onsubmit: (event) => (event.preventDefault(), find()) },
+      words, inputs.map(([, input]) => input), order, el("button.main-action", { type: "submit" }, "Search")), told, box);
     await find();
   },
 };
 
-const messageOf = (found) => found.message ?? found;
-
-/** What was found, as text: the snippet if the bus gives one. */
-function textOf(found) {
-  const snippet = found.snippet ?? found.text ?? messageOf(found).payload;
-  return typeof snippet === "string" ? snippet : JSON.stringify(snippet?.text ?? snippet ?? "").slice(0, 400);
+/** A snippet with its matches marked. Its offsets count code points. */
+function marked({ text, matches }) {
+  const points = Array.from(text);
+  const parts = [];
+  let at = 0;
+  for (const [begin, length] of matches) {
+    parts.push(points.slice(at, begin).join(""), el("mark", points.slice(begin, begin + length).join("")));
+    at = begin + length;
+  }
+  return el("span", parts, points.slice(at).join(""));
 }
