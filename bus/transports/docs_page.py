@@ -209,7 +209,8 @@ def _type(schema: Schema) -> str:
         if joint in schema:
             return " or ".join(dict.fromkeys(_type(each) for each in schema[joint]))
     if schema.get("type") == "array":
-        return f"list of {_type(schema.get('items', {}))}"
+        inner = schema.get("prefixItems") or [schema.get("items", {})]  # a pair says what each is
+        return f"list of {' and '.join(dict.fromkeys(_type(each) for each in inner))}"
     if schema.get("type") == "object" and isinstance(schema.get("additionalProperties"), dict):
         return f"object of {_type(schema['additionalProperties'])}"
     return " ".join([escape(str(schema.get("type", "anything"))), *_bounds(schema)])
