@@ -44,7 +44,7 @@ class Tail:
         self._skipped = skipped
         self._ahead: list[tuple[int, int, int, list[Message]]] = []
         self._order = count()
-        self._reading = self._has_failed = False
+        self._reading = self._has_failed = self._has_said = False
         self.delivered = 0
         self.on_failed: Callable[[BaseException], None] | None = None
         self.anybody = False
@@ -115,12 +115,18 @@ class Tail:
         self._reading = False
         if error is not None:
             self._has_failed = True  # the next poll reads again, also if nothing is committed until then
-            log.error("The tail of the log could not be read: %r", error, extra={"action": "tail_failed"})
-            self._tell(error)
+            self._say("The tail of the log could not be read, and is tried again", error)
             return
         self.offer(self.delivered + 1, page.upto, page.messages)
         if page.more or self._ahead:
             self._read()
+
+    def _say(self, sentence: str, error: BaseException) -> None:
+        """Once until it works again: the store is asked ten times a second."""
+        if not self._has_said:
+            self._has_said = True
+            log.error("%s: %s", sentence, error, extra={"action": "tail_failed"})
+        self._tell(error)
 
     def _tell(self, error: BaseException) -> None:
         if self.on_failed is not None:
@@ -134,9 +140,11 @@ class Tail:
 
     def _polled(self, head: int | None, error: BaseException | None) -> None:
         if error is not None:
-            log.warning("The log could not be polled: %r", error, extra={"action": "poll_failed"})
-            self._tell(error)
+            self._say("The log can't be polled, and is tried again", error)
         elif head is not None:
             self.hint(head)
+        if error is None and self._has_said:
+            self._has_said = False
+            log.info("The log is polled again", extra={"action": "poll_again"})
         if self._has_failed:
             self._read()

@@ -42,7 +42,8 @@ START_SECONDS = 10.0
 
 _SETTINGS = """
 SELECT set_config('statement_timeout', ?, false), set_config('idle_in_transaction_session_timeout', ?, false),
- set_config('lock_timeout', '0', false), set_config('synchronous_commit', ?, false), set_config('jit', 'off', false),
+ set_config('lock_timeout', '0', false), set_config('default_transaction_isolation', 'read committed', false),
+ set_config('synchronous_commit', ?, false), set_config('jit', 'off', false),
  set_config('enable_seqscan', 'off', false), set_config('enable_bitmapscan', 'off', false),
  set_config('enable_hashjoin', 'off', false), set_config('enable_mergejoin', 'off', false),
  set_config('extra_float_digits', '1', false)"""

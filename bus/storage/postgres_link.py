@@ -73,7 +73,7 @@ class Reading:
         try:
             return self._ask(statement, bindings)
         except ConnectionLost as error:
-            raise away(error) from error
+            raise out_of_reach() from error
 
     def _ask(self, statement: str, bindings: Sequence[Any]) -> Answer:
         answer = self.link.get().execute(statement, bindings)
@@ -92,11 +92,18 @@ class Reading:
         self.link.close()
 
 
-def away(_: ConnectionLost) -> Unavailable:
-    """What callers hear while the database can't be reached, and nothing was stored."""
+def away() -> Unavailable:
+    """What callers hear while the database can't be reached. Nothing of theirs was stored."""
     return Unavailable(
         "The database can't be reached for now; nothing was stored. Try again: the bus goes on by itself.",
         retry_after_seconds=2,
+    )
+
+
+def out_of_reach() -> Unavailable:
+    """The same for who only wants to read."""
+    return Unavailable(
+        "The database can't be reached for now; try again: the bus goes on by itself.", retry_after_seconds=2
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from bus.storage import Page
 from bus.storage.log_reader import LogReader
 from bus.storage.postgres_connection import ConnectionLost, PostgresConnection
-from bus.storage.postgres_link import Reading, away
+from bus.storage.postgres_link import Reading, out_of_reach
 
 FIRST_ROWS = 64
 CHUNK_BYTES = 4 * 1024 * 1024
@@ -51,7 +51,7 @@ class PostgresReader(LogReader):
             return super()._page(*arguments)
         except ConnectionLost as error:
             self._reading.in_snapshot = False
-            raise away(error) from error
+            raise out_of_reach() from error
 
     def _begin(self) -> None:
         self._reading.link.get().execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")

@@ -78,7 +78,7 @@ class PostgresWriter:
                 connection, xid = self._begin(batch)
             return self._commit_locked(connection, xid, batch)
         except ConnectionLost as error:
-            raise away(error) from error
+            raise away() from error
         except PostgresError as error:
             if error.state == "25006":  # this is no longer the primary
                 self._link.drop()

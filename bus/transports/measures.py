@@ -45,8 +45,13 @@ FAILURES = {
     "BusyError": "busy",
     "CorruptError": "corrupt",
     "ReadOnlyError": "readonly",
+    "ConnectionLost": "io",
+    "53100": "full",
+    "55P03": "busy",
+    "57014": "busy",
+    "25006": "readonly",
 }
-"""The classes of `bus_db_errors_total`, by the driver's exceptions."""
+"""The classes of `bus_db_errors_total`, by the drivers' exceptions, and by PostgreSQL's states."""
 
 CONNECTING = {"/ws/<client_id>": "websocket", "/stream/events": "sse"}
 """The routes that connections are opened by, and their transports."""
@@ -230,8 +235,10 @@ class Measures:
         return int(getattr(self.stored, what)[owner])
 
     def _failed(self, operation: str, error: BaseException) -> None:
-        kind = type(error.__cause__ or error).__name__
-        self._metrics.count("bus_db_errors_total", operation, FAILURES.get(kind, kind))
+        cause = error.__cause__ or error
+        kind = type(cause).__name__
+        failure = FAILURES.get(getattr(cause, "state", "")) or FAILURES.get(kind, kind)
+        self._metrics.count("bus_db_errors_total", operation, failure)
 
     # ---- the process
 

@@ -150,7 +150,7 @@ class Run:
         stages, ways = self._trace.stop(), self._ways
         self._then(
             Measured(
-                self._bus.backplane.slot,
+                self._bus.backplane.number,
                 self._trace.seconds,
                 self._trace.loop_cpu_seconds,
                 sum(size * times for size, times in ways.commits.items()) + ways.ephemeral,
@@ -220,8 +220,8 @@ class Profiler:
         self._begin(seconds, then)
         self._number += 1
         self._answers.clear()
-        slot, neighbours = bus.backplane.slot, bus.backplane.neighbours()
-        bus.backplane.note([NOTE, "begin", slot, self._number, seconds])
+        number, neighbours = bus.backplane.number, bus.backplane.neighbours()
+        bus.backplane.note([NOTE, "begin", number, self._number, seconds])
         ended.wait()
         answers = self._await_answers(neighbours)
         measured = mine + [answer for answer in answers if isinstance(answer, Measured)]
@@ -267,7 +267,7 @@ class Profiler:
                 self._begin(rest[0], lambda measured: self._tell("measured", asker, number, measured))
             except Conflict:
                 self._tell("busy", asker, number)
-        elif asker == self._bus.backplane.slot and number == self._number:
+        elif asker == self._bus.backplane.number and number == self._number:
             busy = Missing(slot, "Another profile is being taken there.")
             self._answers[slot] = msgspec.convert(rest[0], Measured) if what == "measured" else busy
             self._came.set()

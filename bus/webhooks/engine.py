@@ -287,6 +287,8 @@ class Webhooks:
             try:
                 self._refresh()
                 self._measure()
+            except Unavailable as away:
+                log.warning("The endpoints can't be read for now: %s", away.sentence, extra={"action": "webhooks"})
             except Exception:
                 log.exception("The endpoints could not be read; another look follows", extra={"action": "webhooks"})
 

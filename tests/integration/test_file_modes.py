@@ -36,6 +36,7 @@ def modes(folder: Path) -> dict[str, str]:
     return found
 
 
+@pytest.mark.usefixtures("on_sqlite")
 @pytest.mark.usefixtures("careless")
 def test_everything_the_server_writes_is_for_its_user_alone(fresh_server, tmp_path: Path) -> None:
     data = tmp_path / "deep" / "data"
@@ -54,6 +55,7 @@ def test_everything_the_server_writes_is_for_its_user_alone(fresh_server, tmp_pa
     assert modes(data.parent) == {}
 
 
+@pytest.mark.usefixtures("on_sqlite")
 def test_a_log_that_others_could_read_is_closed_to_them_at_the_start(fresh_server, tmp_path: Path) -> None:
     server: BusServer = fresh_server(data_dir=tmp_path / "data")
     send(server, "b")

@@ -284,6 +284,7 @@ def test_while_the_disk_has_too_little_room_sends_are_refused_and_all_else_goes_
     call(levers, "DELETE", f"/api/replays/{replay}")
 
 
+@pytest.mark.usefixtures("on_sqlite")  # whose disk the alarm looks at
 def test_a_disk_with_too_little_room_is_noticed_at_the_start(fresh_server: Start) -> None:
     server = fresh_server(workers=2, env={"DISK_ALARM_BYTES": str(10**18)})
     for _ in range(8):
@@ -455,6 +456,7 @@ def test_a_second_signal_ends_the_notice(fresh_server: Start, second: int) -> No
     assert [m["payload"] for m in call(server, "GET", "/api/log")["messages"]] == ["kept"]
 
 
+@pytest.mark.usefixtures("on_sqlite")  # whose disk the alarm looks at
 def test_without_the_module_the_plain_path_is_left(fresh_server: Start) -> None:
     server = fresh_server(env={"DISABLED_EXTENSIONS": "health_checks", "DISK_ALARM_BYTES": str(10**18)})
     assert server.call("GET", "/health").body == {"status": "healthy"}

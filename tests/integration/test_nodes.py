@@ -137,15 +137,22 @@ def test_a_delayed_message_is_moved_once_and_arrives_elsewhere(nodes: Nodes) -> 
     assert sorted(message["payload"] for message in log if message["to"] == "later") == list(range(5))
 
 
+@pytest.mark.slow
 def test_a_node_that_is_killed_is_forgotten_and_its_work_goes_on(postgresql: PostgresServer) -> None:
     with Nodes(postgresql.make(), [{}, {}], env={"DB_POOL_SIZE": "2"}) as pair:
         holder = eventually(lambda: pair.holders().get("reaper"), what="a holder")
         killed = next(number for number in (0, 1) if pair.number_of(number) == number_in(holder))
         left = pair[1 - killed]
-        with Follower(left.port, "stays") as stays, Follower(pair[killed].port, "goes") as goes:
+        with Follower(left.port, "stays") as stays, Peer(pair[killed], "goes") as goes:
             eventually(lambda: "goes" in connected(left), what="its presence")
+            goes.subscribe("shared", max_in_flight=1)
+            call(left, "POST", "/api/send", {"from": "a", "to": "queue:shared", "payload": "held", "ack_wait": 2})
+            held = goes.message()
             pair.kill(killed)
-            goes.wait_for_end(10)
+            with Peer(left, "heir") as heir:  # what its connections held comes back when the leases end
+                heir.subscribe("shared", max_in_flight=1)
+                inherited = heir.message(within_seconds=30)
+            assert (inherited["id"], inherited["attempt"]) == (held["id"], 2)
             eventually(lambda: "goes" not in connected(left), within_seconds=15, what="the end of its presence")
             eventually(lambda: pair.holders().get("reaper", holder) != holder, within_seconds=30, what="another holder")
             call(left, "POST", "/api/send", {"from": "a", "to": "stays", "payload": 1, "delay": 0.1})
@@ -163,6 +170,7 @@ def number_in(holder: str) -> int:
     return int(holder.split("-")[-2]) // MAX_SLOTS
 
 
+@pytest.mark.slow
 def test_a_rate_limit_holds_over_all_nodes_and_on_each_while_redis_is_away(postgresql: PostgresServer) -> None:
     with RedisServer() as redis:
         env = {"REDIS_URL": redis.url, "RATE_LIMIT_REQUESTS_PER_HOUR": "60", "DB_POOL_SIZE": "2"}

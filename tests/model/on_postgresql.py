@@ -19,7 +19,7 @@ _EMPTY_HEAD = "UPDATE log_head SET seq = 0, total_messages = 0, kept_bytes = 0, 
 
 
 class PostgresProduct(Product):
-    """Each life of it begins with empty tables in the one database that `url` names. `killed` connections are lost."""
+    """Its first life begins with empty tables, in the one database that `url` names."""
 
     url = ""
 

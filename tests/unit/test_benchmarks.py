@@ -15,6 +15,7 @@ from websockets.sync.server import ServerConnection, serve
 
 from benchmarks import machine
 from benchmarks.goals import Goal
+from benchmarks.nodes import Costs, simulate
 from benchmarks.runs import Result
 
 
@@ -95,3 +96,17 @@ def test_of_a_rate_more_is_better_and_of_a_time_less() -> None:
     rate, time = Goal("q", "bus", 2, peer="peer"), Goal("q", "bus", 2, peer="peer", figure="p50_us")
     assert [rate.met(2), rate.met(1.9)] == [True, False]
     assert [time.met(2), time.met(2.1)] == [True, False]
+
+
+def test_simulated_nodes_share_what_goes_to_clients_and_not_what_each_of_them_hears() -> None:
+    costs = Costs(accept=0.0001, tell=0.0, hear=0.0, write=0.000_01)
+    one, two = costs.mean(1, 100), costs.mean(2, 100)
+    assert one == pytest.approx(0.0011)
+    assert two == pytest.approx(one / 2)
+    dear = Costs(accept=0.0001, tell=0.00005, hear=0.0002, write=0.000_01)
+    assert dear.mean(2, 100) == pytest.approx((0.0001 + 0.00005 + 0.0005 + 0.0002 + 0.0005) / 2)
+    assert dear.mean(50, 100) > 0.9 * dear.hear
+    busy, late = simulate(costs, 2, 100, rate=500.0)
+    assert busy == pytest.approx(500 * two, rel=0.1)
+    assert costs.of_node(2, 50, here=True) <= late < 0.05
+    assert simulate(costs, 2, 100, rate=2000.0)[1] > 1.0  # more than two can do: it piles up
