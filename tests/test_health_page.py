@@ -28,7 +28,7 @@ def test_it_names_every_path() -> None:
 
 def test_it_names_every_check_of_the_bus() -> None:
     manager = HealthCheckManager()
-    bus: Any = SimpleNamespace(on=lambda *_: None)
+    bus: Any = SimpleNamespace(on=lambda *_: None, settings=Settings(database_url="postgresql://localhost/bus"))
     health.BusHealth(bus, manager).watch()
     section = re.search(r"## What is checked\n(.*?)^## ", PAGE, re.DOTALL | re.MULTILINE)
     assert section is not None
