@@ -72,7 +72,7 @@ class Files:
         return response
 
 
-def register(app: Flask, _: Bus) -> None:
+def register(app: Flask, bus: Bus) -> None:
     """Serve the console."""
     files = Files(FOLDER)
 

@@ -43,6 +43,8 @@ class Index(msgspec.Struct, frozen=True):
     forget: str
     """Take out the seqs of the JSON array ?1."""
     forget_all: str
+    tidy: str = ""
+    """Join parts of the index, about ?1 pages."""
 
     def insert(self, rows: int) -> str:
         """A statement for so many documents."""

@@ -29,6 +29,10 @@ BATCH_BYTES = 256 * 1024
 AIM_SECONDS = 0.004
 """How long a job should take: the batch grows and shrinks by that, so that no send waits long."""
 
+LEAST_PAGES, MESSAGES_A_PAGE = 16, 16
+"""A job joins so many pages of the index at least, and one more for so many messages: as much as it needs to stay in few
+parts, in 1 to 3 ms."""
+
 WINDOW = 20_000
 """How much of the log one look for what has left passes."""
 
@@ -105,6 +109,8 @@ class Indexer:
         transaction.execute("UPDATE search_progress SET indexed_to = ?", (upto,))
         transaction.execute("SAVEPOINT indexed")  # has the index write what it gathered, else at the commit
         transaction.execute("RELEASE indexed")
+        if self._index.tidy:
+            transaction.execute(self._index.tidy, (LEAST_PAGES + len(documents) // MESSAGES_A_PAGE,))
         return upto, time.monotonic() - began
 
     # ---- taking out

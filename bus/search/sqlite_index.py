@@ -41,4 +41,5 @@ SELECT d.id FROM search_index_docsize d LEFT JOIN messages m ON m.seq = d.id
     oldest="SELECT min(id) FROM search_index_docsize",
     forget="DELETE FROM search_index WHERE rowid IN (SELECT value FROM json_each(?1))",
     forget_all="INSERT INTO search_index (search_index) VALUES ('delete-all')",
+    tidy="INSERT INTO search_index (search_index, rank) VALUES ('merge', ?1)",
 )

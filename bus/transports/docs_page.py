@@ -208,8 +208,10 @@ def _type(schema: Schema) -> str:
     for joint in ("anyOf", "oneOf"):
         if joint in schema:
             return " or ".join(dict.fromkeys(_type(each) for each in schema[joint]))
+    if "prefixItems" in schema:
+        return f"[{', '.join(_type(each) for each in schema['prefixItems'])}]"
     if schema.get("type") == "array":
-        return f"list of {_type(schema.get('items', {}))}"
+        return f"list of {_type(schema.get('items') or {})}"
     if schema.get("type") == "object" and isinstance(schema.get("additionalProperties"), dict):
         return f"object of {_type(schema['additionalProperties'])}"
     return " ".join([escape(str(schema.get("type", "anything"))), *_bounds(schema)])
@@ -239,7 +241,7 @@ def _example(schema: Schema, schemas: dict[str, Schema], depth: int = 0) -> Any:
         needed = schema.get("required", ()) if depth < 3 else ()
         return {name: _example(schema["properties"][name], schemas, depth + 1) for name in needed}
     if kind == "array":
-        return [_example(schema["items"], schemas, depth + 1)] if "items" in schema and depth < 3 else []
+        return [_example(schema["items"], schemas, depth + 1)] if schema.get("items") and depth < 3 else []
     return {"string": "text", "integer": 1, "number": 1, "boolean": True}.get(str(kind))
 
 

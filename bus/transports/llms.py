@@ -43,3 +43,4 @@ def register(app: Flask, bus: Bus) -> None:
         right=Right.OPEN,
     )
     serve(app, Blueprint("llms", __name__), [operation])
+    app.extensions["llms"] = operation

@@ -111,3 +111,4 @@ def register(app: Flask, bus: Bus) -> None:
     blueprint.add_url_rule("/favicon.ico", view_func=icon)
     blueprint.add_url_rule("/static/<name>", view_func=static)
     app.register_blueprint(blueprint)
+    app.extensions["site"] = blueprint

@@ -24,8 +24,8 @@ NO_SETTINGS = {
     *("MESSAGE_BUS_URL", "MESSAGE_BUS_API_KEY"),  # of the client and the command line
     *("UPGRADE_GUIDE", "UPGRADE_GUIDE_V1"),  # names of pages
     *("POSTGRES_USER", "POSTGRES_DB", "POSTGRES_HOST_AUTH_METHOD"),  # of PostgreSQL's image
-    *("BUS_ATTEMPT", "BUS_CORRELATION_ID", "BUS_FROM", "BUS_MESSAGE_ID", "BUS_QUEUE", "BUS_REDELIVERED"),  # of claim
-    *("BUS_THREAD_ID", "BUS_TIMESTAMP", "BUS_TYPE", "NO_COLOR"),
+    *("BUS_ATTEMPT", "BUS_CORRELATION_ID", "BUS_FROM", "BUS_MESSAGE_ID", "BUS_QUEUE", "BUS_REDELIVERED"),  # for jobs
+    *("BUS_THREAD_ID", "BUS_TIMESTAMP", "BUS_TYPE", "BUS_URL", "NO_COLOR"),
     *("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_SERVICE_NAME", "GF_ANALYTICS_REPORTING_ENABLED"),
 }
 """What pages name in capitals and belongs to somebody else."""

@@ -29,7 +29,7 @@ def node() -> list[str]:
 @pytest.mark.parametrize("workers", [1, pytest.param(4, marks=pytest.mark.full)])
 def test_its_own_tests_pass(fresh_server: Any, workers: int) -> None:
     command = [*node(), "--test", "--test-reporter=tap", "test/client.test.mjs"]
-    environment = {**os.environ, "BUS_URL": fresh_server(workers=workers).url}
+    environment = {**os.environ, "MESSAGE_BUS_URL": fresh_server(workers=workers).url}
     done = subprocess.run(command, cwd=FOLDER, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "\n# skipped 0\n" in done.stdout

@@ -124,7 +124,7 @@ def test_a_target_that_is_no_longer_allowed_is_counted_by_its_sort(fresh_server:
         before = fresh_server(env=ENV)
         made = hook(before, sink, schedule_seconds=[0, HOUR])
         assert before.terminate() == 0
-        server = fresh_server(data_dir=before.data_dir)
+        server = fresh_server(data_dir=before.data_dir, database_url=before.database_url)
         send(server, "anybody")
         eventually(lambda: stats(server, made)["attempts"] == 1, what="an attempt")
         found = eventually(

@@ -105,5 +105,5 @@ function known(points) {
 function nice(value) {
   if (value <= 0) return 1;
   const size = 10 ** Math.floor(Math.log10(value));
-  return [1, 2, 5, 10].find((step) => step * size >= value) * size;
+  return [1, 1.5, 2, 3, 5, 7.5, 10].find((step) => step * size >= value) * size;
 }

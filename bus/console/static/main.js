@@ -93,7 +93,8 @@ async function show() {
       context.fail(error);
     }
   }
-  if (!context.signal.aborted && shell.moved) shell.main.querySelector("h1")?.focus({ preventScroll: true });
+  if (context.signal.aborted) return undefined;
+  if (shell.moved) context.head.querySelector("h1").focus({ preventScroll: true });
   shell.moved = true;
   return undefined;
 }

@@ -1,10 +1,10 @@
-// Against a running bus: BUS_URL=http://127.0.0.1:5001 node --test (Node 20: with --experimental-websocket).
+// Against a running bus: MESSAGE_BUS_URL=http://127.0.0.1:5001 node --test (Node 20: with --experimental-websocket).
 
 import assert from "node:assert/strict";
 import { describe, it as test } from "node:test";
 import { Backoff, BusError, Client } from "../client.js";
 
-const url = process.env.BUS_URL ?? "http://127.0.0.1:5001";
+const url = process.env.MESSAGE_BUS_URL ?? "http://127.0.0.1:5001";
 const TRANSPORTS = ["websocket", "sse"];
 let names = 0;
 const name = (what) => `${what}-${process.pid}-${++names}`;

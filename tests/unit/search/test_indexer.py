@@ -117,6 +117,15 @@ def test_a_backlog_is_indexed_in_small_jobs_with_pauses_between(bench: Bench) ->
     assert 0 < max(bench.pauses) <= 1.0
 
 
+def test_the_index_stays_in_few_parts(bench: Bench) -> None:
+    for number in range(120):
+        bench.send(f"one{number}", "two")
+        bench.tick()
+    (parts,) = bench.reader.execute("SELECT count(DISTINCT segid) FROM search_index_idx")[0]
+    assert parts < 20
+    assert len(bench.find("two")) == 120
+
+
 def test_large_payloads_are_indexed_a_few_at_a_time(bench: Bench) -> None:
     bench.send(*[f"begin{n} " + "x" * 2_000_000 for n in range(8)])
     bench.tick()
