@@ -42,16 +42,20 @@ def settle(server: BusServer, verb: str, message: dict[str, Any] | str, client: 
     return call(server, "POST", f"/api/messages/{message_id}/{verb}", {"client": client, **said})
 
 
+HISTORY = ("by", "since", "until", "settled_at", "attempts")
+"""What `/api/messages/<id>` says of a recipient beside how the message stands with it."""
+
+
 def claim(server: BusServer, queue: str, client: str, **how: object) -> list[dict[str, Any]]:
     """Take items of a queue."""
     return call(server, "POST", f"/api/queues/{queue}/claim", {"client": client, **how})["messages"]  # type: ignore[no-any-return]
 
 
 def standing(server: BusServer, message_id: str, client: str | None = None) -> Any:
-    """How a message stands with a recipient, or with its only one."""
+    """How a message stands with a recipient, or with its only one; not who had it, and when."""
     recipients = call(server, "GET", f"/api/messages/{message_id}")["recipients"]
     (found,) = [recipient for recipient in recipients if client in (None, recipient["client"])]
-    return found
+    return {name: value for name, value in found.items() if name not in HISTORY}
 
 
 def state(server: BusServer, message_id: str, client: str | None = None) -> str:

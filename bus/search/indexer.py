@@ -82,20 +82,18 @@ class Indexer:
             self._tidied_at = time.monotonic()
 
     def _step(self) -> bool:
-        place = self._place
+        place, head, began = self._place, self._host.head(), time.monotonic()
         assert place is not None
         upto, documents = self._host.read(lambda reader: _documents(reader, self._index, place, self._rows))
         if upto == place:
             return False
-        began = time.monotonic()
         self._place, taken = self._host.write(lambda transaction: self._add(transaction, place, upto, documents))
-        waited = time.monotonic() - began
         self._host.metrics.count("bus_search_indexed_total", by=len(documents))
         if taken > AIM_SECONDS:
             self._rows = max(self._rows // 2, FEWEST)
         elif len(documents) >= self._rows and taken < AIM_SECONDS / 2:
             self._rows = min(self._rows * 2, BATCH)
-        self._yield(waited)
+        self._yield(time.monotonic() - began, head)
         return True
 
     def _add(self, transaction: Transaction, place: int, upto: int, documents: Sequence[Document]) -> tuple[int, float]:
@@ -125,9 +123,9 @@ class Indexer:
         end = min(self._looked_to + WINDOW, place)
         while gone := self._host.read(lambda reader: reader.execute(self._index.gone, (self._looked_to, end, BATCH))):
             seqs = msgspec.json.encode([seq for (seq,) in gone]).decode()
-            began = time.monotonic()
+            head, began = self._host.head(), time.monotonic()
             self._host.write(lambda transaction, seqs=seqs: transaction.execute(self._index.forget, (seqs,)))
-            self._yield(time.monotonic() - began)
+            self._yield(time.monotonic() - began, head)
         self._looked_to = end if end < place else self._before_oldest()
 
     def _before_oldest(self) -> int:
@@ -143,9 +141,11 @@ class Indexer:
         if not _kept(transaction):
             transaction.execute(self._index.forget_all)
 
-    def _yield(self, waited: float) -> None:
-        """Let others in: indexing is half of the writer's time at most, and while others write, a twentieth."""
-        self._host.pause(min(waited * (19 if self._host.is_busy() else 1), 1.0))
+    def _yield(self, took: float, head: int) -> None:
+        """Let others in after a step that took so many seconds, and began when `head` was delivered: indexing is half of the
+        time at most, and while others write, a twentieth."""
+        others_write = self._host.is_busy() or self._host.head() != head
+        self._host.pause(min(took * (19 if others_write else 1), 1.0))
 
 
 def progress(reader: Reader) -> int:

@@ -373,7 +373,7 @@ def test_bad_messages_of_a_batch_are_refused_one_by_one(untouched: BusServer) ->
         ("/api/messages/5", 404, "unknown_message", None),
         (f"/api/messages/msg-{EPOCH}-000000000001", 404, "unknown_message", None),
         (f"/api/messages/msg-{EPOCH}-ffffffffffff", 404, "unknown_message", None),
-        ("/", 404, "not_found", None),
+        ("/nothing", 404, "not_found", None),
         ("/api", 404, "not_found", None),
         ("/api/", 404, "not_found", None),
         ("/api/nothing", 404, "not_found", None),

@@ -14,6 +14,7 @@ import pytest
 
 from bus.settings import ROOT
 from bus.testing import BusServer, eventually, free_port
+from tests.calls import state
 from tests.integration.test_cli import PATIENCE_SECONDS, command, environment, run
 
 Begin = Callable[..., subprocess.Popen[bytes]]
@@ -264,8 +265,8 @@ def test_tail_exec_confirms_after_the_command_succeeded_and_gives_back_when_it_f
     done = run(server.url, "tail", "--client", "t-exec", "--count", "2", "--exec", work)
     assert done.returncode == 1
     assert f"ended with 1 on {bad}" in done.stderr
-    eventually(lambda: "acked" in str(server.call("GET", f"/api/messages/{good}").body), what="the ack")
-    assert "acked" not in str(server.call("GET", f"/api/messages/{bad}").body)
+    eventually(lambda: state(server, good) == "acked", what="the ack")
+    assert state(server, bad) != "acked"
 
 
 def test_tail_follows_topics_beside_its_inbox(server: BusServer, begin: Begin) -> None:

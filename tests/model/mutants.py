@@ -15,7 +15,7 @@ import pytest
 from bus.delivery import dead_letters, reaper
 from bus.errors import Forbidden
 from bus.protocol import Settle
-from bus.storage import ledger, work
+from bus.storage import ledger, ledger_sql, work
 from bus.storage.deliveries import LEASED, RESTING, Delivery, Failure, Settled, Swept
 from bus.storage.inboxes import Inboxes
 from bus.storage.ledger import Ledger
@@ -53,22 +53,22 @@ def leases_never_end(patch: pytest.MonkeyPatch) -> None:
 
 @mutant
 def a_claimed_lease_is_too_long(patch: pytest.MonkeyPatch) -> None:
-    _rewrite(patch, ledger, "_LEASE", "until = ?", "until = ? + 1000000")
+    _rewrite(patch, ledger_sql, "LEASE", "until = ?", "until = ? + 1000000")
 
 
 @mutant
 def a_pushed_lease_is_too_long(patch: pytest.MonkeyPatch) -> None:
-    _rewrite(patch, ledger, "_ENTER", "(?, ?, ?, ?, ?,", "(?, ?, ?, ?, ? + 1000000,")
+    _rewrite(patch, ledger_sql, "ENTER", "(?, ?, ?, ?, ?,", "(?, ?, ?, ?, ? + 1000000,")
 
 
 @mutant
 def what_is_held_is_given_again(patch: pytest.MonkeyPatch) -> None:
-    _rewrite(patch, ledger, "_NEXT", "state = 0", "state <= 1")
+    _rewrite(patch, ledger_sql, "NEXT", "state = 0", "state <= 1")
 
 
 @mutant
 def what_rests_is_given(patch: pytest.MonkeyPatch) -> None:
-    _rewrite(patch, ledger, "_NEXT", "state = 0", "state IN (0, 2)")
+    _rewrite(patch, ledger_sql, "NEXT", "state = 0", "state IN (0, 2)")
 
 
 @mutant
@@ -91,12 +91,12 @@ def the_window_is_not_looked_at(patch: pytest.MonkeyPatch) -> None:
 
 @mutant
 def priority_is_not_looked_at(patch: pytest.MonkeyPatch) -> None:
-    _rewrite(patch, ledger, "_NEXT", "ORDER BY due_key, seq", "ORDER BY seq")
+    _rewrite(patch, ledger_sql, "NEXT", "ORDER BY due_key, seq", "ORDER BY seq")
 
 
 @mutant
 def priority_is_reversed(patch: pytest.MonkeyPatch) -> None:
-    _rewrite(patch, ledger, "_NEXT", "ORDER BY due_key, seq", "ORDER BY due_key DESC, seq")
+    _rewrite(patch, ledger_sql, "NEXT", "ORDER BY due_key, seq", "ORDER BY due_key DESC, seq")
 
 
 @mutant
@@ -212,7 +212,7 @@ def what_expires_is_lost(patch: pytest.MonkeyPatch) -> None:
 
 @mutant
 def what_expired_is_still_given(patch: pytest.MonkeyPatch) -> None:
-    _rewrite(patch, ledger, "_NEXT", "expires_at > ?", "expires_at > ? - 100000000")
+    _rewrite(patch, ledger_sql, "NEXT", "expires_at > ?", "expires_at > ? - 100000000")
 
 
 @mutant
