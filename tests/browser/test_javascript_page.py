@@ -49,7 +49,7 @@ def prints(page: Any, block: str, before: str = "") -> list[str]:
     return list(page.evaluate("window.printed"))
 
 
-@pytest.mark.parametrize("block", blocks(PAGE, "js"), ids=lambda block: str(abs(hash(block)) % 1000))
+@pytest.mark.parametrize("block", blocks(PAGE, "js"), ids=lambda block: block.strip().splitlines()[0][:40])
 def test_a_snippet_for_pages_prints_what_it_says(server: BusServer, context: Any, block: str) -> None:
     context.clear_cookies()
     page = context.new_page()
