@@ -159,9 +159,10 @@ class BusServer:
 
     @property
     def log(self) -> str:
-        """Everything that the server printed, over all its starts."""
-        path = self._log_path
-        return path.read_text(errors="replace") if path.exists() else ""
+        """Everything that the server printed, over all its starts; nothing before the first, nor once it is closed."""
+        if self._folder is None:
+            return ""
+        return self._log_path.read_text(errors="replace") if self._log_path.exists() else ""
 
     @property
     def pid(self) -> int:
