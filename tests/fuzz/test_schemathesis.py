@@ -50,8 +50,8 @@ def fuzz(server: BusServer, folder: Path, *arguments: str, at_least: int) -> Non
     assert server.worker_pids() == workers
 
 
-LEFT_OUT = "/clear$|/stream/events$"
-"""The clearing of all messages, and the stream, which never ends. The option counts once: its last pattern holds."""
+LEFT_OUT = "/clear$|/stream/events$|/log/stream$"
+"""The clearing of all messages, and the streams, which never end. The option counts once: its last pattern holds."""
 
 ONCE = ["--exclude-path-regex", f"{LEFT_OUT}|^/api/v1/", "--seed", "1"]
 """Arguments of the quick runs: no twins, and the same requests every time."""
