@@ -47,7 +47,7 @@ def test_what_is_owed_is_sent_although_a_look_and_a_step_have_failed(monkeypatch
     read = raising(OSError("a look"), [(1,)])
     sender = Dispatcher(write, read, lambda: 0, None, lambda: None, lambda *_: None)  # type: ignore[arg-type]
     sender.endpoints = {1: None}  # type: ignore[dict-item]
-    sender.start(None, None, 0, "test", alone=False)  # type: ignore[arg-type]
+    sender.start(None, None, 0, "test", None)  # type: ignore[arg-type]
     assert done.wait(5)
     sender.stop(0)
 
