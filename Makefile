@@ -27,7 +27,7 @@ test: $(TOOLS) ## Run the quick tests: a few minutes
 	$(PYTEST) -n 3 --dist loadfile -m "not slow and not full"
 
 test-all: test ## Run every test, the slow ones and those that need other programs included
-	$(PYTEST) -n 2 --dist loadfile -m "slow or full"
+	$(PYTEST) -n 3 --dist loadfile -m "slow or full"
 
 conformance: $(TOOLS) ## See whether the bus at URL, asked with KEY, keeps the protocol; without URL, one that is started
 	BUS_URL='$(URL)' BUS_KEY='$(KEY)' $(PYTEST) tests/conformance
