@@ -15,8 +15,8 @@ from tests.deploy.image import Builder, Container, Image
 
 pytestmark = pytest.mark.full
 
-MAX_IMAGE_BYTES = 80_000_000
-"""What the image adds to its base."""
+MAX_IMAGE_BYTES = 90_000_000
+"""What the image adds to its base: 83 MB with PostgreSQL's driver and its libraries, which are 14 MB of it."""
 
 
 @pytest.fixture(scope="module")
