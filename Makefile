@@ -12,7 +12,7 @@ ROUNDS ?= 300
 REQUIREMENTS := requirements.txt requirements-tracing.txt requirements-dev.txt
 .DEFAULT_GOAL := help
 
-.PHONY: help setup run test test-all conformance check audit format docs bench crash-test fuzz lock clean
+.PHONY: help setup run test test-all test-stores conformance check audit format docs bench crash-test fuzz lock clean
 
 help: ## Say what there is to make
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' Makefile | awk -F'|' '{ printf "%-16s %s\n", $$1, $$2 }'
@@ -28,6 +28,9 @@ test: $(TOOLS) ## Run the quick tests: a few minutes
 
 test-all: test ## Run every test, the slow ones and those that need other programs included
 	$(PYTEST) -n 3 --dist loadfile -m "slow or full"
+
+test-stores: $(TOOLS) ## Run conformance and integration on SQLite, PostgreSQL, with Redis, and on three nodes: an hour
+	$(PY) -m tests.stores
 
 conformance: $(TOOLS) ## See whether the bus at URL, asked with KEY, keeps the protocol; without URL, one that is started
 	BUS_URL='$(URL)' BUS_KEY='$(KEY)' $(PYTEST) tests/conformance

@@ -94,11 +94,11 @@ def eventually(
 class BusServer:
     """One server: a master and its workers. Building it opens nothing; `start` does, `close` undoes it.
 
-    Not thread-safe, but for `call`, which any thread may use. `database_for(server)`, where it is set, gives the URL of the
-    database of each that is not told one.
+    Not thread-safe, but for `call`, which any thread may use. `store_for(server)`, where it is set, gives DATABASE_URL, and
+    perhaps REDIS_URL, of each that is not told a database.
     """
 
-    database_for: ClassVar[Callable[[BusServer], str] | None] = None
+    store_for: ClassVar[Callable[[BusServer], Mapping[str, str]] | None] = None
 
     def __init__(
         self,
@@ -121,7 +121,7 @@ class BusServer:
         self.command = list(command) if command is not None else [sys.executable, "server_ws.py"]
         self.env = dict(env or {})
         self.given_data_dir = data_dir
-        self._database_url = database_url
+        self._store = None if database_url is None else {"DATABASE_URL": database_url}
         self._given_port = port
         self._port = port
         self._folder: Path | None = None
@@ -152,10 +152,15 @@ class BusServer:
     @property
     def database_url(self) -> str:
         """DATABASE_URL, where it was given; empty: SQLite, in the data folder."""
-        if self._database_url is None:
-            give = type(self).database_for
-            self._database_url = give(self) if give is not None else ""
-        return self._database_url
+        return self.store["DATABASE_URL"]
+
+    @property
+    def store(self) -> dict[str, str]:
+        """The settings that say where it keeps its log."""
+        if self._store is None:
+            give = type(self).store_for
+            self._store = dict(give(self)) if give is not None else {"DATABASE_URL": ""}
+        return self._store
 
     @property
     def log(self) -> str:
@@ -322,10 +327,7 @@ class BusServer:
             RATE_LIMIT_UNAUTHENTICATED_PER_MINUTE="1000000",
             WEB_CONCURRENCY=str(self.workers),
         )
-        environment.update(self.env)
-        if not environment["DATABASE_URL"]:
-            environment["DATABASE_URL"] = self.database_url
-        return environment
+        return environment | self.store | self.env
 
     def _has_started(self) -> bool:
         code = _known(self._process, "process").poll()

@@ -9,12 +9,15 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack
 from typing import Any, NoReturn
 
 import pytest
 from hypothesis import settings
 
+import bus.testing
 from bus.testing import LOG_TAIL_CHARACTERS, BusServer
+from tests.bus_nodes import BusNodes
 from tests.databases import Databases, NoPostgresError, PostgresServer
 
 settings.register_profile("no-clock", deadline=None)
@@ -39,9 +42,27 @@ def can_not_run(sentence: str) -> NoReturn:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption(
-        "--store", choices=["sqlite", "postgresql"], default="sqlite", help="where every bus keeps its log"
-    )
+    stores = ["sqlite", "postgresql", "postgresql+redis"]
+    parser.addoption("--store", choices=stores, default="sqlite", help="where every bus keeps its log")
+    parser.addoption("--nodes", type=int, default=1, help="how many nodes every bus has; more than 1 need PostgreSQL")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """With `--nodes`, what test modules import as `BusServer` is a bus of so many nodes."""
+    nodes: int = config.getoption("--nodes")
+    if nodes > 1 and config.getoption("--store") == "sqlite":
+        raise pytest.UsageError("Nodes share no file of SQLite's: add --store postgresql.")
+    if nodes > 1:
+        BusNodes.how_many = nodes
+        bus.testing.BusServer = BusNodes  # type: ignore[misc]
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With `--nodes`, leave out what is marked `one_node`."""
+    if config.getoption("--nodes") > 1:
+        for item in items:
+            if (mark := item.get_closest_marker("one_node")) is not None:
+                item.add_marker(pytest.mark.skip(reason=f"of one node: {mark.args[0]}"))
 
 
 @pytest.fixture(scope="session")
@@ -59,10 +80,15 @@ def postgresql() -> Iterator[PostgresServer]:
 def store(request: pytest.FixtureRequest) -> Iterator[str]:
     """Where buses keep their logs in this run: `--store`."""
     name: str = request.config.getoption("--store")
-    if name == "postgresql":
-        BusServer.database_for = Databases(request.getfixturevalue("postgresql"))
-    yield name
-    BusServer.database_for = None
+    with ExitStack() as stack:
+        if name != "sqlite":
+            from tests.redis_servers import RedisServer  # noqa: PLC0415  # it skips by what stands above
+
+            redis = stack.enter_context(RedisServer("--databases", "10000")) if name.endswith("redis") else None
+            postgresql: PostgresServer = request.getfixturevalue("postgresql")
+            BusServer.store_for = Databases(postgresql.make, redis and redis.make)
+        yield name
+        BusServer.store_for = None
 
 
 @pytest.fixture
@@ -75,14 +101,14 @@ def on_sqlite(store: str) -> None:
 @pytest.fixture(scope="module")
 def server(request: pytest.FixtureRequest) -> Iterator[BusServer]:
     """A running server with one worker, shared by the module's tests; with the settings of its SERVER_ENV, if it has one."""
-    with BusServer(env=getattr(request.module, "SERVER_ENV", None)) as running:
+    with bus.testing.BusServer(env=getattr(request.module, "SERVER_ENV", None)) as running:
         yield running
 
 
 @pytest.fixture(scope="module")
 def server4(request: pytest.FixtureRequest) -> Iterator[BusServer]:
     """The same with four workers."""
-    with BusServer(workers=4, env=getattr(request.module, "SERVER_ENV", None)) as running:
+    with bus.testing.BusServer(workers=4, env=getattr(request.module, "SERVER_ENV", None)) as running:
         yield running
 
 
@@ -92,7 +118,7 @@ def fresh_server(request: pytest.FixtureRequest) -> Iterator[Callable[..., BusSe
     servers = request.node.stash.setdefault(SERVERS, [])
 
     def start(**how: Any) -> BusServer:
-        made = BusServer(**how)
+        made = bus.testing.BusServer(**how)
         servers.append(made)
         return made.start()
 

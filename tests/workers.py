@@ -6,22 +6,24 @@ import os
 import signal
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from bus.testing import BusServer, eventually, processes
+from tests.bus_nodes import BusNodes
 from tests.stored import nobody_commits
 
 
 @contextmanager
 def only(server: BusServer, pid: int) -> Iterator[None]:
-    """Have one worker take all new connections: the others are stopped meanwhile, by a signal."""
-    others = [other for other in server.worker_pids() if other != pid]
-    try:
-        eventually(lambda: _stop(server, others), what="workers that stop and hold no lock")
-        yield
-    finally:
-        _signal(others, signal.SIGCONT)
+    """Have one worker take all new connections: its node's others are stopped meanwhile, by a signal."""
+    with server.turned_to(pid) if isinstance(server, BusNodes) else nullcontext(server) as node:
+        others = [other for other in node.worker_pids() if other != pid]
+        try:
+            eventually(lambda: _stop(server, others), what="workers that stop and hold no lock")
+            yield
+        finally:
+            _signal(others, signal.SIGCONT)
 
 
 def statuses(server: BusServer) -> list[dict[str, Any]]:

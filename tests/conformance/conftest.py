@@ -28,7 +28,7 @@ def bus(request: pytest.FixtureRequest) -> Iterator[Remote]:
         yield given()
         return
     with BusServer(workers=request.param) as server:
-        yield Remote(server.url, is_ours=True)
+        yield Remote(lambda: server.url, is_ours=True)
 
 
 def given() -> Remote:
@@ -39,7 +39,7 @@ def given() -> Remote:
         pytest.exit(f"No bus answers at {URL}: {type(problem).__name__}.", returncode=2)
     if answer.status_code != 200:
         pytest.exit(f"The bus at {URL} answers {answer.status_code}; give its KEY, or the right URL.", returncode=2)
-    return Remote(URL, KEY)
+    return Remote(lambda: URL, KEY)
 
 
 @pytest.fixture

@@ -173,11 +173,14 @@ class Socket:
 
 
 class Remote:
-    """A bus at an address. `is_ours`: nobody else uses it, so tests may speak to everybody. `start`: the cursor from which
-    on what the tests do stands in the log."""
+    """A bus at an address, asked for anew each time, since a bus may have several.
 
-    def __init__(self, url: str, key: str = "", *, is_ours: bool = False) -> None:
-        self.url = url.rstrip("/")
+    `is_ours`: nobody else uses it, so tests may speak to everybody. `start`: the cursor from which on what the tests do
+    stands in the log.
+    """
+
+    def __init__(self, address: Callable[[], str], key: str = "", *, is_ours: bool = False) -> None:
+        self._address = address
         self.key = key
         self.is_ours = is_ours
         self._prefix = f"{PREFIX}{secrets.token_hex(5)}"
@@ -191,6 +194,11 @@ class Remote:
         self.start = self.get("/api/messages", to=self._prefix, since="latest").body["cursor"]
 
     # ---- what is there
+
+    @property
+    def url(self) -> str:
+        """Where the next request or connection goes."""
+        return self._address().rstrip("/")
 
     @property
     def asks_for_a_key(self) -> bool:

@@ -4,7 +4,7 @@
 
 The producers, consumers and the verdict are those of tests.faults.crash; whoever is cut off comes back to another node.
 Each round has one accident, drawn by chance: a node is killed, or frozen, for longer than its leases last; Redis is killed,
-frozen, paused, flushed, or out of memory; the line between a node and Redis carries nothing for a while;
+frozen, paused, flushed, or out of memory; the line between a node and Redis, or PostgreSQL, carries nothing for a while;
 PostgreSQL stops as in a crash of its machine.
 
 A frozen node has sends in its sockets that it stores when it wakes, behind what their sender, which gave up, has sent to
@@ -26,19 +26,22 @@ from tests.faults.crash import Load, Verdict, judge, whole_log
 from tests.nodes import Nodes
 from tests.redis_servers import RedisServer, Wire
 
-OF_ALL = ("kill a node", "freeze a node", "freeze a node shortly", "stop PostgreSQL")
+OF_ALL = ("kill a node", "freeze a node", "freeze a node shortly", "stop PostgreSQL", "cut a line to PostgreSQL")
 OF_REDIS = ("kill Redis", "freeze Redis", "pause Redis", "flush Redis", "fill Redis", "cut a line")
 LONG_SECONDS, SHORT_SECONDS = LEASE_SECONDS + 2, 2.0
 
 
 class Stage:
-    """What accidents happen to. `wires` is empty where there is no Redis."""
+    """What accidents happen to. `wires` lead to Redis, and are empty where there is none; `lines` lead to PostgreSQL."""
 
-    def __init__(self, nodes: Nodes, postgres: PostgresServer, redis: RedisServer | None, wires: list[Wire]) -> None:
+    def __init__(
+        self, nodes: Nodes, postgres: PostgresServer, redis: RedisServer | None, wires: list[Wire], lines: list[Wire]
+    ) -> None:
         self.nodes = nodes
         self.postgres = postgres
         self.redis = redis
         self.wires = wires
+        self.lines = lines
 
     def happen(self, accident: str, number: int, load: Load) -> None:
         """Have an accident, wait a while, and mend it."""
@@ -54,6 +57,10 @@ class Stage:
             self.postgres.stop("immediate")
             wait(SHORT_SECONDS)
             self.postgres.start()
+        elif accident == "cut a line to PostgreSQL":
+            self.lines[number].cut()
+            wait(LONG_SECONDS)
+            self.lines[number].mend()
         elif redis is None:
             raise ValueError(f"{accident}: there is no Redis")
         elif accident == "kill Redis":
@@ -90,11 +97,15 @@ def run(accidents: list[str], *, channel: str, seed: int | None = None, patience
         postgres.start()
         redis = stack.enter_context(RedisServer()) if channel == "redis" else None
         wires = [stack.enter_context(Wire(redis.port)) for _ in range(3)] if redis is not None else []
-        envs = [{"REDIS_URL": f"redis://127.0.0.1:{wire.port}"} for wire in wires] or [{}, {}, {}]
-        nodes = stack.enter_context(Nodes(postgres.make(), envs, env=settings))
-        load = Load(_as_one(nodes))
+        lines = [stack.enter_context(Wire(postgres.port)) for _ in range(3)]
+        url = postgres.make()
+        envs = [{"DATABASE_URL": postgres.over(line.port, url)} for line in lines]
+        for env, wire in zip(envs, wires, strict=False):
+            env["REDIS_URL"] = f"redis://127.0.0.1:{wire.port}"
+        nodes = stack.enter_context(Nodes(url, envs, env=settings))
+        load = Load(as_one(nodes))
         load.start()
-        stage = Stage(nodes, postgres, redis, wires)
+        stage = Stage(nodes, postgres, redis, wires, lines)
         for accident in accidents:
             load.stop.wait(chance.uniform(0.5, 1.5))
             number = chance.randrange(3)
@@ -103,14 +114,14 @@ def run(accidents: list[str], *, channel: str, seed: int | None = None, patience
         load.stop.wait(1.0)
         load.finish(patience_seconds)
         eventually(lambda: nodes.call("GET", "/health").status == 200, within_seconds=30, what="a node that answers")
-        verdict.faults = judge(load, _acknowledged(load, whole_log(_as_one(nodes))))
+        verdict.faults = judge(load, acknowledged(load, whole_log(as_one(nodes))))
         verdict.acknowledged = sum(map(len, load.acknowledged.values()))
         verdict.delivered = sum(map(len, load.received.values()))
         verdict.repeated = load.repeated
     return verdict
 
 
-def _acknowledged(load: Load, log: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def acknowledged(load: Load, log: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Leave out what nobody was told of, here and at the consumers, and return what is left of the log."""
     known = {pair: set(numbers) for pair, numbers in load.acknowledged.items()}
 
@@ -122,7 +133,7 @@ def _acknowledged(load: Load, log: list[dict[str, Any]]) -> list[dict[str, Any]]
     return list(filter(is_known, log))
 
 
-def _as_one(nodes: Nodes) -> Any:
+def as_one(nodes: Nodes) -> Any:
     """What a load needs of a server, any node gives."""
     return nodes
 

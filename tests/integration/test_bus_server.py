@@ -10,6 +10,8 @@ import pytest
 
 from bus.testing import BusServer, ServerFailed, eventually, free_port, gunicorn, processes
 
+pytestmark = pytest.mark.one_node("the handle of one server")
+
 Fresh = Callable[..., BusServer]
 
 

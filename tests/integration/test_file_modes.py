@@ -15,6 +15,8 @@ from bus.settings import ROOT
 from bus.testing import BusServer, ServerFailed, eventually
 from tests.calls import call, send
 
+pytestmark = pytest.mark.one_node("files of one folder")
+
 
 @pytest.fixture
 def careless() -> Iterator[None]:

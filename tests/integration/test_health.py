@@ -24,6 +24,8 @@ from tests.rawws import CLOSE, RawWebSocket
 from tests.refusals import KEY
 from tests.stored import no_commits
 
+pytestmark = pytest.mark.one_node("each tells of its own health")
+
 LEVERS = {"BUS_EXTENSIONS": "tests.faults.health_levers"}
 PATHS = ("/health", "/health/live", "/health/ready", "/ready", "/health/startup", "/health/status", "/health/detailed")
 ALL_PATHS = (*PATHS, "/health/info")

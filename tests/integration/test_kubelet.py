@@ -14,7 +14,7 @@ from bus.testing import BusServer, eventually
 from tests.integration.test_health import LEVERS, no_commits
 from tests.kubelet import HttpGet, Kubelet, Manifest
 
-pytestmark = pytest.mark.full
+pytestmark = [pytest.mark.full, pytest.mark.one_node("a kubelet looks at one pod")]
 
 SECOND = 0.05
 """How long a manifest's second lasts here. The rounds of health are short in proportion (tests.faults.health_levers)."""

@@ -27,6 +27,8 @@ from tests.sinks import Sink
 from tests.stored import side_folder
 from tests.webhook_calls import data_of, hook
 
+pytestmark = pytest.mark.one_node("exact limits; a burst may pass once on each node")
+
 Start = Callable[..., BusServer]
 
 LIMIT, PER_HOUR, CONNECTIONS = 50, 120, 3

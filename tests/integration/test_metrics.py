@@ -30,6 +30,8 @@ from tests.scraped import Scraped, assert_nothing_fell, moved, scrape, settled
 from tests.stored import rows, side_folder
 from tests.workers import wait_until_known
 
+pytestmark = pytest.mark.one_node("each counts for itself")
+
 PAGE = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
 
 UPGRADE = {

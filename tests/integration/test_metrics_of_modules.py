@@ -14,6 +14,8 @@ from tests.scraped import moved, scrape
 from tests.sinks import Sink, answer, in_turn
 from tests.webhook_calls import ENV, drop, hook, settled, stats
 
+pytestmark = pytest.mark.one_node("each counts for itself")
+
 LEVERS = "tests.faults.health_levers"
 HOUR = 3600.0
 

@@ -21,6 +21,8 @@ from tests.integration.test_cli import run
 from tests.rawws import RawWebSocket
 from tests.refusals import check
 
+pytestmark = pytest.mark.one_node("a profile is of one machine's workers")
+
 SENT = 20
 TRACED = {"BUS_EXTENSIONS": "tests.traced"}
 

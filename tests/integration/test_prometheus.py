@@ -13,7 +13,7 @@ from bus.testing import BusServer, eventually
 from tests.conftest import require
 from tests.monitoring import JOB, ROOT, RULES, Prometheus, Traffic, filled_in, queries
 
-pytestmark = pytest.mark.full
+pytestmark = [pytest.mark.full, pytest.mark.one_node("each counts for itself")]
 
 WINDOW = "5s"
 """Rates are over so long: each second there is a scrape."""

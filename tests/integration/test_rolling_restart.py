@@ -17,7 +17,7 @@ from bus.testing import BusServer, eventually, free_port
 from tests.conftest import require
 from tests.follower import Returner
 
-pytestmark = pytest.mark.full
+pytestmark = [pytest.mark.full, pytest.mark.one_node("two servers of one folder")]
 
 NOTICE = {"DRAIN_NOTICE_SECONDS": "2", "DRAIN_SPREAD_SECONDS": "1"}
 CONFIGURATION = """

@@ -15,6 +15,8 @@ from bus.testing import BusServer, eventually
 from tests.calls import call, send_all
 from tests.rawws import RawWebSocket
 
+pytestmark = pytest.mark.one_node("each keeps its own series")
+
 PAGE = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text().partition("## Series")[2].partition("\n## ")[0]
 
 
