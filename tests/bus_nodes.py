@@ -10,7 +10,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
 
-from bus.testing import START_TIMEOUT_SECONDS, STOP_TIMEOUT_SECONDS, BusServer, ServerFailed, eventually
+from bus.testing import START_TIMEOUT_SECONDS, STOP_TIMEOUT_SECONDS, BusServer, ServerFailed, eventually, free_port
 
 T = TypeVar("T")
 
@@ -23,7 +23,8 @@ class BusNodes(BusServer):
 
     `workers` are those of all nodes, at least one on each; with a `command`, which says its own number, those of each node.
     What is done to the server is done to every node at once; `log` is the nodes' logs one behind the other, `data_dir`
-    the first node's. There is no `pid`: tests about the master of one machine are marked `one_node`.
+    the first node's. A page of any node may ask them all. There is no `pid`: tests about the master of one machine are
+    marked `one_node`.
     """
 
     how_many: ClassVar[int] = 3
@@ -87,7 +88,11 @@ class BusNodes(BusServer):
     def start(self) -> Self:
         """Start all nodes at once, and wait until each knows of all workers."""
         for node in self.nodes:
-            node.env, node._store = {**SHARED, **self.env}, self.store
+            node._port = node._port or free_port()
+        origins = ",".join([*filter(None, [self.env.get("ALLOWED_ORIGINS")]), *(node.url for node in self.nodes)])
+        for node in self.nodes:
+            node._store = self.store
+            node.env = {**SHARED, **self.env, "ALLOWED_ORIGINS": origins}
         self._of_each(BusServer.start)
         eventually(self._have_met, within_seconds=START_TIMEOUT_SECONDS, what="nodes that know one another")
         return self

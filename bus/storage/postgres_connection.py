@@ -21,6 +21,7 @@ from psycopg import pq
 from psycopg.adapt import AdaptersMap, Loader, Transformer
 
 from bus.storage.dialect import translate
+from bus.storage.postgres_connecting import NotOpened, opened
 
 _poll = get_original("select", "poll")
 
@@ -108,13 +109,9 @@ class PostgresConnection:
         self._named = 0
         self._transformer = Transformer(_Context())
         try:
-            self._pg = pq.PGconn.connect(conninfo.encode())
-        except psycopg.Error as error:
+            self._pg = opened(conninfo)
+        except (NotOpened, psycopg.Error) as error:
             raise ConnectionLost(str(error)) from None
-        if self._pg.status != pq.ConnStatus.OK:
-            text = _clean(self._pg.get_error_message())
-            self._pg.finish()
-            raise ConnectionLost(text, "")
         self.version = self._pg.server_version
         self._pg.nonblocking = 1
         self._pg.enter_pipeline_mode()

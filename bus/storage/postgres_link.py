@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import random
 import time
+from _queue import Empty, SimpleQueue
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from bus.errors import BusError, DiskFull, Unavailable
 from bus.storage.postgres_connection import Answer, ConnectionLost, PostgresConnection, PostgresError
+from bus.threads import start_native
 
 FIRST_PAUSE_SECONDS = 0.1
 LONGEST_PAUSE_SECONDS = 2.0
 """Between two attempts to connect, about: meanwhile callers are refused at once."""
+
+MOMENT_SECONDS = 0.2
+"""A caller waits for an attempt to connect that follows on a failure: longer than one takes when it succeeds."""
 
 UNKNOWN = (
     "The database went away at the commit, so it is not known whether this was stored. Send it again, with an"
@@ -29,6 +34,7 @@ class Link:
         self._pause = 0.0
         self._not_before = 0.0
         self._why = ""
+        self._attempt: Any = None
 
     def get(self) -> PostgresConnection:
         """An open connection. Raises ConnectionLost, at once when it is too early for another attempt."""
@@ -38,7 +44,7 @@ class Link:
         if time.monotonic() < self._not_before:
             raise ConnectionLost(self._why)
         try:
-            connection = self._connection = self._connect()
+            connection = self._connection = self._connect() if not self._pause else self._connected_aside()
         except PostgresError as error:
             self._pause = min(max(2 * self._pause, FIRST_PAUSE_SECONDS), LONGEST_PAUSE_SECONDS)
             self._not_before = time.monotonic() + self._pause * random.uniform(0.5, 1.0)
@@ -53,7 +59,31 @@ class Link:
             self._connection.close()
             self._connection = None
 
-    close = drop
+    def close(self) -> None:
+        """Close it, and what may still be made of an attempt."""
+        self.drop()
+        self._attempt, attempt = None, self._attempt
+        if attempt is not None:
+            start_native(lambda: _discard(attempt))
+
+    def _connected_aside(self) -> PostgresConnection:
+        """A connection from an attempt in a thread of its own: where no answer comes, it hangs, and no caller with it.
+
+        Raises PostgresError when it failed, or is not over in a moment.
+        """
+        if self._attempt is None:
+            attempt: Any = SimpleQueue()
+            self._attempt = attempt
+            start_native(lambda: attempt.put(_tried(self._connect)))
+        try:
+            outcome = self._attempt.get(timeout=MOMENT_SECONDS)
+        except Empty:
+            raise ConnectionLost(self._why) from None
+        self._attempt = None
+        if isinstance(outcome, BaseException):
+            raise outcome
+        connection: PostgresConnection = outcome
+        return connection
 
 
 class Reading:
@@ -90,6 +120,19 @@ class Reading:
     def close(self) -> None:
         """Close the connection."""
         self.link.close()
+
+
+def _tried(connect: Callable[[], PostgresConnection]) -> PostgresConnection | BaseException:
+    try:
+        return connect()
+    except BaseException as error:  # noqa: BLE001  # raised where the attempt is asked for
+        return error
+
+
+def _discard(attempt: Any) -> None:
+    outcome = attempt.get()
+    if not isinstance(outcome, BaseException):
+        outcome.close()
 
 
 def away() -> Unavailable:

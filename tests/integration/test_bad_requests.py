@@ -205,6 +205,7 @@ def test_a_bomb_of_20_kilobytes_is_refused(untouched: BusServer, coding: str, pa
     check(untouched.call("POST", path, raw=bomb, headers={"Content-Encoding": coding}), 413, "too_large")
 
 
+@pytest.mark.one_node("the memory of one worker")
 def test_a_bomb_is_not_inflated_past_the_limit(untouched: BusServer) -> None:
     (worker,) = untouched.worker_pids()
     status = Path(f"/proc/{worker}/status")

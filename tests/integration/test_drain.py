@@ -234,6 +234,7 @@ def patient_server(fresh_server: Start) -> BusServer:
     return fresh_server(env={"DRAIN_NOTICE_SECONDS": "20"})
 
 
+@pytest.mark.one_node("signals to one master")
 def test_sigint_is_the_hurry_up(patient_server: BusServer) -> None:
     with Follower(patient_server.port, "anna") as anna:
         began = time.monotonic()
@@ -246,6 +247,7 @@ def test_sigint_is_the_hurry_up(patient_server: BusServer) -> None:
 
 
 @pytest.mark.full
+@pytest.mark.one_node("signals to one master")
 def test_sigint_alone_stops_the_server_without_notice(patient_server: BusServer) -> None:
     with Follower(patient_server.port, "anna") as anna:
         assert send(patient_server, "anna", 1).status == 200

@@ -12,6 +12,7 @@ import pytest
 from websockets.sync.client import connect
 
 from bus.testing import BusServer, eventually
+from tests.workers import wait_until_known
 
 
 def send(server: BusServer, to: Any, payload: Any = None, sender: str = "sender", **more: Any):
@@ -308,6 +309,7 @@ def test_an_online_reader_is_never_full(fresh_server) -> None:
 
 def test_an_ephemeral_message_reaches_who_is_there_and_nobody_later(server: BusServer) -> None:
     with ws(server, "eph") as eph:
+        wait_until_known(server, ["eph"])
         answer = send(server, ["eph", "eph-away"], 1, ephemeral=True).body
         assert {r["client"]: r["state"] for r in answer["recipients"]} == {"eph": "delivered", "eph-away": "dropped"}
         assert answer["seq"] is None

@@ -341,6 +341,7 @@ def test_a_rate_holds_over_all_workers(server4: BusServer) -> None:
     assert inbox(server4, "rated")["count"] == 5
 
 
+@pytest.mark.one_node("exact limits")
 def test_with_auth_on_wrong_signatures_are_counted_and_good_ones_are_not(fresh_server: Any) -> None:
     key = {"X-API-Key": "a-key-for-the-tests"}
     server = fresh_server(env={"API_KEY": key["X-API-Key"], "RATE_LIMIT_UNAUTHENTICATED_PER_MINUTE": "10"})
@@ -477,6 +478,7 @@ def test_a_crash_loses_nothing_and_doubles_nothing(fresh_server: Any) -> None:
     assert sorted(payload["n"] for payload in after) == sorted(json.loads(body)["n"] for body, _ in signed)
 
 
+@pytest.mark.one_node("each counts for itself")
 def test_what_comes_is_counted(server: BusServer) -> None:
     def counted(outcome: str) -> float:
         text = server.call("GET", "/metrics").body

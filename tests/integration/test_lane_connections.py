@@ -265,6 +265,7 @@ def test_a_client_that_takes_no_answer_of_flasks_is_dropped(seams: BusServer) ->
 # ---- the server around it
 
 
+@pytest.mark.one_node("signals to one master")
 def test_at_sigterm_idle_connections_end_and_what_is_under_way_is_answered(fresh_server: Start) -> None:
     server = fresh_server()
     with Line(server) as idle, Line(server) as fresh, Line(server) as busy:
@@ -281,6 +282,7 @@ def test_at_sigterm_idle_connections_end_and_what_is_under_way_is_answered(fresh
         assert server.wait(10) == 0
 
 
+@pytest.mark.one_node("a full process")
 def test_the_lanes_connections_count_against_gunicorns_limit(fresh_server: Start) -> None:
     server = fresh_server(env=SEAMS, command=gunicorn(1, "--worker-connections", "3"))
     with Line(server) as one, Line(server) as two, Line(server) as three, Line(server) as late:

@@ -135,6 +135,7 @@ def test_an_image_or_a_link_of_a_stranger_takes_nothing(bus: BusServer, path: st
     check(bus.call("GET", path, headers={**KEYED, "Sec-Fetch-Site": site}), 403, "origin_not_allowed")
 
 
+@pytest.mark.one_node("an origin of its own")
 def test_behind_a_proxy_with_tls_the_own_origin_is_https(bus: BusServer) -> None:
     proxied = {**KEYED, "X-Forwarded-Proto": "https"}
     other = f"http://{HOST}:{bus.port}"

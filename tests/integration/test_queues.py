@@ -227,7 +227,7 @@ def test_a_cut_socket_hands_items_on_only_after_the_lease(server4: BusServer) ->
 @pytest.mark.full
 def test_what_a_dead_worker_had_in_hand_goes_on_after_the_lease(fresh_server: Start) -> None:
     server = fresh_server(workers=2)
-    victim, other = server.worker_pids()
+    victim, other, *_ = server.worker_pids()
     with only(server, victim):
         lost = Peer(server, "lost")
         lost.subscribe("orphans")

@@ -89,6 +89,7 @@ def seams_locked() -> Iterator[BusServer]:
 
 
 @pytest.mark.slow
+@pytest.mark.one_node("signals to one master")
 def test_during_the_notice_it_is_not_ready_and_answered_all_the_same(fresh_server: Start) -> None:
     server = fresh_server(env={**SEAMS, "DRAIN_NOTICE_SECONDS": "3"})
     with Follower(server.port, "anna") as anna:

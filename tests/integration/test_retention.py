@@ -170,6 +170,7 @@ def test_an_immediate_one_goes_once_the_socket_has_confirmed_it(bus: BusServer, 
 # ---- events
 
 
+@pytest.mark.one_node("callbacks of one process")
 def test_events_and_callbacks_come_after_the_fact_and_their_trouble_stops_nothing(bus: BusServer, name: str) -> None:
     first, second = (send(bus, name, type="called")["message_id"] for _ in range(2))
     sweep(bus, lambda: heard(bus, "on_expire", first) and heard(bus, "on_expire", second), "two callbacks")
@@ -237,6 +238,7 @@ def test_many_that_go_at_once_are_told_in_few_events(bus: BusServer, name: str) 
 # ---- the archive
 
 
+@pytest.mark.one_node("each has the archives that it wrote")
 def test_what_is_archived_is_listed_found_and_restored(bus: BusServer, name: str) -> None:
     put(bus, name, ttl_seconds=1, archive_before_delete=True)
     texts = [secrets.token_hex(8) for _ in range(5)]
@@ -258,6 +260,7 @@ def test_what_is_archived_is_listed_found_and_restored(bus: BusServer, name: str
     assert call(bus, "GET", f"/api/messages/{ids[3]}")["message"]["restored"] is True
 
 
+@pytest.mark.one_node("each has the archives that it wrote")
 def test_the_command_line_lists_searches_and_restores(bus: BusServer, name: str) -> None:
     put(bus, name, ttl_seconds=1, archive_before_delete=True)
     message_id = send(bus, name, type=name)["message_id"]
@@ -312,6 +315,7 @@ def test_without_the_module_nothing_expires_but_by_a_ttl(fresh_server: Any, name
     assert "expires_at" not in call(bus, "GET", f"/api/messages/{message_id}")["message"]
 
 
+@pytest.mark.one_node("sets the clock of one process")
 def test_steps_of_the_clock_expire_nothing_and_time_that_passes_does(fresh_server: Any, name: str) -> None:
     bus = fresh_server(env=SEAMS, workers=2)
     ids = [send(bus, name, type=type_)["message_id"] for type_ in ("message", "error", "command")]
@@ -326,6 +330,7 @@ def test_steps_of_the_clock_expire_nothing_and_time_that_passes_does(fresh_serve
 
 
 @pytest.mark.slow
+@pytest.mark.one_node("each counts for itself")
 def test_while_messages_come_in_the_counts_of_log_stats_metrics_and_archive_agree(fresh_server: Any, name: str) -> None:
     bus = fresh_server(env=SEAMS, workers=4)
     put(bus, "kept", ttl_seconds=1, archive_before_delete=True)

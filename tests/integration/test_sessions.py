@@ -132,6 +132,7 @@ def test_what_is_no_ticket_is_refused(bus: BusServer, text: str) -> None:
     check(handshake(bus, f"/ws/alice?ticket={text.replace(' ', '%20')}"), 401, "bad_ticket")
 
 
+@pytest.mark.one_node("sets the clock of one process")
 def test_a_caller_may_have_so_many_unused_tickets_and_the_store_has_none_of_them(fresh_server: Any) -> None:
     server = fresh_server(env={"API_KEY": KEY, "BUS_EXTENSIONS": "tests.clock_seams"})
     key = make_key(server, "alice")["key"]
@@ -288,6 +289,7 @@ def test_a_forged_cookie_is_refused(bus: BusServer, how: str) -> None:
 # ---- time, with tokens of a shared secret
 
 
+@pytest.mark.one_node("sets the clock of one process")
 def test_sessions_and_sockets_end_in_time_and_outlive_a_restart(fresh_server: Any) -> None:
     import jwt  # noqa: PLC0415
 

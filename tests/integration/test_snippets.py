@@ -78,6 +78,7 @@ def test_data_can_be_read(snippet: Snippet) -> None:
                 json.loads(line)
 
 
+@pytest.mark.one_node("a reader of a page has one server")
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("page", RUN, ids=by_name)
 def test_the_snippets_of_a_page_run(

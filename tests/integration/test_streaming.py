@@ -489,6 +489,7 @@ def test_a_stop_ends_streams_well(fresh_server) -> None:
 # ---- all workers
 
 
+@pytest.mark.one_node("each counts for itself")
 def test_streams_of_every_worker_are_counted_and_reached(server4: BusServer) -> None:
     before = call(server4, "GET", "/stream/stats")
     streams = [opened(server4, f"client_id=spread-{number % 20}") for number in range(40)]
@@ -641,6 +642,7 @@ def test_pages_of_strangers_get_no_stream_and_allowed_ones_may_read_it(fresh_ser
         assert source.status == 200
 
 
+@pytest.mark.one_node("a full process")
 def test_a_full_process_refuses_and_tells_a_browser_to_come_back(fresh_server) -> None:
     server = fresh_server(env={"MAX_CONNECTIONS": "1"})
     with opened(server, "client_id=only"):
@@ -658,6 +660,7 @@ def test_a_full_process_refuses_and_tells_a_browser_to_come_back(fresh_server) -
 # ---- in Python, inside the server
 
 
+@pytest.mark.one_node("each counts for itself")
 def test_the_managers_verbs_go_through_the_bus(fresh_server) -> None:
     server = fresh_server(env={"BUS_EXTENSIONS": "tests.faults.own_streams,tests.faults.quick_streams"})
 

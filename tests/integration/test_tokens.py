@@ -263,6 +263,7 @@ def of_issuer(issuer: Issuer, tmp_path: Path) -> dict[str, str]:
     return {"API_KEY": KEY, "JWT_JWKS_URL": issuer.url, **NAMES, **allowed}
 
 
+@pytest.mark.one_node("each has fetched its own keys")
 def test_a_key_set_is_fetched_and_fetched_again_for_an_unknown_key_but_not_often(
     fresh_server: Any, issuer: Issuer, tmp_path: Path
 ) -> None:
@@ -275,6 +276,7 @@ def test_a_key_set_is_fetched_and_fetched_again_for_an_unknown_key_but_not_often
     assert issuer.asked == 1
 
 
+@pytest.mark.one_node("each has fetched its own keys")
 def test_a_rotated_key_is_known_at_its_first_token_and_a_set_that_is_lost_stays(
     fresh_server: Any, issuer: Issuer, tmp_path: Path
 ) -> None:

@@ -460,6 +460,7 @@ def test_a_repeat_with_a_key_is_answered_for_its_topic(server: BusServer) -> Non
         assert (receipt["recipients"][0]["client"], receipt["recipients"][0]["state"]) == ("topic:once", "sent")
 
 
+@pytest.mark.one_node("signals to one master")
 def test_a_dead_workers_subscriptions_vanish_and_a_new_worker_learns_those_of_the_others(fresh_server: Start) -> None:
     server = fresh_server(workers=3)
     with ExitStack() as stack:

@@ -31,6 +31,7 @@ SERVER_ENV = ENV
 # ---- secrets
 
 
+@pytest.mark.one_node("a key in a file")
 def test_secrets_are_shown_once_and_stand_nowhere_in_the_files_and_without_the_key_an_endpoint_says_so(
     fresh_server: Callable[..., BusServer], sink: Sink
 ) -> None:

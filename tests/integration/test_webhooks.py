@@ -243,6 +243,7 @@ def test_connections_are_told(each_server: BusServer, sink: Sink) -> None:
 
 
 @pytest.mark.parametrize("workers", [1, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.one_node("each tells of its own start and stop")
 def test_a_server_tells_once_that_it_stopped_and_once_that_it_started(
     fresh_server: Any, sink: Sink, workers: int
 ) -> None:
@@ -258,6 +259,7 @@ def test_a_server_tells_once_that_it_stopped_and_once_that_it_started(
 
 
 @pytest.mark.slow
+@pytest.mark.one_node("two servers of one folder")
 def test_two_servers_of_one_log_tell_once_each_that_they_started_and_stopped(
     fresh_server: Any, sink: Sink, tmp_path: Path
 ) -> None:

@@ -287,6 +287,7 @@ def test_presence_and_status_count_the_whole(server4: BusServer) -> None:
     assert server4.call("GET", "/api/clients/whole-many").body["online"] is False
 
 
+@pytest.mark.one_node("signals to one master")
 def test_a_dead_workers_presence_vanishes(fresh_server: Start) -> None:
     server = fresh_server(workers=4)
     with Crowd(server, "mortal") as crowd:
