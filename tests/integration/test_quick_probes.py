@@ -37,8 +37,11 @@ def check_both(server: BusServer, path: str, **headers: str) -> Answer:
 
 
 def wait_for_rounds(server: BusServer) -> None:
-    """Whichever worker answers has judged itself."""
-    eventually(lambda: all(server.call("GET", "/ready").status == 200 for _ in range(20)), what="the first rounds")
+    """Whichever worker answers has judged itself, and hears the others."""
+    eventually(
+        lambda: all(server.call("GET", "/ready").body["status"] == "healthy" for _ in range(20)),
+        what="the first rounds",
+    )
 
 
 @pytest.mark.parametrize("path", PATHS)

@@ -146,6 +146,7 @@ def test_a_replay_goes_on_after_a_kill_without_loss_or_repeat(fresh_server: Star
         before = standing(server, begun)["copied"]
         eventually(
             lambda before=before: (now := standing(server, begun))["copied"] > before or now["status"] == "done",
+            within_seconds=30,  # over nodes, the lease of who was killed has to end
             what=f"progress before kill {kill}",
         )
         server.kill()

@@ -175,7 +175,7 @@ def test_a_kill_while_indexing_leaves_nothing_out_and_nothing_twice(
             indexed_to = bus.call("GET", f"/api/search?q={one}&limit=0").body["indexed_to"]
             return int(indexed_to.partition(":")[2]) > before
 
-        eventually(has_begun, every_seconds=0.001, what="the indexer's beginning")
+        eventually(has_begun, within_seconds=30, every_seconds=0.001, what="the indexer's beginning")
         bus.kill()
         bus.start()
     seqs: list[int] = []

@@ -229,6 +229,7 @@ def test_a_target_that_may_not_be_called_is_refused_when_it_is_named(server: Bus
 
 
 @pytest.mark.slow
+@pytest.mark.one_node("each counts for itself")
 def test_a_target_that_has_become_forbidden_is_not_called_and_counted_by_its_reason(
     fresh_server: Callable[..., BusServer], sink: Sink
 ) -> None:
@@ -248,6 +249,7 @@ def test_a_target_that_has_become_forbidden_is_not_called_and_counted_by_its_rea
     assert sink.connections == 0
 
 
+@pytest.mark.one_node("each counts for itself")
 def test_what_is_sent_and_what_waits_is_measured(fresh_server: Callable[..., BusServer], sink: Sink) -> None:
     server = fresh_server(env=ENV)
     sink.mode = in_turn(answer(200), answer(500))
