@@ -50,6 +50,8 @@ class Link:
             self._not_before = time.monotonic() + self._pause * random.uniform(0.5, 1.0)
             self._why = str(error)
             raise ConnectionLost(str(error), error.state) from None
+        if connection is None:
+            raise ConnectionLost(self._why)
         self._pause = 0.0
         return connection
 
@@ -66,24 +68,28 @@ class Link:
         if attempt is not None:
             start_native(lambda: _discard(attempt))
 
-    def _connected_aside(self) -> PostgresConnection:
+    def _connected_aside(self) -> PostgresConnection | None:
         """A connection from an attempt in a thread of its own: where no answer comes, it hangs, and no caller with it.
 
-        Raises PostgresError when it failed, or is not over in a moment.
+        None while it goes on; who began it waits for it a moment. Raises PostgresError when it failed.
         """
-        if self._attempt is None:
+        outcome = self._outcome(0.0) if self._attempt is not None else None
+        if self._attempt is None and (outcome is None or isinstance(outcome, BaseException)):
             attempt: Any = SimpleQueue()
             self._attempt = attempt
             start_native(lambda: attempt.put(_tried(self._connect)))
-        try:
-            outcome = self._attempt.get(timeout=MOMENT_SECONDS)
-        except Empty:
-            raise ConnectionLost(self._why) from None
-        self._attempt = None
+            outcome = self._outcome(MOMENT_SECONDS)
         if isinstance(outcome, BaseException):
             raise outcome
-        connection: PostgresConnection = outcome
-        return connection
+        return outcome
+
+    def _outcome(self, patience_seconds: float) -> PostgresConnection | BaseException | None:
+        try:
+            outcome: PostgresConnection | BaseException = self._attempt.get(timeout=patience_seconds)
+        except Empty:
+            return None
+        self._attempt = None
+        return outcome
 
 
 class Reading:

