@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from bus.testing import Answer, BusServer
+from bus.testing import Answer, BusServer, eventually
 from tests.event_source import EventSource
 from tests.issuer import AUDIENCE, ISSUER, claims
 from tests.rawws import CLOSE, RawWebSocket
@@ -124,6 +124,11 @@ def test_a_ticket_ends_with_its_credential_and_so_does_its_socket(bus: BusServer
         while (frame := socket.read_frame(5)).opcode != CLOSE:
             pass
         assert frame.close_code == 4401
+    spent = {"X-API-Key": key["key"]}
+    eventually(  # another node looks once a second, if it does not hear of it
+        lambda: all(bus.call("GET", "/api/auth/me", headers=spent).status == 401 for _ in range(9)),
+        what="the key's end",
+    )
     check(handshake(bus, f"/ws/alice?ticket={late}"), 401, "bad_ticket")
 
 

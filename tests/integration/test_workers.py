@@ -316,6 +316,7 @@ def test_a_dead_workers_presence_vanishes(fresh_server: Start) -> None:
             follower.wait_for(1)
 
 
+@pytest.mark.one_node("workers of one machine")
 def test_a_worker_that_was_frozen_catches_up_and_holds_nobody_back(fresh_server: Start) -> None:
     batches, each, size = 120, 9, 100_000  # far more than may wait for a neighbour in memory
     server = fresh_server(workers=2, env={"INBOX_LIMIT": "100000", "DURABILITY": "relaxed"})
