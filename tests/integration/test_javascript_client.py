@@ -44,6 +44,17 @@ def test_its_own_tests_pass(fresh_server: Any, workers: int) -> None:
     passes_its_own_tests(FOLDER, fresh_server(workers=workers))
 
 
+def test_the_bus_serves_one_file_that_exports_what_the_package_does(server: BusServer, tmp_path: Path) -> None:
+    served = tmp_path / "client.mjs"
+    served.write_text(server.call("GET", "/client.js").body)
+    exported = []
+    for place in (served, FOLDER / "client.js"):
+        script = f"console.log(Object.keys(await import('{place.as_uri()}')).join());"
+        command = [*node(), "--input-type=module", "--eval", script]
+        exported.append(subprocess.run(command, capture_output=True, check=True, text=True).stdout)
+    assert exported == ["Backoff,BusError,Client,Message\n"] * 2
+
+
 @pytest.mark.full
 def test_they_pass_with_the_one_file_that_the_bus_serves(fresh_server: Any, tmp_path: Path) -> None:
     server: BusServer = fresh_server()
