@@ -5,6 +5,7 @@ One process in the cluster fills it, any answers. A send never waits for it: an 
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,6 +33,7 @@ def register(app: Flask, bus: Bus) -> None:
         lambda: bus.hub.tail.delivered,
         lambda: bus.writer.waiting > 0,
         bus.pause,
+        time.process_time,
         bus.metrics,
     )
     indexer, searchers = Indexer(host, index), Searchers(bus)
