@@ -15,7 +15,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import gevent
 import msgspec
 
 from bus.delivery import whereabouts
@@ -348,17 +347,6 @@ def example() -> None:
     sys.stdout.buffer.write(msgspec.json.format(msgspec.json.encode(ttl_mgr.get_stats())) + b"\n")
 
 
-def _pause_of(bus: Bus) -> Callable[[float], None]:
-    """How the sweep lets others in; it ends there when the server stops, and goes on after the next start."""
-
-    def pause(seconds: float) -> None:
-        if bus.draining:
-            raise gevent.GreenletExit
-        gevent.sleep(seconds)
-
-    return pause
-
-
 def register(app: Flask, bus: Bus) -> None:
     """Have the policies govern the bus's log, serve them over REST, and sweep."""
     host = Host(
@@ -372,7 +360,7 @@ def register(app: Flask, bus: Bus) -> None:
         bus.is_heard,
         lambda: bus.writer.waiting > 0,
         bus.metrics,
-        pause=_pause_of(bus),
+        pause=bus.pause,
     )
     retention = Retention(host)
     manager = MessageTTLManager(default_ttl=bus.settings.default_ttl, archive_dir=host.folder)

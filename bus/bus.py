@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import gevent
 from gevent.event import AsyncResult
 
 from bus.admission import Admission
@@ -143,6 +144,12 @@ class Bus:
     def read(self, job: Callable[[Reader], Any]) -> Any:
         """Run `job(reader)` on a reader thread; waits for its answer in the calling greenlet."""
         return self.readers.call(job)
+
+    def pause(self, seconds: float) -> None:
+        """Let others in, in the middle of a worker's tick. When the server stops the tick ends there: GreenletExit."""
+        if self.draining:
+            raise gevent.GreenletExit
+        gevent.sleep(seconds)
 
     # ---- life
 

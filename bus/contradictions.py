@@ -1,10 +1,11 @@
-"""Settings that can't be together, or that mean nothing: what is told of the log, of JWTs, pages and proxies."""
+"""Settings that can't be together, or that mean nothing: what is told of the log, of JWTs, pages, webhooks and proxies."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from bus.errors import StartRefused
+from bus.errors import Malformed, StartRefused
+from bus.webhooks import signing
 
 if TYPE_CHECKING:
     from bus.settings import Settings
@@ -85,6 +86,34 @@ def check_pages(settings: Settings) -> None:
             raise StartRefused(
                 f"ALLOWED_HOSTS has {host!r}, which is no host name; list each one whole, without a pattern."
             )
+
+
+def check_webhooks(settings: Settings) -> None:
+    try:
+        signing.key_of(settings.webhook_secret or "unset")
+    except Malformed as refusal:
+        raise StartRefused(f"WEBHOOK_SECRET can't sign. {refusal.sentence}") from None
+    try:
+        targets = settings.targets()
+    except ValueError:
+        raise StartRefused(
+            "WEBHOOK_ALLOWED_TARGETS must list networks like 127.0.0.0/8 or fd00::/8, with no bit set after the prefix."
+        ) from None
+    if any(network.prefixlen == 0 for network in targets):
+        raise StartRefused(
+            "WEBHOOK_ALLOWED_TARGETS names every address, also those of your cloud's credentials; name the networks of your"
+            " receivers. Public addresses need no entry."
+        )
+    try:
+        settings.webhook_callers()
+    except ValueError:
+        raise StartRefused(
+            "ALLOWED_WEBHOOK_IPS must list addresses or networks like 192.168.1.0/24, with no bit set after the prefix."
+        ) from None
+    try:
+        settings.target_ports()
+    except ValueError:
+        raise StartRefused("WEBHOOK_ALLOWED_PORTS must list ports from 1 to 65535, separated by commas.") from None
 
 
 def check_proxies(settings: Settings) -> None:

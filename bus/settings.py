@@ -16,9 +16,8 @@ import msgspec
 from dotenv import dotenv_values
 from msgspec import Meta
 
-from bus.contradictions import check_database, check_jwt, check_pages, check_proxies, is_postgresql
-from bus.errors import Malformed, StartRefused
-from bus.webhooks import signing
+from bus.contradictions import check_database, check_jwt, check_pages, check_proxies, check_webhooks, is_postgresql
+from bus.errors import StartRefused
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -26,6 +25,7 @@ SHORTEST_SECRET = 16
 """Characters of a key, token or secret among the settings."""
 
 Port = Annotated[int, Meta(ge=1, le=65535)]
+Networks = tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
@@ -350,17 +350,17 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
         """ALLOWED_HOSTS, lower-cased."""
         return frozenset(h.lower() for h in split(self.allowed_hosts))
 
-    def targets(self) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]:
+    def targets(self) -> Networks:
         """WEBHOOK_ALLOWED_TARGETS as networks. Raises ValueError for what is none."""
-        return tuple(ipaddress.ip_network(item) for item in split(self.webhook_allowed_targets))
+        return _networks(self.webhook_allowed_targets)
 
-    def proxies(self) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]:
+    def proxies(self) -> Networks:
         """TRUSTED_PROXIES as networks. Raises ValueError for what is none."""
-        return tuple(ipaddress.ip_network(item) for item in split(self.trusted_proxies))
+        return _networks(self.trusted_proxies)
 
-    def webhook_callers(self) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]:
+    def webhook_callers(self) -> Networks:
         """ALLOWED_WEBHOOK_IPS as networks. Raises ValueError for what is none."""
-        return tuple(ipaddress.ip_network(item) for item in split(self.allowed_webhook_ips))
+        return _networks(self.allowed_webhook_ips)
 
     def target_ports(self) -> frozenset[int]:
         """WEBHOOK_ALLOWED_PORTS as numbers. Raises ValueError for what is none."""
@@ -381,6 +381,10 @@ def is_loopback(host: str) -> bool:
 def split(commas: str) -> list[str]:
     """The non-empty items of a comma-separated list."""
     return [item.strip() for item in commas.split(",") if item.strip()]
+
+
+def _networks(commas: str) -> Networks:
+    return tuple(map(ipaddress.ip_network, split(commas)))
 
 
 def load(environ: Mapping[str, str] | None = None, env_file: Path | None = ROOT / ".env") -> Settings:
@@ -454,37 +458,9 @@ def _check(settings: Settings) -> None:
             "METRICS_PORT is the main port, where /metrics is in any case; name another one, or leave it unset."
         )
     check_pages(settings)
-    _check_webhooks(settings)
+    check_webhooks(settings)
     check_proxies(settings)
     check_bind(settings, [settings.message_bus_host])
-
-
-def _check_webhooks(settings: Settings) -> None:
-    try:
-        signing.key_of(settings.webhook_secret or "unset")
-    except Malformed as refusal:
-        raise StartRefused(f"WEBHOOK_SECRET can't sign. {refusal.sentence}") from None
-    try:
-        targets = settings.targets()
-    except ValueError:
-        raise StartRefused(
-            "WEBHOOK_ALLOWED_TARGETS must list networks like 127.0.0.0/8 or fd00::/8, with no bit set after the prefix."
-        ) from None
-    if any(network.prefixlen == 0 for network in targets):
-        raise StartRefused(
-            "WEBHOOK_ALLOWED_TARGETS names every address, also those of your cloud's credentials; name the networks of your"
-            " receivers. Public addresses need no entry."
-        )
-    try:
-        settings.webhook_callers()
-    except ValueError:
-        raise StartRefused(
-            "ALLOWED_WEBHOOK_IPS must list addresses or networks like 192.168.1.0/24, with no bit set after the prefix."
-        ) from None
-    try:
-        settings.target_ports()
-    except ValueError:
-        raise StartRefused("WEBHOOK_ALLOWED_PORTS must list ports from 1 to 65535, separated by commas.") from None
 
 
 def check_bind(settings: Settings, addresses: list[str]) -> None:

@@ -5,10 +5,9 @@ One process in the cluster fills it, any answers. A send never waits for it: an 
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-import gevent
 
 from bus import search
 from bus.search.indexer import INTERVAL_SECONDS, Host, Indexer
@@ -18,24 +17,11 @@ from bus.transports.search import Searchers, serve_search
 from bus.worker import Worker
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from flask import Flask
 
     from bus.bus import Bus
 
 MIGRATIONS = Path(search.__file__).parent / "migrations"
-
-
-def _pause_of(bus: Bus) -> Callable[[float], None]:
-    """How the indexer lets others in; it ends there when the server stops, and goes on after the next start."""
-
-    def pause(seconds: float) -> None:
-        if bus.draining:
-            raise gevent.GreenletExit
-        gevent.sleep(seconds)
-
-    return pause
 
 
 def register(app: Flask, bus: Bus) -> None:
@@ -46,7 +32,8 @@ def register(app: Flask, bus: Bus) -> None:
         lambda job: bus.writer.call(job, lazy=True),
         lambda: bus.hub.tail.delivered,
         lambda: bus.writer.waiting > 0,
-        _pause_of(bus),
+        bus.pause,
+        time.process_time,
         bus.metrics,
     )
     indexer, searchers = Indexer(host, index), Searchers(bus)

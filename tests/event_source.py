@@ -10,9 +10,10 @@ import socket
 import ssl
 import time
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 from bus.testing import BusServer
+from tests.closing import Closing
 
 WAIT_SECONDS = 10.0
 
@@ -39,7 +40,7 @@ class Ended(Exception):
     """The server ended the stream."""
 
 
-class EventSource:
+class EventSource(Closing):
     """One connection. `status`, `headers` and, of a refusal, `body` are the answer's; `raw` is all behind the head.
 
     `id` and `retry_ms` are what a browser would know.
@@ -147,12 +148,6 @@ class EventSource:
 
     def close(self) -> None:
         self.socket.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     # ---- inside
 

@@ -6,9 +6,10 @@ import contextlib
 import json
 import socket
 import threading
-from typing import Any, Self
+from typing import Any
 
 from bus.testing import eventually
+from tests.closing import Closing
 from tests.rawws import CLOSE, TEXT, Disconnected, RawWebSocket
 
 LONG_SECONDS = 300.0
@@ -17,7 +18,7 @@ LONG_SECONDS = 300.0
 NO_CLOSE_FRAME = 1006
 
 
-class Follower:
+class Follower(Closing):
     """One connection. It answers pings and, unless told otherwise, the closing handshake.
 
     `messages` and `others` (all other JSON frames) are what came, in order; `close_code` is set when it ended.
@@ -75,12 +76,6 @@ class Follower:
         self._thread.join(10)
         self.socket.close()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     def _read(self) -> None:
         code = NO_CLOSE_FRAME
         try:
@@ -100,7 +95,7 @@ class Follower:
             self.close_code = code
 
 
-class Returner:
+class Returner(Closing):
     """A client that connects again whenever its connection ends, from the cursor that the bus keeps for it.
 
     `lives` are its connections, one after the other.
@@ -140,12 +135,6 @@ class Returner:
         self._thread.join(20)
         for follower in self.lives:
             follower.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def _return(self) -> None:
         while not self._enough.is_set():

@@ -14,7 +14,9 @@ import ssl
 import struct
 import time
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
+
+from tests.closing import Closing
 
 CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA
 WAIT_SECONDS = 10.0
@@ -69,7 +71,7 @@ def frame_bytes(
     return head + mask + payload
 
 
-class RawWebSocket:
+class RawWebSocket(Closing):
     """One connection. `status` and `headers` are the handshake's answer, `body` what came with a refusal."""
 
     def __init__(
@@ -198,12 +200,6 @@ class RawWebSocket:
     def close(self) -> None:
         """Close the socket without a closing handshake. Safe to call twice."""
         self.socket.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     # ---- inside
 

@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Self
 
 from bus.testing import HOST, eventually, free_port
+from tests.closing import Closing
 from tests.conftest import can_not_run
 
 
@@ -107,7 +108,7 @@ class RedisServer:
             return False
 
 
-class Wire:
+class Wire(Closing):
     """Carries bytes between a port of its own and another one. Cut, it keeps its connections open and carries nothing."""
 
     def __init__(self, port: int) -> None:
@@ -132,14 +133,6 @@ class Wire:
         self._ended = True
         self._open.set()
         self._listener.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _accept(self) -> None:
         with contextlib.suppress(OSError):

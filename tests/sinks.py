@@ -23,7 +23,9 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
-from typing import NamedTuple, Self
+from typing import NamedTuple
+
+from tests.closing import Closing
 
 WAIT_SECONDS = 10.0
 LOOPBACK = "127.0.0.1"
@@ -70,7 +72,7 @@ class Visit(NamedTuple):
 Mode = Callable[[Visit], bool | None]
 
 
-class Sink:
+class Sink(Closing):
     """`with Sink(mode) as sink`. Thread-safe; everything that it started has ended after `close`.
 
     `hits` are the requests that came whole, in order; `connections` counts accepted connections, with or without a
@@ -134,12 +136,6 @@ class Sink:
         self._listener.close()
         for sock in self._open:
             sock.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def _start(self, run: Callable[..., None], *arguments: object) -> None:
         thread = threading.Thread(target=run, args=arguments, daemon=True)

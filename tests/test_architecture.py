@@ -1,6 +1,6 @@
 """Holds the floors of ARCHITECTURE.md: a module imports only what lies below it.
 
-On floor 1 the order of `FLOORS` is the order of reading: a module may import those listed before it. What is imported
+On a floor the order of `FLOORS` is the order of reading: a module may import those listed before it. What is imported
 for types only (`if TYPE_CHECKING`) may be any module of the same floor, and never one of a higher floor.
 """
 
@@ -105,7 +105,7 @@ def may_import(name: str, target: str, *, for_types: bool) -> bool:
     (floor, position), (its_floor, its_position) = place(name), place(target)
     if floor != its_floor or floor >= 4:
         return floor > its_floor
-    return its_position <= position if floor <= 1 and not for_types else floor <= 1 or its_position == position
+    return for_types or its_position <= position
 
 
 @pytest.mark.parametrize("name", SOURCES)

@@ -26,6 +26,7 @@ from bus.client.received import Failed, Gap, Message, Receipt, ServerFrame, Verb
 from bus.client.reports import Reply
 from bus.client.subscriptions import subscribe_frame, unsubscribe_frame
 from bus.client.worker import Worker
+from bus.errors import BusError
 
 REPLY_TYPE = "reply"
 """The type of replies, unless another is given; `on_request` never answers it, so two clients can't go on for ever."""
@@ -357,7 +358,7 @@ class Client(Calls):
             self._ask(lambda ref: subscribe_frame(topics, queues, max_in_flight, ref), timeout)
         except (Offline, ReceiptTimeout):
             raise
-        except Exception:
+        except (BusError, RuntimeError, TypeError, ValueError):  # refused, or no frame could be made of it
             self._link.subscriptions.remove(topics, queues)
             raise
 

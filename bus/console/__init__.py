@@ -7,22 +7,17 @@ files run, and only this server be asked; what came in messages gets into the pa
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flask import Blueprint, Flask, Response, abort, jsonify, request
+from flask import Blueprint, Flask, Response, abort, jsonify
+
+from bus.transports.site import TYPES, kept
 
 if TYPE_CHECKING:
     from bus.bus import Bus
 
 FOLDER = Path(__file__).parent / "static"
-TYPES = {
-    ".html": "text/html; charset=utf-8",
-    ".js": "text/javascript; charset=utf-8",
-    ".css": "text/css; charset=utf-8",
-    ".svg": "image/svg+xml",
-}
 OPTIONAL = {"search": "/api/search", "series": "/api/series"}
 """What a server may lack, and a path of it."""
 
@@ -43,11 +38,11 @@ POLICY = "; ".join(
 
 
 class Files:
-    """The files by name, with their tags: read at the first request, and never again."""
+    """The files by name: read at the first request, and never again."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._files: dict[str, tuple[bytes, str]] = {}
+        self._files: dict[str, bytes] = {}
 
     def page(self) -> Response:
         """The page itself."""
@@ -57,18 +52,12 @@ class Files:
         """A file; 304 when the browser has it already."""
         if not self._files:
             paths = (path for path in self._folder.rglob("*") if path.suffix in TYPES)
-            for path in paths:
-                data = path.read_bytes()
-                self._files[path.relative_to(self._folder).as_posix()] = data, hashlib.sha256(data).hexdigest()[:20]
+            self._files = {path.relative_to(self._folder).as_posix(): path.read_bytes() for path in paths}
         if name not in self._files:
             abort(404)
-        data, tag = self._files[name]
-        response = Response(data, content_type=TYPES[Path(name).suffix])
-        response.set_etag(tag)
-        response.headers["Cache-Control"] = "no-cache"  # kept, but asked for anew: an upgrade is seen at once
+        response = kept(self._files[name], TYPES[Path(name).suffix])  # but asked for anew: an upgrade is seen at once
         response.headers["Content-Security-Policy"] = POLICY
         response.headers["Cross-Origin-Opener-Policy"] = "same-origin"
-        response.make_conditional(request)
         return response
 
 

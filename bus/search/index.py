@@ -26,25 +26,65 @@ ALIVE = """
 
 
 class Index(msgspec.Struct, frozen=True):
-    """The statements of one store. `match` spells what is wanted for `newest` and `ranked`.
+    """The statements of one store, and what they differ by. `search_index i` has the words; `match` spells what is wanted.
 
-    Their bindings: the match, after, upto, now, since, until, limit; and for `ranked` how many to pass over.
+    The bindings of `newest` and `ranked`: the match, after, upto, now, since, until, limit; and of the latter how many to
+    pass over.
     """
 
     match: Callable[[Wanted], str]
     document: Callable[[Document], Document]
     row: str
     columns: str
-    newest: str
-    ranked: str
-    gone: str
-    """Seqs between ?1 and ?2 that are indexed and not kept, at most ?3."""
-    oldest: str
+    found: str
+    """The condition that ?1 is met."""
+    seq: str
+    """The column that is the message's seq."""
+    score: str
+    best_first: str
+    """The order of scores that has the best before the others."""
+    indexed: tuple[str, str]
+    """A table with a row for each document, and its column of the seq."""
     forget: str
     """Take out the seqs of the JSON array ?1."""
     forget_all: str
     tidy: str = ""
     """Join parts of the index, about ?1 pages."""
+
+    @property
+    def newest(self) -> str:
+        """What is found, the last first."""
+        return f"""
+SELECT m.seq FROM search_index i CROSS JOIN messages m ON m.seq = i.{self.seq}
+ WHERE {self._found_between} {ALIVE} ORDER BY i.{self.seq} DESC LIMIT ?7"""
+
+    @property
+    def ranked(self) -> str:
+        """What is found, the best first."""
+        return f"""
+SELECT m.seq FROM (
+    SELECT i.{self.seq} AS seq, {self.score} AS score FROM search_index i
+     WHERE {self._found_between} ORDER BY i.{self.seq} DESC LIMIT {RANKED}
+) i CROSS JOIN messages m ON m.seq = i.seq
+ WHERE 1 = 1 {ALIVE} ORDER BY i.score {self.best_first}, i.seq DESC LIMIT ?7 OFFSET ?8"""
+
+    @property
+    def gone(self) -> str:
+        """Seqs between ?1 and ?2 that are indexed and not kept, at most ?3."""
+        table, seq = self.indexed
+        return f"""
+SELECT d.{seq} FROM {table} d LEFT JOIN messages m ON m.seq = d.{seq}
+ WHERE d.{seq} > ?1 AND d.{seq} <= ?2 AND m.seq IS NULL LIMIT ?3"""
+
+    @property
+    def oldest(self) -> str:
+        """The first seq that is indexed."""
+        table, seq = self.indexed
+        return f"SELECT min({seq}) FROM {table}"
+
+    @property
+    def _found_between(self) -> str:
+        return f"{self.found} AND i.{self.seq} > ?2 AND i.{self.seq} <= ?3"
 
     def insert(self, rows: int) -> str:
         """A statement for so many documents."""

@@ -33,6 +33,9 @@ LEAST_PAGES, MESSAGES_A_PAGE = 16, 16
 """A job joins so many pages of the index at least, and one more for so many messages: as much as it needs to stay in few
 parts, in 1 to 3 ms."""
 
+SCARCE = 0.7
+"""What a process takes of a core when its time is scarce: more than so much of it, in the last pause."""
+
 WINDOW = 20_000
 """How much of the log one look for what has left passes."""
 
@@ -46,7 +49,7 @@ _PROGRESS = "SELECT indexed_to FROM search_progress"
 class Host(msgspec.Struct):
     """`read` and `write` wait for a job on a reader's or the writer's thread; `head()` is the last seq that was delivered.
 
-    `is_busy` says whether others write; `pause` lets them.
+    `is_busy` says whether others write; `pause` lets them; `used_seconds()` is the processor time of this process.
     """
 
     read: Callable[[Any], Any]
@@ -54,6 +57,7 @@ class Host(msgspec.Struct):
     head: Callable[[], int]
     is_busy: Callable[[], bool]
     pause: Callable[[float], None]
+    used_seconds: Callable[[], float]
     metrics: Metrics
 
 
@@ -70,6 +74,7 @@ class Indexer:
         self._rows = FEWEST
         self._looked_to = 0
         self._tidied_at = time.monotonic()
+        self._is_scarce = False
 
     def tick(self) -> None:
         """Index what is new, and take out what has left."""
@@ -142,10 +147,17 @@ class Indexer:
             transaction.execute(self._index.forget_all)
 
     def _yield(self, took: float, head: int) -> None:
-        """Let others in after a step that took so many seconds, and began when `head` was delivered: indexing is half of the
-        time at most, and while others write, a twentieth."""
+        """Let others in after a step that took so many seconds, and began when `head` was delivered.
+
+        Indexing is half of the time at most; while others write, a twentieth; and a hundredth where they need all there is.
+        """
         others_write = self._host.is_busy() or self._host.head() != head
-        self._host.pause(min(took * (19 if others_write else 1), 1.0))
+        share = 100 if others_write and self._is_scarce else 20 if others_write else 2
+        began, used = time.monotonic(), self._host.used_seconds()
+        self._host.pause(min(took * (share - 1), 1.0))
+        self._is_scarce = self._host.used_seconds() - used > SCARCE * (time.monotonic() - began)
+        if self._is_scarce:
+            self._rows = FEWEST
 
 
 def progress(reader: Reader) -> int:

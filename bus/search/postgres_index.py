@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bus.search.index import ALIVE, RANKED, Document, Index
+from bus.search.index import Document, Index
 from bus.search.query import Wanted
 from bus.search.words import WORD, Phrase
 
@@ -38,18 +38,11 @@ POSTGRESQL = Index(
     document=_bare,
     row=f"(?, setweight({_WORDS}, 'A') || setweight({_WORDS}, 'B') || {_WORDS})",
     columns="seq, document",
-    newest=f"""
-SELECT m.seq FROM search_index i JOIN messages m ON m.seq = i.seq
- WHERE i.document @@ CAST(?1 AS tsquery) AND i.seq > ?2 AND i.seq <= ?3 {ALIVE} ORDER BY i.seq DESC LIMIT ?7""",
-    ranked=f"""
-SELECT m.seq FROM (
-    SELECT seq, ts_rank_cd(document, CAST(?1 AS tsquery)) AS score FROM search_index
-     WHERE document @@ CAST(?1 AS tsquery) AND seq > ?2 AND seq <= ?3 ORDER BY seq DESC LIMIT {RANKED}
-) i JOIN messages m ON m.seq = i.seq WHERE 1 = 1 {ALIVE} ORDER BY i.score DESC, i.seq DESC LIMIT ?7 OFFSET ?8""",
-    gone="""
-SELECT d.seq FROM search_index d LEFT JOIN messages m ON m.seq = d.seq
- WHERE d.seq > ?1 AND d.seq <= ?2 AND m.seq IS NULL LIMIT ?3""",
-    oldest="SELECT min(seq) FROM search_index",
+    found="i.document @@ CAST(?1 AS tsquery)",
+    seq="seq",
+    score="ts_rank_cd(i.document, CAST(?1 AS tsquery))",
+    best_first="DESC",
+    indexed=("search_index", "seq"),
     forget="DELETE FROM search_index WHERE seq IN (SELECT value FROM json_each(?1))",
     forget_all="DELETE FROM search_index",
 )

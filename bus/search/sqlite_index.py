@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bus.search.index import ALIVE, RANKED, Index
+from bus.search.index import Index
 from bus.search.query import Wanted
 from bus.search.words import Phrase
 
@@ -27,18 +27,11 @@ SQLITE = Index(
     document=lambda document: document,
     row="(?, ?, ?, ?)",
     columns="rowid, text, who, marks",
-    newest=f"""
-SELECT m.seq FROM search_index i CROSS JOIN messages m ON m.seq = i.rowid
- WHERE i.search_index MATCH ?1 AND i.rowid > ?2 AND i.rowid <= ?3 {ALIVE} ORDER BY i.rowid DESC LIMIT ?7""",
-    ranked=f"""
-SELECT m.seq FROM (
-    SELECT rowid AS seq, bm25(search_index, 1.0, 2.0, 0.0) AS score FROM search_index
-     WHERE search_index MATCH ?1 AND rowid > ?2 AND rowid <= ?3 ORDER BY rowid DESC LIMIT {RANKED}
-) i CROSS JOIN messages m ON m.seq = i.seq WHERE 1 = 1 {ALIVE} ORDER BY i.score, i.seq DESC LIMIT ?7 OFFSET ?8""",
-    gone="""
-SELECT d.id FROM search_index_docsize d LEFT JOIN messages m ON m.seq = d.id
- WHERE d.id > ?1 AND d.id <= ?2 AND m.seq IS NULL LIMIT ?3""",
-    oldest="SELECT min(id) FROM search_index_docsize",
+    found="i.search_index MATCH ?1",
+    seq="rowid",
+    score="bm25(search_index, 1.0, 2.0, 0.0)",
+    best_first="ASC",
+    indexed=("search_index_docsize", "id"),
     forget="DELETE FROM search_index WHERE rowid IN (SELECT value FROM json_each(?1))",
     forget_all="INSERT INTO search_index (search_index) VALUES ('delete-all')",
     tidy="INSERT INTO search_index (search_index, rank) VALUES ('merge', ?1)",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 import msgspec
@@ -100,12 +101,19 @@ def _count(transaction: Transaction, rows: Sequence[Any], reason: str, *, archiv
                 missed.setdefault(name, []).append(seq)
     for policy, n in counts.items():
         transaction.execute(_COUNT_REMOVED, (policy, reason, n, n if archived else 0, sizes[policy]))
-    today = transaction.ledger.now // DAY_US
     had = dict(transaction.execute(_HAD, (msgspec.json.encode(list(missed)).decode(),))) if missed else {}
-    for name, missing in missed.items():
-        unread = [seq for seq in missing if seq > had.get(name, 0)]
-        if unread:
-            transaction.execute(_COUNT_EXPIRED, (name, today, len(unread), max(unread)))
+    unread = {name: [seq for seq in seqs if seq > had.get(name, 0)] for name, seqs in missed.items()}
+    today = transaction.ledger.now // DAY_US
+    _count_expired(transaction, [(name, today, len(seqs), max(seqs)) for name, seqs in unread.items() if seqs])
+
+
+def _count_expired(transaction: Transaction, rows: Sequence[tuple[str, int, int, int]]) -> None:
+    """Add to what expired unread, by name, day, how many and the last; no name twice."""
+    at = 0
+    while at < len(rows):
+        size = next(size for size in _COUNT_EXPIRED if size <= len(rows) - at)
+        transaction.execute(_COUNT_EXPIRED[size], list(chain.from_iterable(rows[at : at + size])))
+        at += size
 
 
 _DUE_COLUMNS = "m.seq, m.kind, m.address, m.type, m.flags, length(m.payload)"
@@ -116,9 +124,14 @@ _HAD = "SELECT name, cursor FROM clients WHERE name IN (SELECT value FROM json_e
 _COUNT_REMOVED = """
 INSERT INTO removed VALUES (?, ?, ?, ?, ?) ON CONFLICT (policy, reason) DO UPDATE
  SET n = removed.n + excluded.n, archived = removed.archived + excluded.archived, bytes = removed.bytes + excluded.bytes"""
-_COUNT_EXPIRED = """
-INSERT INTO expired VALUES (?, ?, ?, ?) ON CONFLICT (name, day) DO UPDATE
+_COUNT_EXPIRED = {
+    rows: f"""
+INSERT INTO expired VALUES {", ".join(["(?, ?, ?, ?)"] * rows)} ON CONFLICT (name, day) DO UPDATE
  SET n = expired.n + excluded.n, max_seq = max(expired.max_seq, excluded.max_seq)"""
+    for rows in (64, 8, 1)
+}
+"""By how many rows: a statement for each client would take longer than all else that removes a batch."""
+
 _HANGS_ON = (
     ("messages", "seq"),
     ("addressed", "seq"),

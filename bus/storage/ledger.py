@@ -42,7 +42,7 @@ from bus.storage.deliveries import (
     Swept,
     mend,
 )
-from bus.storage.rows import message_of, named
+from bus.storage.rows import message_of, named, values_of
 
 
 class Ledger:
@@ -406,24 +406,7 @@ class Ledger:
         self.buried_bytes += _size(message)
         self._execute(
             sql.BURY,
-            (
-                message_id,
-                owner,
-                self.now,
-                reason,
-                detail,
-                attempts,
-                message.seq,
-                message.kind,
-                message.address,
-                message.sender,
-                message.type,
-                message.stamp_us,
-                message.flags,
-                message.extras,
-                message.payload,
-                ack_wait,
-            ),
+            (message_id, owner, self.now, reason, detail, attempts, message.seq, *values_of(message), ack_wait),
         )
         if self._announcer.wants(MessageFailed):
             self._announcer.announce(MessageFailed(message, message_id, owner, reason))

@@ -21,6 +21,20 @@ def named(kind: int, address: str) -> tuple[str, ...]:
     return tuple(msgspec.json.decode(address)) if kind == Kind.LIST else ()
 
 
+def values_of(message: Message) -> tuple[Any, ...]:
+    """What a message is outside the log, from its kind to its payload: as `scheduled` and `dead_letters` have it."""
+    return (
+        message.kind,
+        message.address,
+        message.sender,
+        message.type,
+        message.stamp_us,
+        message.flags,
+        message.extras,
+        message.payload,
+    )
+
+
 def message_of(row: tuple[Any, ...], query: Callable[[str, tuple[Any, ...]], Any]) -> Message:
     """A row of COLUMNS as a Message. `query(statement, bindings)` gives rows: an id may have to be looked up."""
     seq, kind, address, sender, type_, stamp, expires_at, flags, extras, payload = row

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import apsw
@@ -18,10 +19,14 @@ INCREMENTAL = 2
 class SqliteUpkeep:
     """Checkpoints, off the committing path: a commit that checkpoints takes 30–50 ms. One thread in the cluster.
 
+    The WAL is written again from its beginning when RECYCLE_AT_FRAMES are in it and all have been moved. A commit that
+    overwrites takes two thirds of the time of one that makes the file longer, which the file system has to note down.
+
     Pages that became free are given back in steps of about a millisecond, but for SPARE_PAGES, which are soon used again.
     """
 
-    PASSIVE_AT_BYTES = 4 * 1024 * 1024
+    PASSIVE_AT_FRAMES = 1024
+    RECYCLE_AT_FRAMES = 4096
     TRUNCATE_AT_BYTES = 64 * 1024 * 1024
     SPARE_PAGES = 1024
     PAGES_A_STEP = 64
@@ -35,7 +40,7 @@ class SqliteUpkeep:
         self._gives_back = int(connection.execute("PRAGMA auto_vacuum").get) == INCREMENTAL
 
     def tick(self) -> None:
-        """Give back what is free; then move what was committed into the file, and cut the WAL when it has grown large."""
+        """Give back what is free; then move what was committed into the file."""
         self._give_back()
         self._checkpoint()
 
@@ -49,18 +54,20 @@ class SqliteUpkeep:
                 execute(f"PRAGMA incremental_vacuum({min(self.PAGES_A_STEP, free - self.SPARE_PAGES)})").fetchall()
 
     def _checkpoint(self) -> None:
-        """Beside running commits."""
-        size = self._wal_bytes()
-        if size < self.PASSIVE_AT_BYTES:
+        """Beside running commits; but the last that came, with the writers' lock, so that they begin anew.
+
+        The next commit does so unless a reader is in the middle of a page: then the next tick tries again.
+        """
+        frames, moved = self._connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_NOOP)
+        if frames < self.RECYCLE_AT_FRAMES and frames - moved < self.PASSIVE_AT_FRAMES:
             return
         self._connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
-        if size < self.TRUNCATE_AT_BYTES:
+        if frames < self.RECYCLE_AT_FRAMES:
             return
-        with self._lock:  # little is left to move, so writers wait for milliseconds
-            try:
-                self._connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
-            except apsw.BusyError:
-                return  # a reader is in the middle of a page; the next tick cuts it
+        is_large = self._wal_bytes() >= self.TRUNCATE_AT_BYTES
+        mode = apsw.SQLITE_CHECKPOINT_TRUNCATE if is_large else apsw.SQLITE_CHECKPOINT_PASSIVE
+        with self._lock, suppress(apsw.BusyError):  # little is left to move, so writers wait for milliseconds
+            self._connection.wal_checkpoint(mode=mode)
 
     def close(self) -> None:
         self._connection.close()

@@ -34,6 +34,7 @@ from bus.storage.ahead import Ahead
 from bus.storage.inboxes import Inboxes, Names
 from bus.storage.ledger import Ledger
 from bus.storage.lifetimes import NEVER, Lifetime, Lifetimes, read_lifetimes
+from bus.storage.rows import values_of
 
 _WIDTH = 10
 _INSERT_SIZES = (256, *range(64, 0, -1))
@@ -384,19 +385,7 @@ class Work:
         self._inboxes.know_sender(message.sender, self.head + 1)  # behind what there is, and before what comes
         self._execute(
             "INSERT INTO scheduled VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (
-                message.own_id,
-                due_us,
-                message.kind,
-                message.address,
-                message.sender,
-                message.type,
-                message.stamp_us,
-                message.flags,
-                message.extras,
-                message.payload,
-                encode(message.terms),
-            ),
+            (message.own_id, due_us, *values_of(message), encode(message.terms)),
         )
         item.outcome = Outcome(scheduled=True)
         if item.key is not None:

@@ -17,6 +17,7 @@ from flask import Blueprint, Response, abort, request
 from bus import __version__
 from bus.settings import ROOT
 from bus.transports.edge import json_answer
+from bus.transports.modules import put_together
 
 if TYPE_CHECKING:
     from flask import Flask
@@ -66,9 +67,15 @@ def kept(data: bytes, content_type: str, *, fresh_seconds: int = 0) -> Response:
 _read: Callable[[Path], bytes] = cache(Path.read_bytes)
 
 
+@cache
+def _client() -> bytes:
+    head = f"// The client of multi-agent-bridge {__version__}, its modules as one: see docs/javascript.md."
+    return f"{head}\n\n{put_together(CLIENT)}".encode()
+
+
 def client() -> Response:
-    """The client, for any page."""
-    response = kept(_read(CLIENT), TYPES[".js"], fresh_seconds=FRESH_SECONDS)
+    """The client, for any page: one file, whose parts can't be of two versions."""
+    response = kept(_client(), TYPES[".js"], fresh_seconds=FRESH_SECONDS)
     response.headers["Access-Control-Allow-Origin"] = "*"
     response.headers["Cross-Origin-Resource-Policy"] = "cross-origin"
     return response

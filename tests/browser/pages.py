@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import TracebackType
-from typing import Self
+
+from tests.closing import Closing
 
 
-class PageServer:
+class PageServer(Closing):
     """Serves `page`, which may be changed, at every path, from a thread of its own, until `close`."""
 
     def __init__(self, page: str = "") -> None:
@@ -36,11 +36,3 @@ class PageServer:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -69,25 +70,28 @@ def test_the_snippet_with_credentials(fresh_server: Any, context: Any) -> None:
     page.close()
 
 
-def test_the_snippets_for_node(server: BusServer, tmp_path: Path) -> None:
-    (of_page,), (of_readme,) = blocks(PAGE, "js node"), blocks(README, "js")
-    for block in (of_page, of_readme):
-        (tmp_path / "client.js").write_bytes((FOLDER / "client.js").read_bytes())
-        (tmp_path / "package.json").write_text('{"type": "module"}')
-        (tmp_path / "snippet.js").write_text(block)
-        environment = {**os.environ, "MESSAGE_BUS_URL": server.url}
-        done = subprocess.run(
-            [*node(), "snippet.js"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60
-        )
-        assert done.stdout.splitlines() == promised(block), done.stderr
+@pytest.mark.parametrize(("page", "label", "is_served"), [(PAGE, "js node", True), (README, "js", False)])
+def test_the_snippets_for_node(server: BusServer, tmp_path: Path, page: str, label: str, is_served: bool) -> None:
+    """What the bus serves is one file that is enough; the package is a folder."""
+    (block,) = blocks(page, label)
+    folder = shutil.copytree(FOLDER, tmp_path / "client")
+    if is_served:
+        shutil.rmtree(folder / "client")
+        (folder / "client.js").write_text(server.call("GET", "/client.js").body)
+    (folder / "snippet.js").write_text(block)
+    environment = {**os.environ, "MESSAGE_BUS_URL": server.url}
+    done = subprocess.run(
+        [*node(), "snippet.js"], cwd=folder, env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout.splitlines() == promised(block), done.stderr
 
 
 def test_every_event_and_option_is_on_the_page() -> None:
-    client = (FOLDER / "client.js").read_text()
-    events = re.findall(r'"(\w+)"', re.findall(r"^const EVENTS = (.*)$", client, re.MULTILINE)[0])
-    options = re.findall(
-        r"^ \* @property \{.*?\} \[(\w+)\]", client.partition("@typedef {object} SendOptions")[0], re.MULTILINE
-    )
+    listed = re.search(r"^export const EVENTS = (.*)$", (FOLDER / "client" / "events.js").read_text(), re.MULTILINE)
+    assert listed is not None
+    events = re.findall(r'"(\w+)"', listed[1])
+    told = (FOLDER / "client" / "options.js").read_text().partition("@typedef {object} SendOptions")[0]
+    options = re.findall(r"^ \* @property \{.*?\} \[(\w+)\]", told, re.MULTILINE)
     assert {"message", "open", "close"} < set(events)
     assert {"url", "token", "maxReceived"} < set(options)
     for name in (*events, *options):

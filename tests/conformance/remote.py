@@ -14,13 +14,14 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
-from types import TracebackType
-from typing import Any, NamedTuple, Self, TypeVar
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlencode
 
 import requests
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
+
+from tests.closing import Closing
 
 WAIT_SECONDS = 10.0
 """How long an answer, a message or a close may take."""
@@ -68,7 +69,7 @@ def is_foreign(message: Frame) -> bool:
     return message["to"] == "all" and not message["from"].startswith(PREFIX)
 
 
-class Socket:
+class Socket(Closing):
     """One WebSocket of one client. `hello` is its first frame; frames that were not asked for yet wait in order.
 
     `taken` remembers what it got that needs an ack: (id, attempt).
@@ -162,14 +163,6 @@ class Socket:
                 self.taken.append((frame["message"]["id"], frame["message"].get("attempt", 1)))
             if not is_foreign(frame["message"]):
                 return frame
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 class Remote:

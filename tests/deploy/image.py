@@ -14,11 +14,10 @@ import subprocess
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from bus.settings import ROOT
 from bus.testing import eventually
+from tests.closing import Closing
 from tests.conftest import can_not_run, require
 from tests.deploy.dockerfile import Instruction, Stage, context, stages
 
@@ -50,7 +49,7 @@ exec chroot "$root" "$@"
 """
 
 
-class Builder:
+class Builder(Closing):
     """A mount namespace in which stages are built. Nothing of it is left when it is closed."""
 
     def __init__(self, folder: Path) -> None:
@@ -99,14 +98,6 @@ class Builder:
     def close(self) -> None:
         """End the namespace, and with it everything that was mounted in it."""
         self._holder.communicate("\n")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 class Building:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 
@@ -69,8 +71,9 @@ def test_a_server_that_exits_at_once_is_shown_with_its_words(fresh_server: Fresh
 
 
 def test_a_server_that_never_answers_is_killed(fresh_server: Fresh, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bus.testing.START_TIMEOUT_SECONDS", 0.3)
-    server = BusServer(command=[sys.executable, "-c", "import time; print('deaf', flush=True); time.sleep(60)"])
+    server = BusServer(command=[sys.executable, "-c", "import signal; print('deaf', flush=True); signal.pause()"])
+    clock = SimpleNamespace(monotonic=lambda: 1000.0 if "deaf" in server.log else 0.0, sleep=time.sleep)
+    monkeypatch.setattr("bus.testing.time", clock)  # the time is over once the server has said its word
     with pytest.raises(ServerFailed, match="deaf"):
         server.start()
     assert not server.is_running

@@ -79,6 +79,16 @@ def test_what_the_bus_refuses_is_raised_and_not_asked_for_again(bus: ScriptedBus
     assert topics_of(bus.accept()) == []
 
 
+def test_what_no_frame_can_be_made_of_is_not_asked_for_again(bus: ScriptedBus, start: Start) -> None:
+    client = start()
+    first = bus.accept_confirmed()
+    client.connect(PATIENCE_SECONDS)
+    with pytest.raises(ValueError, match="surrogates"):
+        client.subscribe(topics=["\ud800"])
+    first.cut()
+    assert topics_of(bus.accept()) == []
+
+
 def test_a_connection_lost_while_subscribing_is_said_and_the_next_one_has_it(bus: ScriptedBus, start: Start) -> None:
     client = start()
     first = bus.accept_confirmed()

@@ -211,6 +211,17 @@ def test_who_missed_a_message_is_told_how_many_expired(bench: RetentionBench) ->
     assert bench.reader.head().lost_through == 0, "What expired is no gap."
 
 
+def test_each_of_many_who_missed_a_message_is_told(bench: RetentionBench) -> None:
+    names = [f"client-{n}" for n in range(140)]
+    seqs = {name: [bench.send("error", to=name) for _ in range(1 + n % 2)] for n, name in enumerate(names)}
+    bench.read_confirmed(names[0], seqs[names[0]][-1])
+    bench.wait(HOUR)
+    bench.send("error", to=names[1])
+    bench.wait(HOUR)
+    expected = {name: len(seqs[name]) for name in names} | {names[0]: 0, names[1]: 3}
+    assert {name: bench.reader.expired(name, 0) for name in names} == expected
+
+
 # ---- policies
 
 

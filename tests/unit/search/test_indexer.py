@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -37,14 +39,25 @@ class Bench:
         self.pauses: list[float] = []
         self.jobs = 0
         self.busy = False
+        self.used_seconds, self.used_in_a_pause = 0.0, 0.0
         self.begin()
 
     def begin(self) -> None:
         """Another process begins to index."""
         host = Host(
-            lambda job: job(self.reader), self.write, self.head, lambda: self.busy, self.pauses.append, Metrics()
+            lambda job: job(self.reader),
+            self.write,
+            self.head,
+            lambda: self.busy,
+            self.pause,
+            lambda: self.used_seconds,
+            Metrics(),
         )
         self.indexer = Indexer(host, SQLITE)
+
+    def pause(self, seconds: float) -> None:
+        self.pauses.append(seconds)
+        self.used_seconds += self.used_in_a_pause
 
     def head(self) -> int:
         return self.reader.head().seq
@@ -115,6 +128,24 @@ def test_a_backlog_is_indexed_in_small_jobs_with_pauses_between(bench: Bench) ->
     assert bench.jobs >= 2000 / indexer.BATCH
     assert len(bench.pauses) == bench.jobs
     assert 0 < max(bench.pauses) <= 1.0
+
+
+def test_where_messages_need_all_of_the_processor_it_takes_the_least_and_waits_the_longest(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ticks = count()  # every look at the clock takes a millisecond, so every step takes as long
+    monkeypatch.setattr(indexer, "time", SimpleNamespace(monotonic=lambda: next(ticks) / 1000))
+    bench.send(*["some words of a message"] * 1000)
+    bench.busy, bench.used_in_a_pause = True, 1.0
+    bench.tick()
+    assert bench.jobs == 1000 / indexer.FEWEST
+    twentieth, *hundredths = bench.pauses
+    assert hundredths == pytest.approx([twentieth / 19 * 99] * len(hundredths))
+    bench.send(*["some words of a message"] * 1000)
+    bench.used_in_a_pause = 0.0
+    bench.tick()
+    assert bench.jobs < 1.5 * 1000 / indexer.FEWEST, "Where there is time, the jobs grow."
+    assert progress(bench.reader) == 2000
 
 
 def test_the_index_stays_in_few_parts(bench: Bench) -> None:
