@@ -55,7 +55,8 @@ PART_ITEMS = 2000
 
 
 class NodesBackplane:
-    """See `bus.backplane.Backplane`. `up`: this process hears what is sent on the channel.
+    """See `bus.backplane.Backplane`. `up`: this process hears what is sent on the channel; `deaf`: it has not for
+    DEAF_SECONDS; neither: it joins.
 
     `sent`, `heard`: loads; `lost`: gaps in what others sent; `left_out`: commits that became hints, and ephemeral
     messages that had no room.
@@ -68,7 +69,7 @@ class NodesBackplane:
         self.slot = local.slot
         self.alone = local.alone
         self.number = number
-        self.up = False
+        self.up = self.deaf = False
         self.sent = self.heard = self.lost = self.left_out = 0
         self._node = node
         self._key = secrets.token_bytes(8)
@@ -226,8 +227,8 @@ class NodesBackplane:
 
     def _cut_off(self, now: float) -> None:
         """Nothing comes back: connect anew, and live by the store meanwhile."""
-        if self.up:
-            self.up = False
+        if not self.deaf:
+            self.up, self.deaf = False, True
             log.warning(
                 "The other nodes can't be reached over %s (%s); messages are found by polling the log until they can",
                 self.channel.name,
@@ -245,7 +246,7 @@ class NodesBackplane:
         self._heard_self = time.monotonic()
         if self.up:
             return
-        self.up = True
+        self.up, self.deaf = True, False
         log.info("The other nodes are heard over %s", self.channel.name, extra={"action": "backplane_up"})
         assert self._neighbours is not None
         self._outbox.put(encode([HELLO, self.number, not self._members]))

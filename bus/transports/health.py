@@ -23,6 +23,7 @@ from bus.worker import Worker
 
 if TYPE_CHECKING:
     from bus.bus import Bus
+    from bus.storage import Reader
 
 INTERVAL_SECONDS = 5.0
 """Between two rounds of the checks."""
@@ -111,12 +112,12 @@ class BusHealth:
         bus = self._bus
         self.canary.begin(bus.backplane.number)
         bus.backplane.hear("health", self._noted)
-        rows = bus.read(lambda reader: reader.execute("SELECT owner, max(number) FROM migrations GROUP BY owner"))
-        self._schema = dict(rows)
         self.round()
 
     def round(self) -> None:
-        """One round of the checks, and a word to the neighbours."""
+        """One round of the checks, and a word to the neighbours. Waits for the store, until that has told its schema."""
+        if not self._schema:
+            self._schema = dict(self._bus.read(_schema))
         self._judge.refresh()
         self._bus.backplane.note(["health", self._judge.last_status])
 
@@ -175,9 +176,11 @@ class BusHealth:
         nodes = self._bus.backplane
         if not isinstance(nodes, NodesBackplane):
             return True, "There is one node."
-        if not nodes.up:
+        if nodes.deaf:
             problem = nodes.channel.problem or "nothing comes back"
             return False, f"Over {nodes.channel.name}: {problem}. What other nodes commit is found by polling the log."
+        if not nodes.up:
+            return True, f"It joins them over {nodes.channel.name}."
         return True, f"Over {nodes.channel.name}: {nodes.members} workers of {nodes.nodes - 1} other nodes."
 
     def _limits_are_shared(self) -> Found:
@@ -251,3 +254,8 @@ class BusHealth:
             for slot, (status, at) in ((slot, self._heard.get(slot, ("unknown", self._missed[slot]))) for slot in there)
         ]
         return sorted([mine, *others], key=lambda each: each.worker)
+
+
+def _schema(reader: Reader) -> list[tuple[Any, ...]]:
+    """The last migration of each owner of tables."""
+    return reader.execute("SELECT owner, max(number) FROM migrations GROUP BY owner")
