@@ -28,7 +28,11 @@ class Follower(Closing):
         """Connect as `client` and begin to read; `query` is what follows the question mark, `how` as for RawWebSocket."""
         self.socket = RawWebSocket(port, f"/ws/{client}" + (f"?{query}" if query else ""), **how)
         self.client = client
-        self.hello = self.socket.read_json()
+        try:
+            self.hello = self.socket.read_json()
+        except BaseException:
+            self.socket.close()
+            raise
         self.messages: list[dict[str, Any]] = []
         self.others: list[dict[str, Any]] = []
         self.close_code: int | None = None

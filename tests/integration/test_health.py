@@ -148,6 +148,7 @@ def test_who_prefers_health_json_gets_it(server: BusServer) -> None:
 
 @pytest.mark.parametrize("path", ALL_PATHS)
 def test_strangers_see_the_status_and_nothing_else(locked_server: BusServer, path: str) -> None:
+    eventually(lambda: locked_server.call("GET", "/ready").status == 200, within_seconds=10, what="the first checks")
     for headers in ({}, {"X-API-Key": "wrong-but-long-enough"}):
         assert locked_server.call("GET", path, headers=headers).body == {"status": "healthy"}
     form = {"Accept": "application/health+json"}

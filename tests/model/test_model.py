@@ -32,7 +32,7 @@ def test_short_histories_agree_with_the_model(template: Path) -> None:
 @pytest.mark.full
 @pytest.mark.timeout(1800)
 def test_hundreds_of_histories_agree_with_the_model(template: Path) -> None:
-    thorough = settings(RANDOM, max_examples=700)
+    thorough = settings(RANDOM, max_examples=400)
     run_state_machine_as_test(lambda: Histories(template), settings=thorough)
 
 

@@ -9,7 +9,7 @@ import pytest
 from bus.testing import BusServer, gunicorn
 from tests.model.server_history import ServerHistory
 
-HISTORIES = 10
+HISTORIES = 7
 """For each number of workers. A history's seed is its number."""
 
 
