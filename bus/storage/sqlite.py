@@ -198,6 +198,7 @@ class SqliteStore:
     def upkeep(self) -> SqliteUpkeep:
         connection = self._connect(apsw.SQLITE_OPEN_READWRITE)
         connection.execute("PRAGMA synchronous=FULL")
+        connection.set_busy_timeout(0)  # with the writers' lock it waits for no reader: the next tick tries again
         return SqliteUpkeep(connection, self._writers_lock(), self.wal_bytes)
 
     def wal_bytes(self) -> int:

@@ -33,6 +33,7 @@ class SqliteUpkeep:
     STEPS_A_TICK = 4
 
     def __init__(self, connection: apsw.Connection, lock: WritersLock, wal_bytes: Callable[[], int]) -> None:
+        """`connection` must not wait for readers; `wal_bytes()` is how long the WAL's file is."""
         self._connection = connection
         self._lock = lock
         self._wal_bytes = wal_bytes
@@ -59,12 +60,12 @@ class SqliteUpkeep:
         The next commit does so unless a reader is in the middle of a page: then the next tick tries again.
         """
         frames, moved = self._connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_NOOP)
-        if frames < self.RECYCLE_AT_FRAMES and frames - moved < self.PASSIVE_AT_FRAMES:
+        is_long, is_large = frames >= self.RECYCLE_AT_FRAMES, self._wal_bytes() >= self.TRUNCATE_AT_BYTES
+        if frames - moved < (1 if is_long else self.PASSIVE_AT_FRAMES) and not (is_long and is_large):
             return
         self._connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
-        if frames < self.RECYCLE_AT_FRAMES:
+        if not is_long:
             return
-        is_large = self._wal_bytes() >= self.TRUNCATE_AT_BYTES
         mode = apsw.SQLITE_CHECKPOINT_TRUNCATE if is_large else apsw.SQLITE_CHECKPOINT_PASSIVE
         with self._lock, suppress(apsw.BusyError):  # little is left to move, so writers wait for milliseconds
             self._connection.wal_checkpoint(mode=mode)

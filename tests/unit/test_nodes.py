@@ -291,6 +291,18 @@ def test_a_member_that_was_frozen_comes_back_and_gives_the_others_time(world: Wo
     assert frozen.up
 
 
+def test_who_has_just_come_joins_until_it_hears_itself_or_has_not_for_too_long(world: World) -> None:
+    world.air.carry = lambda: None  # the channel is away, though nobody knows
+    unheard = world.join(Process(), 0)
+    assert (unheard.up, unheard.deaf) == (False, False)
+    world.pass_time(DEAF_SECONDS + 1)
+    assert (unheard.up, unheard.deaf) == (False, True)
+    del world.air.carry
+    heard = world.join(Process(), 1)
+    world.pass_time(1)
+    assert (heard.up, heard.deaf) == (True, False)
+
+
 def test_who_does_not_hear_itself_is_cut_off_and_tells_all_anew(world: World) -> None:
     here, there = Process(), Process()
     member = world.join(here, 0)
@@ -298,7 +310,7 @@ def test_who_does_not_hear_itself_is_cut_off_and_tells_all_anew(world: World) ->
     end: Any = member.channel
     end.is_cut = True
     world.pass_time(DEAF_SECONDS + 1)
-    assert not member.up
+    assert (member.up, member.deaf) == (False, True)
     assert here.misses > 1  # it lives by the store
     world.pass_time(GONE_SECONDS)
     assert end.resets
@@ -310,7 +322,7 @@ def test_who_does_not_hear_itself_is_cut_off_and_tells_all_anew(world: World) ->
     misses = here.misses
     end.is_cut = False
     world.pass_time(2)
-    assert member.up
+    assert (member.up, member.deaf) == (True, False)
     assert other.live("anna")
     assert ("hint", 1) in there.heard
     assert here.misses > misses

@@ -99,3 +99,23 @@ def test_a_wal_that_grew_large_is_cut(bench: Bench) -> None:
     bench.upkeep.tick()
     assert bench.wal.stat().st_size == 0
     assert bench.stored() == 5 * FULL
+
+
+@pytest.mark.timeout(8)
+def test_no_send_waits_while_a_reader_keeps_a_large_wal_from_being_cut(bench: Bench) -> None:
+    bench.write(1)
+    bench.reader.execute("BEGIN")
+    assert bench.stored() == 1
+    large = bench.write(5 * FULL)
+    bench.upkeep.tick()
+    assert bench.write(1) > large
+    bench.reader.execute("ROLLBACK")
+    bench.upkeep.tick()
+    assert bench.wal.stat().st_size == 0
+
+
+def test_what_has_been_moved_is_left_alone(bench: Bench) -> None:
+    bench.write(FULL)
+    bench.upkeep.tick()
+    with bench.store._writers_lock():  # a second tick that wanted it would wait for ever
+        bench.upkeep.tick()
