@@ -37,11 +37,13 @@ def check_both(server: BusServer, path: str, **headers: str) -> Answer:
 
 
 def wait_for_rounds(server: BusServer) -> None:
-    """Whichever worker answers has judged itself, and hears the others."""
-    eventually(
-        lambda: all(server.call("GET", "/ready").body["status"] == "healthy" for _ in range(20)),
-        what="the first rounds",
-    )
+    """Each worker has judged itself, and has said so to the others."""
+
+    def all_healthy() -> bool:
+        workers = server.call("GET", "/health/status", headers={"X-API-Key": KEY}).body["workers"]
+        return len(workers) >= server.workers and {worker["status"] for worker in workers} == {"healthy"}
+
+    eventually(all_healthy, what="the first rounds of all workers")
 
 
 @pytest.mark.parametrize("path", PATHS)
