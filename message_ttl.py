@@ -6,6 +6,7 @@ the same policies govern its log (bus.retention), in all workers: the manager is
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import os
 import sys
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from bus.delivery import whereabouts
-from bus.errors import Conflict, NotFound
+from bus.errors import Conflict, NotFound, Unavailable
 from bus.events import BusStarted, MessageExpired
 from bus.message import text_of
 from bus.retention import policies
@@ -261,6 +262,7 @@ class Governed:
         self._suggested: list[Policy] = []
         self._callbacks: dict[str, Callable[[dict[str, Any]], object]] = {}
         bus.on(BusStarted, self._started, wait=True)
+        bus.add_worker(Worker("policies", self._suggest, interval_seconds=INTERVAL_SECONDS))
 
     def register(self, config: TTLConfig) -> None:
         """Suggest a policy; an administrator's stays."""
@@ -281,8 +283,16 @@ class Governed:
 
     def _started(self, _: BusStarted) -> None:
         default = policies.policy_of(DEFAULT, None, self._bus.settings.default_ttl, archive=False)
-        for policy in [msgspec.structs.replace(default, origin="setting"), *self._suggested]:
+        self._suggested.insert(0, msgspec.structs.replace(default, origin="setting"))
+        with contextlib.suppress(Unavailable):  # the store has gone away since it was opened: the worker tries again
+            self._suggest()
+
+    def _suggest(self) -> None:
+        """Store what was suggested before the start, unless it is stored. Raises Unavailable."""
+        for policy in list(self._suggested):
             self.retention.suggest(policy)
+            if policy in self._suggested:
+                self._suggested.remove(policy)
 
     def _call_back(self, event: MessageExpired) -> None:
         if callback := self._callbacks.get(event.message.type):

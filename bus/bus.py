@@ -245,7 +245,10 @@ class Bus:
     def _end(self) -> None:
         self.running = False
         for worker in reversed(self.workers):
-            worker.stop()
+            try:
+                worker.stop()
+            except Exception:
+                log.exception("A part could not be stopped in order", extra={"action": "stop", "part": type(worker).__name__})
         self._dispatcher.stop(2.0)
         self.heartbeat.stop()
         self.hub.flush()

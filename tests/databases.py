@@ -19,7 +19,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from itertools import count
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import psycopg
 
@@ -37,8 +37,11 @@ class NoPostgresError(Exception):
 class PostgresServer:
     """One cluster. Building it makes the files; `start` runs it, `close` removes it. Its superuser needs no password."""
 
-    def __init__(self, *, durable: bool = False, settings: Sequence[str] = ()) -> None:
-        """`durable`: it syncs what it commits. `settings`: more of them, each `name=value`."""
+    def __init__(self, *, durable: bool = False, settings: Sequence[str] = (), standby_of: int | None = None) -> None:
+        """`durable`: it syncs what it commits. `settings`: more of them, each `name=value`.
+
+        `standby_of`: the port of a server that runs; it is copied, and followed until `promote`.
+        """
         self._folder = Path(tempfile.mkdtemp(prefix="bus-pg-"))
         atexit.register(self.close)
         self._programs = _programs(self._folder)
@@ -59,7 +62,11 @@ class PostgresServer:
         self._process: subprocess.Popen[bytes] | None = None
         if os.geteuid() == 0:
             os.chown(self._folder, _NOBODY, _NOBODY)
-        self._run("initdb", "-D", str(self._data), "-U", USER, "--auth=trust", "--encoding=UTF8", "--locale=C", "-N")
+        if standby_of is None:
+            self._run("initdb", "-D", str(self._data), "-U", USER, "--auth=trust", "--encoding=UTF8", "--locale=C", "-N")
+        else:
+            source = ("-h", HOST, "-p", str(standby_of), "-U", USER)
+            self._run("pg_basebackup", *source, "-D", str(self._data), "-R", "-c", "fast", "-N")
 
     def url(self, database: str) -> str:
         """Where a database is, as DATABASE_URL has it."""
@@ -68,8 +75,7 @@ class PostgresServer:
     def make(self) -> str:
         """The URL of a new, empty database."""
         name = f"test{next(self._numbers)}"
-        with psycopg.connect(self.url("postgres"), autocommit=True) as connection:
-            connection.execute(f"CREATE DATABASE {name}")
+        self.ask(f"CREATE DATABASE {name}")
         return self.url(name)
 
     def over(self, port: int, url: str) -> str:
@@ -103,6 +109,16 @@ class PostgresServer:
             self._run("pg_ctl", "-D", str(self._data), "-m", mode, "-w", "-s", "stop")
             self._process.wait()
             self._process = None
+
+    def promote(self) -> None:
+        """Make a primary of a standby; returns once it takes writes."""
+        self._run("pg_ctl", "-D", str(self._data), "-w", "-s", "promote")
+
+    def ask(self, statement: str, database: str = "postgres") -> list[tuple[Any, ...]]:
+        """Run a statement outside of any transaction; its rows, if it gives any."""
+        with psycopg.connect(self.url(database), autocommit=True) as connection:
+            done = connection.execute(statement)  # type: ignore[call-overload]
+            return done.fetchall() if done.description else []
 
     def close(self) -> None:
         """End it, and remove its files. Safe to call twice."""

@@ -159,7 +159,7 @@ class PostgresStore:
 
     def writer(self) -> PostgresWriter:
         return PostgresWriter(
-            self._connect_to_write,
+            self._connect_to_log,
             self.epochs,
             self.clock,
             inbox_limit=self.inbox_limit,
@@ -168,15 +168,13 @@ class PostgresStore:
         )
 
     def reader(self) -> PostgresReader:
-        return PostgresReader(
-            lambda: self.connect(self._pool.statement_seconds), self.clock.now_us, inbox_limit=self.inbox_limit
-        )
+        return PostgresReader(self._connect_to_log, self.clock.now_us, inbox_limit=self.inbox_limit)
 
     def upkeep(self) -> Upkeep:
         return _NoUpkeep()
 
-    def _connect_to_write(self) -> PostgresConnection:
-        """A connection to the same log. A standby that was promoted may lack the end of it: this process begins anew."""
+    def _connect_to_log(self) -> PostgresConnection:
+        """A connection to the log that was opened. A promoted standby may lack the end of it: this process begins anew."""
         connection = self.connect(self._pool.statement_seconds)
         try:
             same = connection.execute(_IDENTITY).get == self._identity

@@ -6,6 +6,7 @@ to its neighbours how it is, and misses those that say nothing.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from enum import IntEnum
 from functools import partial
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from bus import __version__
 from bus.auth import Headers
 from bus.backplane.nodes import NodesBackplane
-from bus.errors import BusError
+from bus.errors import BusError, Unavailable
 from bus.events import BusStarted, CanaryFlown
 from bus.health import canary, report
 from bus.health.canary import Canary
@@ -108,7 +109,7 @@ class BusHealth:
         ]
 
     def begin(self, _: BusStarted) -> None:
-        """The process serves: judge it for the first time. Waits for a look at the store."""
+        """The process serves: judge it for the first time."""
         bus = self._bus
         self.canary.begin(bus.backplane.number)
         bus.backplane.hear("health", self._noted)
@@ -117,7 +118,8 @@ class BusHealth:
     def round(self) -> None:
         """One round of the checks, and a word to the neighbours. Waits for the store, until that has told its schema."""
         if not self._schema:
-            self._schema = dict(self._bus.read(_schema))
+            with contextlib.suppress(Unavailable):  # it is judged without, and the next round asks again
+                self._schema = dict(self._bus.read(_schema))
         self._judge.refresh()
         self._bus.backplane.note(["health", self._judge.last_status])
 

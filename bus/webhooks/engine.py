@@ -153,14 +153,17 @@ class Webhooks:
         self.dispatcher.wake()
 
     def stop(self) -> None:
-        """Write and send what is left, as far as it takes no time."""
+        """Write and send what is left, as far as it takes no time. Without the store, others notice by the lapse."""
         self.running = False
         if self._watch is not None:
             self._watch.kill()
         self.occurrences.stop()
-        if self.host.write(self._leave):
-            self.dispatcher.wake()
-            self._await_farewell()
+        try:
+            if self.host.write(self._leave):
+                self.dispatcher.wake()
+                self._await_farewell()
+        except Unavailable as away:
+            log.warning("This process could not say that it ends: %s", away, extra={"action": "webhooks"})
         self.dispatcher.stop(STOP_SECONDS)
 
     def _enter(self, transaction: Transaction) -> None:

@@ -37,6 +37,19 @@ def test_a_kill_between_archive_and_removal_leaves_each_message_in_one_of_them(f
     assert set(found) == ids
 
 
+def test_what_the_store_could_not_take_at_the_start_it_gets_when_it_is_back(fresh_server: Any) -> None:
+    env = {"BUS_EXTENSIONS": "tests.faults.away_at_first", "DEFAULT_TTL": "1234"}
+    server: BusServer = fresh_server(env=env)
+
+    def default() -> Any:
+        policies = call(server, "GET", "/api/ttl/policies")["policies"]
+        return next((each["ttl_seconds"] for each in policies if each["type"] == "$default"), None)
+
+    eventually(lambda: default() == 1234, what="the policy of the setting")
+    eventually(lambda: call(server, "GET", "/health/status").get("schema"), what="the schema")
+    assert "Traceback" not in server.log
+
+
 @pytest.mark.full
 @pytest.mark.timeout(300)
 def test_kills_at_any_moment_of_a_sweep_lose_double_and_miscount_nothing(fresh_server: Any) -> None:

@@ -244,6 +244,8 @@ def test_another_primary_ends_the_process(store: PostgresStore, monkeypatch: pyt
     store._identity = store._identity.replace("/00000001/", "/00000002/")
     with contextlib.closing(store.writer()) as writer, pytest.raises(Unavailable):
         writer.commit([sending("bob")])
+    with contextlib.closing(store.reader()) as reader, pytest.raises(Unavailable):
+        reader.execute("SELECT 1")
 
     assert set(ended) == {signal.SIGTERM}
 

@@ -88,6 +88,18 @@ def test_sends_fail_fast_while_the_database_is_away_and_work_when_it_is_back(own
 
 
 @pytest.mark.full
+@pytest.mark.parametrize("workers", [1, 4])
+def test_a_server_whose_database_is_away_ends_in_order(own: PostgresServer, workers: int) -> None:
+    with BusServer(database_url=own.make(), workers=workers) as server:
+        assert send(server, 1) == 200
+        own.stop("immediate")
+        eventually(lambda: send(server, 2) == 503, what="a refusal")
+        assert server.terminate() == 0
+        assert server.log.count("The bus has stopped") == workers
+        assert "Traceback" not in server.log
+
+
+@pytest.mark.full
 def test_a_writer_that_hangs_in_its_transaction_holds_the_others_up_for_a_bounded_time(own: PostgresServer) -> None:
     """As a node that was frozen: it holds the lock of the head until PostgreSQL ends its idle transaction."""
     with BusServer(database_url=own.make()) as server, closing(psycopg.connect(server.database_url)) as frozen:
