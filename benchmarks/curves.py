@@ -3,7 +3,8 @@
     python -m benchmarks curves [subscribers size kept idle-beside workers] [--ten-million]
 
 Runs as `python -m benchmarks` does, and its points go to the same page. What is kept is filled in beforehand by the bus
-itself, over `POST /api/send/batch` with `DURABILITY=relaxed`; ten million take minutes and about 4 GB.
+itself, over `POST /api/send/batch` with `DURABILITY=relaxed`; ten million take minutes and about 4 GB. With `--systems
+bus-postgresql` it is kept there; see benchmarks/README.md.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import argparse
 import dataclasses
 import http.client
 import json
+import os
 import shutil
 import sys
 import tempfile
@@ -19,7 +21,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from benchmarks import bench, record
-from benchmarks.ours import buses
+from benchmarks.ours import ON_POSTGRESQL, buses, drop_database, fresh_database
 from benchmarks.questions import QUESTIONS, Question
 from benchmarks.runs import Plan, Result, measured, running
 from benchmarks.systems import System
@@ -99,14 +101,45 @@ def workers(arguments: argparse.Namespace, *, plan: Plan, round_number: int) -> 
 # ---- what is kept
 
 
-def fill(system: System, folder: Path, count: int, *, plan: Plan) -> None:
+@dataclasses.dataclass(frozen=True)
+class Log:
+    """What is kept: a data folder and, where the bus is on PostgreSQL, a database."""
+
+    folder: Path
+    database: str
+
+    @classmethod
+    def empty(cls, folder: Path, databases: str) -> Log:
+        """A new one; `databases` is the URL of a PostgreSQL, or empty."""
+        return cls(folder, fresh_database(databases) if databases else "")
+
+    def under(self, system: System) -> System:
+        """The same system on this log. Its folder goes to `measured` and `running`."""
+        return also(system, DATABASE_URL=self.database) if self.database else system
+
+    def copy(self) -> Log:
+        """Another one with the same in it."""
+        folder = self.folder.with_name("copy")
+        shutil.copytree(self.folder, folder)
+        return Log(folder, fresh_database(self.database, like=self.database) if self.database else "")
+
+    def drop(self) -> None:
+        """Remove it."""
+        shutil.rmtree(self.folder)
+        if self.database:
+            drop_database(self.database)
+
+
+def also(system: System, **settings: str) -> System:
+    """The same with further settings."""
+    return dataclasses.replace(system, environment=lambda place: {**system.environment(place), **settings})
+
+
+def fill(system: System, log: Log, count: int, *, plan: Plan) -> None:
     """Let the bus keep `count` messages of about 200 bytes for a client that never comes. Raises RunFailed."""
     message = {"from": "filler", "to": "archive", "payload": {"pad": "x" * 150}}
     body = json.dumps({"messages": [message] * FILL_BATCH})
-    hasty = dataclasses.replace(
-        system, environment=lambda place: {**system.environment(place), "DURABILITY": "relaxed"}
-    )
-    with running(hasty, plan, folder=folder) as (place, _):
+    with running(also(log.under(system), DURABILITY="relaxed"), plan, folder=log.folder) as (place, _):
         connection = http.client.HTTPConnection("127.0.0.1", place.port, timeout=60)
         for first in range(0, count, FILL_BATCH):
             connection.request("POST", "/api/send/batch", body, {"Content-Type": "application/json"})
@@ -124,26 +157,31 @@ def unburdened(system: System) -> System:
 
 
 def kept(system: System, *, counts: Sequence[int], rounds: int, plan: Plan) -> Iterator[Result]:
-    """Ingest and fan-out beside what is kept: each run on the filled folder, or, while that is small, on a copy."""
+    """Ingest and fan-out beside what is kept: each run on the filled log, or, while that is small, on a copy."""
     questions = (
         point("kept-ingest", "ingest", "--groups", "8", "--window", "256"),
         point("kept-fanout", "fanout100-w64", "--subscribers", "100", "--window", "64"),
     )
-    folders = {count: Path(tempfile.mkdtemp(prefix=f"kept-{count}-", dir=plan.scratch)) for count in counts}
-    for count, folder in folders.items():
-        print(f"keeping {count:,} messages first …", file=sys.stderr, flush=True)
-        fill(system, folder, count, plan=plan)
+    databases = os.environ["BENCHMARK_DATABASE_URL"] if system.name == ON_POSTGRESQL else ""
+    logs = {
+        count: Log.empty(Path(tempfile.mkdtemp(prefix=f"kept-{count}-", dir=plan.scratch)), databases)
+        for count in counts
+    }
+    for count, log in logs.items():
+        print(f"{system.name}: keeping {count:,} messages first …", file=sys.stderr, flush=True)
+        fill(system, log, count, plan=plan)
     for round_number in range(1, rounds + 1):
         for question in questions:
-            for count, filled in folders.items():
+            for count, filled in logs.items():
                 small = count < TEN_MILLION / 10
-                folder = filled.with_name("copy") if small else filled
-                if small:
-                    shutil.copytree(filled, folder)
-                result = measured(question, unburdened(system), plan=plan, round_number=round_number, folder=folder)
+                log = filled.copy() if small else filled
+                quiet = log.under(unburdened(system))
+                result = measured(question, quiet, plan=plan, round_number=round_number, folder=log.folder)
                 yield dataclasses.replace(result, at=count)
                 if small:
-                    shutil.rmtree(folder)
+                    log.drop()
+    for log in logs.values():
+        log.drop()
 
 
 # ---- the command
@@ -178,8 +216,9 @@ def all_points(
                 yield from points(curve, able, plan=plan, round_number=round_number)
     if "kept" in curves:
         counts = (*KEPT, TEN_MILLION) if arguments.ten_million else KEPT
-        bus = next(system for system in systems if system.name == "bus")
-        yield from kept(bus, counts=counts, rounds=arguments.rounds, plan=plan)
+        for system in able:
+            if system.name in ("bus", ON_POSTGRESQL):
+                yield from kept(system, counts=counts, rounds=arguments.rounds, plan=plan)
 
 
 def main(words: Sequence[str]) -> None:

@@ -32,6 +32,7 @@ from benchmarks.systems import (
     websocket_load,
 )
 
+ON_POSTGRESQL = "bus-postgresql"
 CONFIRMED = "connection_confirmed"
 SENT = '"type":"sent"'
 BATCH = 100
@@ -42,6 +43,7 @@ ENVIRONMENT = {
     "API_KEY": "",
     "BUS_EXTENSIONS": "",
     "DATABASE_URL": "",
+    "REDIS_URL": "",
     "ENABLE_AUTH": "false",
     "LOG_LEVEL": "WARNING",
     "INBOX_LIMIT": "1000000000",
@@ -145,6 +147,8 @@ def bus(
 
     script = root / "server_ws.py"
     missing = "" if script.exists() else f"{script.name} not found in the checkout"
+    if settings.get("REDIS_URL") == "":
+        missing = "BENCHMARK_REDIS_URL names no Redis"
     if databases == "":
         missing = "BENCHMARK_DATABASE_URL names no PostgreSQL whose user may create databases"
     return System(
@@ -160,12 +164,22 @@ def bus(
     )
 
 
-def fresh_database(url: str) -> str:
-    """A new, empty database beside the one that `url` names; it stays when the run is over."""
-    name = f"bench_{secrets.token_hex(6)}"
-    with psycopg.connect(url, autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name}")
+def fresh_database(url: str, like: str = "") -> str:
+    """A new database beside the one that `url` names, empty or a copy of `like`; it stays when the run is over."""
+    name, template = f"bench_{secrets.token_hex(6)}", urlsplit(like).path[1:] or "template1"
+    _maintain(url, f"CREATE DATABASE {name} TEMPLATE {template}")
     return urlsplit(url)._replace(path=f"/{name}").geturl()
+
+
+def drop_database(url: str) -> None:
+    """Remove one that `fresh_database` made."""
+    _maintain(url, f"DROP DATABASE {urlsplit(url).path[1:]}")
+
+
+def _maintain(url: str, statement: str) -> None:
+    """Run a statement that wants to be outside of a transaction, and of the database that it is about."""
+    with psycopg.connect(urlsplit(url)._replace(path="/postgres").geturl(), autocommit=True) as connection:
+        connection.execute(statement)
 
 
 def credential() -> str:
@@ -196,19 +210,23 @@ def buses(root: Path, command: str, settings: Mapping[str, str], baseline: Path 
     def variant(name: str, keeps: str, load: Mapping[Kind, list[str]], **more: str) -> System:
         return bus(name, keeps, root=root, command=command, load=load, settings={**settings, **more})
 
-    systems = [
-        variant("bus", durable, every),
-        variant("bus-ephemeral", "nothing", ephemeral),  # type: ignore[arg-type]
-        variant("bus-relaxed", "SQLite, fsync later", relaxed, DURABILITY="relaxed"),  # type: ignore[arg-type]
-        bus(
-            "bus-postgresql",
+    def on_postgresql(name: str, **more: str) -> System:
+        return bus(
+            name,
             "PostgreSQL, fsync before answer and delivery",
             root=root,
             command=command,
             load=every,
-            settings=settings,
+            settings={**settings, **more},
             databases=os.environ.get("BENCHMARK_DATABASE_URL", ""),
-        ),
+        )
+
+    systems = [
+        variant("bus", durable, every),
+        variant("bus-ephemeral", "nothing", ephemeral),  # type: ignore[arg-type]
+        variant("bus-relaxed", "SQLite, fsync later", relaxed, DURABILITY="relaxed"),  # type: ignore[arg-type]
+        on_postgresql(ON_POSTGRESQL),
+        on_postgresql(f"{ON_POSTGRESQL}-redis", REDIS_URL=os.environ.get("BENCHMARK_REDIS_URL", "")),
         variant("bus-2-workers", durable, pair, WEB_CONCURRENCY="2"),
         variant("bus-guarded", durable, guarded_loads(header=credential()), **GUARDS),
         variant("bus-bare", durable, guarded_loads(), ENABLE_METRICS="false", DISABLED_EXTENSIONS=BARE),

@@ -248,7 +248,7 @@ class Bus:
             try:
                 worker.stop()
             except Exception:
-                log.exception("A part could not be stopped in order", extra={"action": "stop", "part": type(worker).__name__})
+                log.exception("%s could not be stopped in order", type(worker).__name__, extra={"action": "stop"})
         self._dispatcher.stop(2.0)
         self.heartbeat.stop()
         self.hub.flush()

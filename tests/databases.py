@@ -63,7 +63,9 @@ class PostgresServer:
         if os.geteuid() == 0:
             os.chown(self._folder, _NOBODY, _NOBODY)
         if standby_of is None:
-            self._run("initdb", "-D", str(self._data), "-U", USER, "--auth=trust", "--encoding=UTF8", "--locale=C", "-N")
+            self._run(
+                "initdb", "-D", str(self._data), "-U", USER, "--auth=trust", "--encoding=UTF8", "--locale=C", "-N"
+            )
         else:
             source = ("-h", HOST, "-p", str(standby_of), "-U", USER)
             self._run("pg_basebackup", *source, "-D", str(self._data), "-R", "-c", "fast", "-N")

@@ -8,7 +8,7 @@ from bus.counters import MAX_SLOTS
 from bus.nodes.leases import LEASE_SECONDS
 from bus.testing import eventually
 from tests.databases import PostgresServer
-from tests.faults import crash_nodes
+from tests.faults import crash_nodes, rolling_update
 from tests.nodes import Nodes
 
 pytestmark = [pytest.mark.full, pytest.mark.timeout(300)]
@@ -23,6 +23,12 @@ def test_nothing_acknowledged_is_lost_whatever_happens_to_redis_and_to_nodes() -
 
 def test_nothing_acknowledged_is_lost_when_a_node_sleeps_past_its_leases_and_when_postgresql_stops() -> None:
     verdict = crash_nodes.run(["freeze a node", "stop PostgreSQL", "kill a node"], channel="notify")
+    assert verdict.faults == []
+    assert verdict.acknowledged > 2000
+
+
+def test_nothing_is_lost_while_nodes_become_another_release_one_by_one() -> None:
+    verdict = rolling_update.run()
     assert verdict.faults == []
     assert verdict.acknowledged > 2000
 

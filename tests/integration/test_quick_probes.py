@@ -23,7 +23,8 @@ def comparable(answer: Answer) -> tuple[int, str, list[tuple[str, str]], str]:
     """An answer without what passes."""
     passing = {"Date", "Content-Length"}
     fields = sorted((k, "" if k in passing else v) for k, v in answer.headers if k != "X-Served-By")
-    return answer.status, answer.reason, fields, re.sub(r"\d+(\.\d+)?", "*", json.dumps(answer.body))
+    body = re.sub(r"It has not flown yet\.", "It took 1 ms, 1 s ago.", json.dumps(answer.body))
+    return answer.status, answer.reason, fields, re.sub(r"\d+(\.\d+)?", "*", body)
 
 
 def check_both(server: BusServer, path: str, **headers: str) -> Answer:

@@ -14,6 +14,7 @@ from tests.calls import call, inbox, send, settle
 from tests.event_source import EventSource
 from tests.peer import Peer
 from tests.rawws import RawWebSocket
+from tests.workers import wait_until_known
 
 CURSOR = re.compile(r"[0-9a-f]{12}:\d+")
 
@@ -547,6 +548,7 @@ def test_ephemeral_messages_stream_without_a_place(each_server: BusServer) -> No
 
 def test_a_sender_hears_over_its_stream_what_became_a_dead_letter(each_server: BusServer) -> None:
     with opened(each_server, "client_id=asker") as source:
+        wait_until_known(each_server, ["asker"])
         sent = send(each_server, "refuser", "do", sender="asker", require_ack=True)
         settle(each_server, "reject", sent["message_id"], "refuser", reason="no")
         event = source.read()
