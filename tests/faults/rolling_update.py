@@ -3,8 +3,8 @@
     python -m tests.faults.rolling_update [--from REVISION]
 
 The nodes begin as what stands at a revision of this repository, or as they are; the other release is this tree with
-tests.faults.next_release, which adds to the tables and says what older nodes do not know. Producers, consumers and the verdict are
-those of tests.faults.crash.
+tests.faults.next_release, which adds to the tables and says what older nodes do not know. Producers, consumers and the
+verdict are those of tests.faults.crash.
 """
 
 from __future__ import annotations
