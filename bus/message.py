@@ -90,8 +90,8 @@ class Message(msgspec.Struct, gc=False):
     appended (`,"priority":"high"`), or empty. `own_id` is set for ephemeral messages and those with OWN_ID. `rendered`
     keeps what `text_of` made, for as long as the message is on its way. `terms` is there on the way into the store.
     `leased_to`, of a message that needs an ack: the recipients whose lease began with its commit, since they were
-    online; None when that is not known, because it was read from the store. `excluded`, of an event to all: the clients
-    that do not get it; they stand in `extras` too.
+    online; None when that is not known: it was read from the store, and its deliveries have gone on. `excluded`, of an
+    event to all: the clients that do not get it; they stand in `extras` too.
     """
 
     kind: int

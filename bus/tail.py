@@ -107,7 +107,7 @@ class Tail:
         after = self.delivered
 
         def job(reader: Reader) -> Page:
-            return reader.log(after, None, PAGE_MESSAGES, PAGE_BYTES)
+            return reader.tail(after, PAGE_MESSAGES, PAGE_BYTES)
 
         self._readers.submit(job, self._have_read)
 

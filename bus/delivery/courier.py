@@ -86,7 +86,7 @@ class Courier:
             room = rooms.get(name)
             if room is None or (message.leased_to is not None and name in message.leased_to):
                 continue
-            if message.leased_to is None:  # read from the store: it may be leased, and nobody has pushed it here
+            if message.leased_to is None:  # read late: it may be leased, and nobody has pushed it here
                 for connection in room.connections():
                     self._begin_greeting(connection, message.seq - 1)
             else:

@@ -256,6 +256,10 @@ class Reader(Protocol):
 
     def log(self, after: int, upto: int | None, limit: int, max_bytes: int, only: Filter | None = None) -> Page: ...
 
+    def tail(self, after: int, limit: int, max_bytes: int) -> Page:
+        """As `log`, up to the end, with the `leased_to` of what needs an ack, where that can still be told."""
+        ...
+
     def message(self, seq: int) -> Message | None: ...
 
     def seq_before(self, stamp_us: int) -> int:

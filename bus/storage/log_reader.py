@@ -10,9 +10,9 @@ from typing import Any
 
 import msgspec
 
-from bus.message import OWN_EXPIRY, Message
+from bus.message import OWN_EXPIRY, REQUIRES_ACK, Message
 from bus.storage import ClientRow, Filter, Head, Page
-from bus.storage.deliveries import LEASED, RESTING, Lease
+from bus.storage.deliveries import AGING_US, LEASED, RESTING, Lease
 from bus.storage.deliveries import WAITING as WAITING_STATE
 from bus.storage.rows import COLUMNS, message_of
 from bus.topics import TopicSet
@@ -100,6 +100,13 @@ OPEN = f"""{
     )
 } ORDER BY 12, 1 LIMIT ?5"""
 
+# Deliveries of some clients from ?1 to ?2: whether each waits (0), was leased with its message's commit (1), or has
+# changed since (2). Who enters is leased in the same moment, so that its rank is whole classes of priority behind it.
+_ENTERED = f"""
+SELECT owner, seq, CASE WHEN state = {WAITING_STATE} THEN 0 WHEN state = {LEASED} AND attempt = 1
+  AND (due_key - leased_at) % {AGING_US} = 0 THEN 1 ELSE 2 END
+ FROM deliveries WHERE owner IN (SELECT value FROM json_each(?3)) AND seq >= ?1 AND seq <= ?2"""
+
 NO_FILTER = Filter()
 
 
@@ -138,6 +145,19 @@ class LogReader:
         if only.to is None:
             return self._page(LOG, "", after, upto, limit, max_bytes, only)
         return self._page(LOG_OF_CLIENT, only.to, after, upto, limit, max_bytes, only)
+
+    def tail(self, after: int, limit: int, max_bytes: int) -> Page:
+        page = self.log(after, None, limit, max_bytes)
+        tracked = [message for message in page.messages if message.flags & REQUIRES_ACK and message.names]
+        if tracked:
+            owners = msgspec.json.encode(sorted({name for message in tracked for name in message.names})).decode()
+            rows = self.execute(_ENTERED, (tracked[0].seq, tracked[-1].seq, owners))
+            entered = {(owner, seq): how for owner, seq, how in rows}
+            for message in tracked:
+                found = [entered.get((name, message.seq), 2) for name in message.names]
+                if 2 not in found:
+                    message.leased_to = tuple(name for name, how in zip(message.names, found, strict=True) if how)
+        return page
 
     def expired(self, name: str, after: int) -> int:
         swept = self._one(_SWEPT, (name, after))[0]

@@ -54,8 +54,12 @@ def test_every_administrative_route_leaves_one_record(locked: BusServer) -> None
     assert len(called) > 40
     for method, path, request_id in called:
         locked.call(method, path, {}, {**ADMIN, "X-Request-ID": request_id})
-    eventually(lambda: records(locked, "actor=admin")[0]["request_id"] == called[-1][2], what="the last record")
-    found = {record["request_id"]: record for record in records(locked, "actor=admin")}
+
+    def found_all() -> dict[str, dict[str, Any]] | None:
+        found = {record["request_id"]: record for record in records(locked, "actor=admin")}
+        return found if found.keys() >= {request_id for _, _, request_id in called} else None
+
+    found = eventually(found_all, what="all records")
     for method, path, request_id in called:
         record = found[request_id]
         assert (record["operation"], record["record_id"], record["table_name"]) == (method, path, "route")

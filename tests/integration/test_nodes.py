@@ -111,6 +111,18 @@ def test_a_tracked_message_is_pushed_wherever_its_client_is(nodes: Nodes) -> Non
         assert one.settle("ack", first)["type"] == "acked"
 
 
+def test_what_needs_an_ack_comes_live_from_other_nodes_in_seq_order_and_as_a_first_attempt(nodes: Nodes) -> None:
+    """Whatever its priority, beside plain messages, also where nodes read rows back from the log."""
+    with follow(nodes, 0, "minder") as minder:
+        eventually(lambda: "minder" in seen(nodes, 1) and "minder" in seen(nodes, 2), what="presence")
+        for number in range(30):
+            tracked = {"require_ack": True, "priority": ("bulk", "critical")[number % 4 // 2]} if number % 2 else {}
+            send(nodes, 1 + number % 3 % 2, "minder", number, **tracked)
+        got = minder.wait_for(30)
+        assert minder.payloads() == list(range(30))
+        assert not any("redelivered" in message or "attempt" in message for message in got)
+
+
 def test_a_revoked_key_ends_its_sockets_on_every_node(nodes: Nodes) -> None:
     made = nodes[0].call("POST", "/api/keys", {"clients": ["lodger", "lodger2"]}, headers=ADMIN)
     assert made.status == 200, made

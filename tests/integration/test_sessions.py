@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -258,8 +259,10 @@ def test_logging_out_ends_the_session_everywhere(bus: BusServer) -> None:
         source.read_end(5)
         assert bus.call("POST", "/stream/send", {"client_id": "alice", "event": "still"}, ADMIN).status == 200
         stays.read_until("still")
+    asked = partial(bus.call, "GET", "/api/auth/me", headers={"Cookie": cookie})
+    eventually(lambda: all(asked().status == 401 for _ in range(4)), within_seconds=3, what="an end everywhere")
     for _ in range(4):
-        check(bus.call("GET", "/api/auth/me", headers={"Cookie": cookie}), 401, "session_ended")
+        check(asked(), 401, "session_ended")
         assert bus.call("GET", "/api/auth/me", headers={"Cookie": other}).status == 200
     check(handshake(bus, f"/ws/alice?ticket={bought}", {"Origin": bus.url}), 401, "bad_ticket")
     check(bus.call("DELETE", "/api/session", headers={"X-API-Key": key}), 404, "no_session")

@@ -169,6 +169,7 @@ def test_a_long_poll_wakes_for_what_needs_an_ack(each_server: BusServer) -> None
 
 def test_at_most_a_hundred_unacked_are_pushed_and_the_rest_waits_by_priority(each_server: BusServer) -> None:
     with Peer(each_server, "swamped") as swamped:
+        wait_until_known(each_server, ["swamped"])
         send_all(each_server, tracked("swamped", ["normal"] * WINDOW))
         got = swamped.messages(WINDOW)
         more = send_all(each_server, tracked("swamped", ["bulk", "high", "critical"]))

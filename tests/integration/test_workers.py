@@ -378,7 +378,11 @@ def test_health_and_sends_answer_as_before_while_five_thousand_sockets_are_open(
 
         with ThreadPoolExecutor(16) as pool:
             opened = list(pool.map(connect, range(IDLE_SOCKETS)))
-        assert server.call("GET", "/api/status").body["connections"]["active"] == IDLE_SOCKETS
+
+        def are_known() -> bool:
+            return bool(server.call("GET", "/api/status").body["connections"]["active"] == IDLE_SOCKETS)
+
+        eventually(are_known, what="all connections")
         during = medians()
         send(server, "idle-4999", "found")
         assert opened[4999].read_until("message")["message"]["payload"] == "found"
