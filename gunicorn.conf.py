@@ -14,7 +14,7 @@ from gunicorn.errors import HaltServer
 from gunicorn.glogging import Logger
 
 from bus import logs
-from bus.errors import StartRefused
+from bus.errors import BusError, StartRefused, StoreAway
 from bus.settings import check_bind, doubts, load
 
 try:
@@ -42,6 +42,9 @@ loglevel = _settings.log_level.lower()
 
 SPARE_SECONDS = 5
 """Before the master's patience ends, so that a worker's last words are heard."""
+
+RETRY_SECONDS = 1.0
+"""Between two attempts to replace a worker whose store is away."""
 
 
 class logger_class(Logger):
@@ -103,7 +106,12 @@ def post_worker_init(worker):
     worker.handle = lambda listener, client, address: handle(listener, PatientSocket.of(client), address)
     try:
         bus.start()
-    except StartRefused as refusal:
+    except (StartRefused, BusError) as refusal:
+        passes = isinstance(refusal, (StoreAway, BusError))
+        if passes and worker.age > worker.cfg.workers:  # it replaces one that served, beside others that still do
+            worker.log.warning("A worker can't start for now, and is tried again: %s", refusal)
+            time.sleep(RETRY_SECONDS)
+            os._exit(1)
         print(f"The server does not start: {refusal}", file=sys.stderr, flush=True)
         os._exit(3)  # gunicorn's code for a worker that can't boot: the master stops, too
     lane = worker.wsgi.extensions.get("lane")

@@ -28,7 +28,7 @@ from bus.cursors import Cursors
 from bus.delivery.delivery import Delivery
 from bus.dispatch import Dispatcher, When, always
 from bus.drain import Drain
-from bus.errors import BusError, Malformed, StartRefused, Unavailable
+from bus.errors import BusError, Malformed, StoreAway, Unavailable
 from bus.events import BusStarted, BusStopping, ClientConnected, ClientDisconnected, Event, MessageSent
 from bus.health.vitals import Vitals
 from bus.heartbeat import Heartbeat
@@ -201,7 +201,7 @@ class Bus:
             self.vitals.disk.measure_now()
             self.counters = Counters(self.lock_folder / "counters", self._slot.number)
         except OSError as error:
-            raise StartRefused(
+            raise StoreAway(
                 f"The folder {self.lock_folder.parent} can't be written ({error.strerror}); make room on its disk, or set"
                 " DATA_DIR or DATABASE_URL to one that this user may write."
             ) from None

@@ -167,5 +167,9 @@ class StartRefused(Exception):
     """The server must not start like this. The text is one sentence for the operator: what is wrong, then the cure."""
 
 
+class StoreAway(StartRefused):
+    """The log can't be reached, or written to, for now. Who replaces a process that served tries again."""
+
+
 class StoreDamaged(StartRefused):
     """The log's file can't be trusted. It was not changed."""

@@ -22,7 +22,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from bus.clock import Clock
 from bus.companions import Companions
-from bus.errors import StartRefused
+from bus.errors import StartRefused, StoreAway
 from bus.message import Epochs, new_epoch, now_us
 from bus.storage import Upkeep
 from bus.storage.dialect import script_of
@@ -214,7 +214,7 @@ class PostgresStore:
             )
 
     def _connect_patiently(self) -> PostgresConnection:
-        """For the start: no bound on statements, and a while for a database that starts, too. Raises StartRefused."""
+        """For the start: no bound on statements, and a while for a database that starts, too. Raises StoreAway."""
         deadline = time.monotonic() + START_SECONDS
         while True:
             try:
@@ -222,7 +222,7 @@ class PostgresStore:
             except PostgresError as error:
                 text = str(error)
                 if not any(word in text for word in _LATER) or time.monotonic() > deadline:
-                    raise StartRefused(self._sentence(text)) from None
+                    raise StoreAway(self._sentence(text)) from None
             _sleep(0.2)
 
     def _sentence(self, text: str) -> str:
@@ -238,6 +238,8 @@ class PostgresStore:
         with closing(self._connect_patiently()) as connection:
             try:
                 self._open(connection, migrations)
+            except ConnectionLost as error:
+                raise StoreAway(self._sentence(str(error))) from None
             except PostgresError as error:
                 cure = "see its log"
                 if error.state == "42501":

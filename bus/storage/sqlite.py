@@ -21,7 +21,7 @@ import apsw
 import psutil
 
 from bus.companions import Companions
-from bus.errors import StartRefused, StoreDamaged
+from bus.errors import StartRefused, StoreAway, StoreDamaged
 from bus.message import Epochs, new_epoch, now_us
 from bus.storage.sqlite_reader import SqliteReader
 from bus.storage.sqlite_upkeep import SqliteUpkeep
@@ -153,7 +153,7 @@ class SqliteStore:
         except (apsw.CorruptError, apsw.NotADBError) as error:
             raise self._damaged(str(error)) from None
         except (apsw.FullError, apsw.IOError) as error:
-            raise StartRefused(
+            raise StoreAway(
                 f"The disk of {self.path} is full or fails ({error}); make room, then start again."
             ) from None
         finally:

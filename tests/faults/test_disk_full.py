@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -95,6 +96,25 @@ def test_a_full_disk_refuses_sends_and_nothing_else(full: FullServer) -> None:
     assert "duplicate" not in again.body
     assert server.worker_pids() == pids
     assert whole_log(server) == [*acknowledged, "after", "keyed"]
+
+
+def test_a_worker_that_dies_on_a_full_disk_takes_nobody_along(full: FullServer) -> None:
+    server, filler, acknowledged = full
+    before, begun = server.worker_pids(), len(server.log)
+    server.kill_worker(before[0])
+    ends = ("The bus serves", "A worker can't start for now", "Shutting down")
+    eventually(lambda: any(end in server.log[begun:] for end in ends), within_seconds=20, what="an attempt")
+    assert "Shutting down" not in server.log[begun:]
+    filler.unlink()
+    eventually(lambda: len(server.worker_pids()) == len(before), within_seconds=20, what="all workers")
+
+    def is_taken() -> bool:
+        with contextlib.suppress(OSError):
+            return send(server, "after").status == 200
+        return False
+
+    eventually(is_taken, within_seconds=20, what="a send that is taken")
+    assert whole_log(server) == [*acknowledged, "after"]
 
 
 def test_over_websocket_a_refused_send_is_an_error_frame_and_known_clients_still_read(full: FullServer) -> None:

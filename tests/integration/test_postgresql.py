@@ -100,6 +100,25 @@ def test_a_server_whose_database_is_away_ends_in_order(own: PostgresServer, work
 
 
 @pytest.mark.full
+def test_a_worker_that_can_not_be_replaced_while_the_database_is_away_is_replaced_later(own: PostgresServer) -> None:
+    with BusServer(database_url=own.make(), workers=4) as server:
+        before = server.worker_pids()
+        own.stop("immediate")
+        server.kill_worker(before[0])
+        eventually(lambda: "A worker can't start for now" in server.log, within_seconds=40, what="an attempt")
+        assert server.call("GET", "/health/live").status == 200
+        own.start()
+        eventually(lambda: send(server, 1) == 200, within_seconds=5, what="a send's 200")
+        eventually(
+            lambda: server.call("GET", "/api/status").body.get("workers") == 4,
+            within_seconds=20,
+            what="a fourth worker",
+        )
+        assert set(before[1:]) < set(server.worker_pids())
+        assert "Traceback" not in server.log
+
+
+@pytest.mark.full
 def test_a_writer_that_hangs_in_its_transaction_holds_the_others_up_for_a_bounded_time(own: PostgresServer) -> None:
     """As a node that was frozen: it holds the lock of the head until PostgreSQL ends its idle transaction."""
     with BusServer(database_url=own.make()) as server, closing(psycopg.connect(server.database_url)) as frozen:
