@@ -4,6 +4,7 @@ Hooks start the bus after the fork, drain it at SIGTERM, and refuse an unsafe bi
 """
 
 import math
+import mmap
 import os
 import signal
 import sys
@@ -72,6 +73,7 @@ def on_starting(server):
     for sentence in doubts():
         server.log.warning("%s", sentence)
     _halt_once(server)
+    server.has_served = mmap.mmap(-1, 1)  # shared: not 0 as soon as any worker of this master has started
 
 
 def _halt_once(server):
@@ -92,6 +94,7 @@ def _halt_once(server):
 def post_fork(server, worker):
     """Let a SIGTERM end a worker that is still booting: until gunicorn sets its own, the master's handler would eat it."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    worker.has_served = server.has_served
 
 
 def post_worker_init(worker):
@@ -107,13 +110,13 @@ def post_worker_init(worker):
     try:
         bus.start()
     except (StartRefused, BusError) as refusal:
-        passes = isinstance(refusal, (StoreAway, BusError))
-        if passes and worker.age > worker.cfg.workers:  # it replaces one that served, beside others that still do
+        if worker.has_served[0] and isinstance(refusal, (StoreAway, BusError)):  # others may still serve
             worker.log.warning("A worker can't start for now, and is tried again: %s", refusal)
             time.sleep(RETRY_SECONDS)
             os._exit(1)
         print(f"The server does not start: {refusal}", file=sys.stderr, flush=True)
         os._exit(3)  # gunicorn's code for a worker that can't boot: the master stops, too
+    worker.has_served[0] = 1
     lane = worker.wsgi.extensions.get("lane")
     _end_well(worker, bus, lane)
 
