@@ -226,11 +226,16 @@ def _compare(what: str, acknowledged: list[int], numbers: list[int]) -> list[str
 
 
 def whole_log(server: BusServer) -> list[dict[str, Any]]:
-    """Every message of the log, page by page."""
+    """Every message of the log, page by page. A worker whose database is just back may refuse for a moment."""
     messages: list[dict[str, Any]] = []
     cursor, more = "earliest", True
+
+    def page_behind(cursor: str) -> dict[str, Any] | None:
+        answer = server.call("GET", f"/api/log?limit=1000&since={cursor}")
+        return answer.body if answer.status == 200 else None
+
     while more:
-        _, page, _ = server.call("GET", f"/api/log?limit=1000&since={cursor}")
+        page = eventually(lambda: page_behind(cursor), what="a page of the log")  # noqa: B023  # called here
         messages += page["messages"]
         cursor, more = page["cursor"], page["more"]
     return messages
