@@ -23,7 +23,7 @@ def comparable(answer: Answer) -> tuple[int, str, list[tuple[str, str]], str]:
     """An answer without what passes."""
     passing = {"Date", "Content-Length"}
     fields = sorted((k, "" if k in passing else v) for k, v in answer.headers if k != "X-Served-By")
-    body = re.sub(r"It has not flown yet\.", "It took 1 ms, 1 s ago.", json.dumps(answer.body))
+    body = re.sub(r"It has not flown yet\.", "It took 1 ms.", json.dumps(answer.body))
     return answer.status, answer.reason, fields, re.sub(r"\d+(\.\d+)?", "*", body)
 
 

@@ -31,7 +31,7 @@ from tests.snippets import snippets as snippets_of
 ALL = [snippet for page in DOCUMENTS for snippet in snippets_of(page)]
 LONG = ("docs/howto.md", "UPGRADE_GUIDE.md")
 """Pages with so many commands that they take more than ten seconds."""
-OF_SQLITE = ("backup.md", "getting_started.md")
+OF_SQLITE = ("backup.md", "getting_started.md", "howto.md")
 RUN = [
     pytest.param(page, marks=[pytest.mark.slow] if str(page.relative_to(ROOT)) in LONG else [])
     for page in DOCUMENTS
