@@ -13,7 +13,7 @@ from bus.bus import Bus
 from bus.errors import Unavailable
 from bus.retention.retention import Retention
 
-AWAY_CALLS = 2
+AWAY_CALLS = 1
 
 
 def register(app: Flask, bus: Bus) -> None:

@@ -25,6 +25,7 @@ def test_nothing_acknowledged_is_lost_over_ten_kills(workers: int) -> None:
     assert verdict.acknowledged > 2000
 
 
+@pytest.mark.slow
 def test_a_bus_that_answers_before_the_commit_is_found_out() -> None:
     verdict = crash.run(3, workers=1, env={"BUS_EXTENSIONS": "tests.faults.answer_early"}, patience_seconds=2)
     assert any("LOST" in fault for fault in verdict.faults)

@@ -32,6 +32,7 @@ def test_what_is_in_hands_at_eight_kills_is_neither_lost_nor_doubled(workers: in
     assert verdict.replied > 50
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mutant", BROKEN)
 def test_a_bus_that_breaks_its_word_about_acks_and_leases_is_found_out(mutant: str) -> None:
     verdict = crash_delivery.run(2, workers=1, extensions=mutant, patience_seconds=5)

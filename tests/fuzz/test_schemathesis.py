@@ -62,6 +62,7 @@ def chosen(*phases: str, examples: int) -> list[str]:
     return ["--phases", ",".join(phases), "-n", str(examples)]
 
 
+@pytest.mark.slow
 def test_every_answer_is_as_described(server: BusServer, tmp_path: Path) -> None:
     fuzz(server, tmp_path, *chosen("coverage", "fuzzing", examples=5), *ONCE, at_least=15 * OPERATIONS)
 

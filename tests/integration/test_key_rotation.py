@@ -45,6 +45,7 @@ def rotate(folder: Path, **env: str) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.one_node("a key in a file")
 def test_a_new_key_file_seals_all_anew_at_the_next_start(tmp_path: Path) -> None:
     folder = tmp_path / "data"
