@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from bus.delivery import whereabouts
-from bus.errors import Conflict, NotFound, Unavailable
+from bus.errors import BusError, Conflict, NotFound
 from bus.events import BusStarted, MessageExpired
 from bus.message import text_of
 from bus.retention import policies
@@ -284,11 +284,11 @@ class Governed:
     def _started(self, _: BusStarted) -> None:
         default = policies.policy_of(DEFAULT, None, self._bus.settings.default_ttl, archive=False)
         self._suggested.insert(0, msgspec.structs.replace(default, origin="setting"))
-        with contextlib.suppress(Unavailable):  # the store has gone away since it was opened: the worker tries again
+        with contextlib.suppress(BusError):  # the store is away, or its disk full: the worker tries again, and says so
             self._suggest()
 
     def _suggest(self) -> None:
-        """Store what was suggested before the start, unless it is stored. Raises Unavailable."""
+        """Store what was suggested before the start, unless it is stored. Raises Unavailable, DiskFull."""
         for policy in list(self._suggested):
             self.retention.suggest(policy)
             if policy in self._suggested:

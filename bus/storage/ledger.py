@@ -112,7 +112,8 @@ class Ledger:
     def enter(self, message: Message, owner: str, *, online: bool) -> bool:
         """Open a delivery of `message` to `owner`. True when it is leased at once, to be pushed with the commit.
 
-        That is so for a client that is online and has nothing waiting, so that what comes live comes in seq order.
+        That is so for a client that is online and has nothing waiting, so that what comes live comes in seq order. Whoever
+        reads the row back sees it by `leased_at` and `due_key`, which are of one moment then (log_reader).
         """
         terms = message.terms or _PLAIN
         due_key = self.now + AGING_US * (terms.priority // 2)

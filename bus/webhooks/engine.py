@@ -21,7 +21,7 @@ from bus.backplane import Backplane
 from bus.clock import Clock
 from bus.companions import Companion
 from bus.counters import MAX_SLOTS
-from bus.errors import ForbiddenTarget, Unavailable
+from bus.errors import BusError, ForbiddenTarget, Unavailable
 from bus.events import (
     ClientConnected,
     ClientDisconnected,
@@ -162,8 +162,8 @@ class Webhooks:
             if self.host.write(self._leave):
                 self.dispatcher.wake()
                 self._await_farewell()
-        except Unavailable as away:
-            log.warning("This process could not say that it ends: %s", away, extra={"action": "webhooks"})
+        except BusError as refusal:  # the store is away, or its disk full
+            log.warning("This process could not say that it ends: %s", refusal, extra={"action": "webhooks"})
         self.dispatcher.stop(STOP_SECONDS)
 
     def _enter(self, transaction: Transaction) -> None:

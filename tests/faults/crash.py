@@ -27,6 +27,7 @@ import threading
 import time
 from collections import defaultdict
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -235,7 +236,7 @@ def whole_log(server: BusServer) -> list[dict[str, Any]]:
         return answer.body if answer.status == 200 else None
 
     while more:
-        page = eventually(lambda: page_behind(cursor), what="a page of the log")  # noqa: B023  # called here
+        page = eventually(partial(page_behind, cursor), what="a page of the log")
         messages += page["messages"]
         cursor, more = page["cursor"], page["more"]
     return messages

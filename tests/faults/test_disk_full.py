@@ -117,6 +117,12 @@ def test_a_worker_that_dies_on_a_full_disk_takes_nobody_along(full: FullServer) 
     assert whole_log(server) == [*acknowledged, "after"]
 
 
+def test_a_server_on_a_full_disk_ends_in_order(full: FullServer) -> None:
+    assert full.server.terminate() == 0
+    assert full.server.log.count("The bus has stopped") == full.server.workers
+    assert "could not be stopped in order" not in full.server.log
+
+
 def test_over_websocket_a_refused_send_is_an_error_frame_and_known_clients_still_read(full: FullServer) -> None:
     server, filler, acknowledged = full
     # On each worker, and none of them has met all of these names.
